@@ -1,0 +1,103 @@
+"""A few rows of an attention map, read where the layer computes it, for any attention backend.
+
+Every model asks `AttentionInterface.get_interface` for its attention function and hands it queries and keys that are
+normalised, rotated and joined with the cache. While a tap is open in a thread, that thread's calls are shown to it;
+with no tap open anywhere the method of the class is the original one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import AttentionInterface
+
+Listener = Callable[[Tensor, Tensor, Tensor | None, dict[str, Any]], None]
+
+_lock = threading.Lock()
+_open_taps = 0
+_original = AttentionInterface.get_interface
+_thread = threading.local()
+
+
+def _tapped_get_interface(self: AttentionInterface, attn_implementation: str, default: Callable) -> Callable:
+    function = _original(self, attn_implementation, default)
+    listeners: dict[nn.Module, Listener] = getattr(_thread, "listeners", {})
+    if not listeners:
+        return function
+
+    def tapped(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
+        listener = listeners.get(module)
+        if listener is not None:
+            with torch.no_grad():
+                listener(query, key, mask, kwargs)
+        return function(module, query, key, value, mask, *args, **kwargs)
+
+    return tapped
+
+
+@contextlib.contextmanager
+def attention_tap(module: nn.Module, listener: Listener) -> Iterator[None]:
+    """While open, this thread's attention calls of `module` first reach `listener(query, key, mask, kwargs)`."""
+    global _open_taps, _original
+    with _lock:
+        if not _open_taps:
+            _original = AttentionInterface.get_interface
+            AttentionInterface.get_interface = _tapped_get_interface  # type: ignore[method-assign]
+        _open_taps += 1
+    if not hasattr(_thread, "listeners"):
+        _thread.listeners = {}
+    _thread.listeners[module] = listener
+    try:
+        yield
+    finally:
+        _thread.listeners.pop(module, None)
+        with _lock:
+            _open_taps -= 1
+            if not _open_taps:
+                AttentionInterface.get_interface = _original  # type: ignore[method-assign]
+
+
+def attention_rows(query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any], rows: Tensor) -> Tensor:
+    """Rows of softmax(Q K^T) in fp32.
+
+    Parameters
+    ----------
+    query, key
+        (B, H, L, D) and (B, G, K, D) with H a multiple of G, as the attention function gets them.
+    mask
+        None (causal), (B, K) or (B or 1, 1, L, K), bool or additive.
+    options
+        The other arguments of the attention function; `scaling` and `softcap` are honoured.
+    rows
+        (B, R) long, which of the L queries.
+
+    Returns
+    -------
+    Tensor
+        (B, H, R, K).
+    """
+    batch, heads, length, size = query.shape
+    groups, keys = key.shape[1], key.shape[2]
+    picked = query.gather(2, rows[:, None, :, None].expand(-1, heads, -1, size)).float()
+    picked = picked.view(batch, groups, heads // groups, -1, size)
+    scale = options.get("scaling")
+    scores = torch.einsum("bghrd,bgkd->bghrk", picked, key.float()).reshape(batch, heads, -1, keys)
+    scores = scores * (size**-0.5 if scale is None else scale)
+    if options.get("softcap"):
+        scores = torch.tanh(scores / options["softcap"]) * options["softcap"]
+    if mask is None or mask.ndim == 2:
+        place = torch.arange(keys, device=key.device)
+        visible = (place <= rows[..., None] + keys - length)[:, None]
+        if mask is not None:
+            visible = visible & mask[:, None, None, -keys:].bool()
+        return scores.masked_fill(~visible, float("-inf")).softmax(-1)
+    own = mask[..., :keys].expand(batch, -1, -1, -1)
+    own = own.gather(2, rows[:, None, :, None].expand(-1, own.shape[1], -1, keys))
+    if own.dtype == torch.bool:
+        return scores.masked_fill(~own, float("-inf")).softmax(-1)
+    return (scores + own.float()).softmax(-1)

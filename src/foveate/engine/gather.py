@@ -1,0 +1,33 @@
+"""Picking sequence positions out of whatever carries them: hidden states, rotary tables, position ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def gather_positions(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
+    """Positions `index` (B, n) along `dim`; the dimension before it is the batch, where 1 stands for every row."""
+    dim %= tensor.ndim
+    batch, number = index.shape
+    if tensor.shape[dim - 1] != batch:
+        tensor = tensor.expand(*tensor.shape[: dim - 1], batch, *tensor.shape[dim:])
+    view = [1] * tensor.ndim
+    view[dim - 1], view[dim] = batch, number
+    shape = list(tensor.shape)
+    shape[dim] = number
+    return tensor.gather(dim, index.view(view).expand(shape))
+
+
+def gather_rotary(tables: Any, index: Tensor) -> Any:
+    """The same for rotary tables: a (…, B or 1, L, D) tensor or a tuple of them, such as (cos, sin)."""
+    if isinstance(tables, Tensor):
+        return gather_positions(tables, index, -2)
+    return type(tables)(gather_rotary(table, index) for table in tables)
+
+
+def align_right(keep: Tensor, length: int) -> Tensor:
+    """Columns of the true entries of keep (B, L), in order, right aligned in `length` columns; other columns before."""
+    return torch.argsort(keep.to(torch.uint8), dim=-1, stable=True)[:, keep.shape[1] - length :]

@@ -1,0 +1,76 @@
+"""The attention mask of the tokens that are left, picked out of the one the model made for the dense prompt."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pick_mask(
+    mask: Tensor | None,
+    rows: Tensor,
+    slots: Tensor,
+    length: int,
+    last: Tensor | None,
+    padded: bool,
+    flat: bool,
+) -> Tensor | None:
+    """Mask for the rows and key slots that are there.
+
+    Parameters
+    ----------
+    mask
+        The dense one: None (causal, no padding), (B or 1, K) of a flash backend, or (B or 1, 1, L, K), bool or additive.
+    rows
+        (B, n) long, dense positions of the query tokens, -1 for padding; positions from `length` on are tokens that
+        the method added behind the prompt.
+    slots
+        (B, m) long, dense positions of the keys, those of the rows last, -1 for padding.
+    length
+        Dense positions that the mask covers: past and prompt.
+    last
+        (B,) long, dense position of the last prompt token, whose view an added token takes over; None without added
+        tokens.
+    padded
+        Whether any slot is padding.
+    flat
+        True for backends that take a (B, K) padding mask (flash attention).
+    """
+    queries, keys = rows.shape[1], slots.shape[1]
+    if mask is None:
+        if not padded and (queries == 1 or queries == keys):
+            return None
+        if flat:
+            return (slots >= 0).to(torch.int64)
+        visible = (slots[:, None, :] <= rows[:, :, None]) & (slots >= 0)[:, None, :]
+        return (visible | _own_slot(rows, keys))[:, None]
+    if mask.ndim == 2:
+        inside = mask.expand(rows.shape[0], -1).gather(1, slots.clamp(0, length - 1))
+        inside = inside.masked_fill(slots < 0, 0)
+        return inside if last is None else inside.masked_fill(slots >= length, 1)
+    dense_rows = rows.clamp(min=0) if last is None else torch.where(rows >= length, last[:, None], rows.clamp(min=0))
+    first = length - mask.shape[2]  # the mask's rows are the newest positions
+    dense_rows = (dense_rows - first).clamp(min=0)
+    picked = mask.expand(rows.shape[0], -1, -1, -1)
+    picked = picked.gather(2, dense_rows[:, None, :, None].expand(-1, picked.shape[1], -1, picked.shape[3]))
+    columns = slots.clamp(0, length - 1)[:, None, None, :]
+    picked = picked.gather(3, columns.expand(-1, picked.shape[1], queries, -1))
+    hidden = (slots < 0)[:, None, None, :]
+    if last is not None:
+        hidden = hidden | ((slots >= length)[:, None, :] & (slots[:, None, :] > rows[:, :, None]))[:, None]
+    own = _own_slot(rows, keys)[:, None]
+    if picked.dtype == torch.bool:
+        if last is not None:
+            picked = picked | (slots >= length)[:, None, None, :]
+        return (picked & ~hidden) | own
+    if last is not None:
+        picked = picked.masked_fill((slots >= length)[:, None, None, :], 0)
+    return picked.masked_fill(hidden, torch.finfo(picked.dtype).min).masked_fill(own, 0)
+
+
+def _own_slot(rows: Tensor, keys: int) -> Tensor:
+    """(B, n, m) bool, true where a padding row meets its own slot: it must see something, or its softmax is NaN."""
+    queries = rows.shape[1]
+    diagonal = torch.eye(queries, dtype=torch.bool, device=rows.device)
+    diagonal = torch.nn.functional.pad(diagonal, (keys - queries, 0))
+    return diagonal & (rows < 0)[:, :, None]

@@ -1,0 +1,56 @@
+"""Model families: what differs between them, each told as its difference from a default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from foveate.errors import UnsupportedModelError
+from foveate.families.base import Family, LayerAdditions, Parts, visual_mask
+from foveate.families.llava import LLAVA
+from foveate.families.qwen2_5_vl import QWEN2_5_VL
+from foveate.families.qwen3_vl import QWEN3_VL
+
+if TYPE_CHECKING:
+    from foveate.families.processing import load_processor
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {family.model_type: family for family in (LLAVA, QWEN2_5_VL, QWEN3_VL)}
+)
+
+__all__ = ["FAMILIES", "Family", "LayerAdditions", "Parts", "family_of", "load_processor", "visual_mask"]
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family of a model, by its `config.model_type`.
+
+    Raises
+    ------
+    UnsupportedModelError
+        When it is not one that foveate knows; the message says what the default finds and what it lacks.
+    """
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    known = f"foveate knows {', '.join(FAMILIES)}"
+    if model_type is None:
+        raise UnsupportedModelError(f"{type(model).__name__} has no config.model_type; {known}")
+    try:
+        Family(model_type, model_type, "").parts(model)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"model type {model_type!r} is not supported: {error}; {known}") from None
+    raise UnsupportedModelError(
+        f"model type {model_type!r} is not supported: its parts are found by the default, but nobody has tested it; "
+        f"to try it pass family=foveate.families.Family({model_type!r}, 'title', 'hub id') to foveate.attach; {known}"
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_processor":  # loads transformers' processors only when asked for
+        from foveate.families.processing import load_processor
+
+        return load_processor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,158 @@
+"""What the engine has to know about a model family, and the default that finds it in any `AutoModelForImageTextToText`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The pieces of a model that the engine hooks.
+
+    Attributes
+    ----------
+    base
+        Module that receives `input_ids` and images and calls the decoder.
+    decoder
+        The language model without its head.
+    layers
+        Its decoder layers.
+    attention
+        The self-attention module of each layer.
+    rotary
+        Module that makes `position_embeddings` from `position_ids`.
+    visual_ids
+        Placeholder token ids that stand for visual tokens.
+    """
+
+    base: nn.Module
+    decoder: nn.Module
+    layers: nn.ModuleList
+    attention: tuple[nn.Module, ...]
+    rotary: nn.Module
+    visual_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerAdditions:
+    """Features that a family adds to the visual tokens behind its first layers (deep-stack).
+
+    Attributes
+    ----------
+    mask
+        (B, L) bool, the visual tokens of the dense prompt.
+    values
+        One (number of true entries, D) tensor a layer, from layer 0.
+    """
+
+    mask: Tensor
+    values: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family; a subclass or instance is its difference from this default.
+
+    Attributes
+    ----------
+    model_type
+        `config.model_type` of the models.
+    title
+        Name for people.
+    example
+        A Hub id.
+    """
+
+    model_type: str
+    title: str
+    example: str
+
+    def parts(self, model: nn.Module) -> Parts:
+        """Find the pieces.
+
+        Raises
+        ------
+        UnsupportedModelError
+            Naming each piece that is missing.
+        """
+        base = getattr(model, "base_model", model)
+        decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+        layers = getattr(decoder, "layers", None)
+        rotary = getattr(decoder, "rotary_emb", None)
+        attention = tuple(getattr(layer, "self_attn", None) for layer in layers or ())
+        ids = self.visual_ids(model.config)
+        missing = [
+            what
+            for what, found in (
+                ("a decoder with `layers` (get_decoder())", isinstance(layers, nn.ModuleList)),
+                ("`self_attn` in each decoder layer", bool(attention) and None not in attention),
+                ("`rotary_emb` in the decoder", isinstance(rotary, nn.Module)),
+                ("`image_token_id` in the config", bool(ids)),
+            )
+            if not found
+        ]
+        if missing:
+            raise UnsupportedModelError(f"{type(model).__name__} cannot be pruned: it lacks {'; '.join(missing)}")
+        return Parts(base, decoder, layers, attention, rotary, ids)
+
+    def visual_ids(self, config: Any) -> tuple[int, ...]:
+        """Ids of the image and video placeholder tokens."""
+        names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+        return tuple(sorted({value for name in names if isinstance(value := getattr(config, name, None), int)}))
+
+    def image_lengths(self, config: Any, kwargs: Mapping[str, Any], visual_tokens: int) -> list[int] | None:
+        """Visual tokens of each image, in prompt order over the batch, from the base model's arguments; None: unknown.
+
+        Parameters
+        ----------
+        config
+            The model's config.
+        kwargs
+            Keyword arguments of the base model's forward: raw pixels, or, inside `generate()` of current
+            transformers, the images already encoded (`mm_encoder_outputs`).
+        visual_tokens
+            All visual tokens of the batch.
+        """
+        encoded = kwargs.get("mm_encoder_outputs") or {}
+        if encoded.get("image") is not None and encoded.get("video") is None:
+            features = encoded["image"].pooler_output
+            return [len(image) for image in features] if isinstance(features, (list, tuple)) else None
+        pixels = kwargs.get("pixel_values")
+        if isinstance(pixels, Tensor) and pixels.ndim == 4 and visual_tokens % pixels.shape[0] == 0:
+            return [visual_tokens // pixels.shape[0]] * pixels.shape[0]
+        return None
+
+    def take_additions(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], LayerAdditions | None]:
+        """Take features that the decoder would add between layers out of its arguments; the engine then adds them."""
+        return kwargs, None
+
+    @property
+    def has_additions(self) -> bool:
+        """True where `take_additions` takes something."""
+        return type(self).take_additions is not Family.take_additions
+
+
+def visual_mask(parts: Parts, kwargs: Mapping[str, Any]) -> Tensor | None:
+    """(B, L) bool, which prompt positions hold visual tokens; None for a decode step.
+
+    `mm_token_type_ids` has the last word: a sampled answer may contain a placeholder id that is no image.
+    """
+    ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+    tokens = ids if ids is not None else embeds
+    if tokens is None or tokens.shape[1] == 1:
+        return None
+    types = kwargs.get("mm_token_type_ids")
+    if ids is not None:
+        mask = torch.isin(ids, torch.tensor(parts.visual_ids, device=ids.device))
+        return mask & (types > 0) if types is not None and types.shape == ids.shape else mask
+    if types is not None:
+        return types > 0
+    placeholder = parts.base.get_input_embeddings()(torch.tensor(parts.visual_ids, device=embeds.device))
+    return (embeds[:, :, None] == placeholder).all(-1).any(-1)

@@ -1,0 +1,53 @@
+"""Pruning methods by name; one file each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from foveate.errors import UnknownMethodError
+from foveate.pruners.base import PromptRows, Pruner, SingleStagePruner, VisualTokens
+from foveate.pruners.divprune import DivPrune
+from foveate.pruners.fastv import FastV
+from foveate.pruners.greedyprune import GreedyPrune
+from foveate.pruners.random import Random
+
+METHODS: Mapping[str, type[Pruner]] = MappingProxyType(
+    {method.name: method for method in (Random, FastV, DivPrune, GreedyPrune)}
+)
+
+__all__ = [
+    "METHODS",
+    "DivPrune",
+    "FastV",
+    "GreedyPrune",
+    "PromptRows",
+    "Pruner",
+    "Random",
+    "SingleStagePruner",
+    "VisualTokens",
+    "make",
+]
+
+
+def make(name: str, **options: Any) -> Pruner:
+    """Build a pruner by name, as configs and the command line do.
+
+    Raises
+    ------
+    UnknownMethodError
+        When no method has that name or the method has no such option; the message lists what exists.
+    BudgetError
+        When an option's value makes no sense.
+    """
+    if name not in METHODS:
+        raise UnknownMethodError(f"no method is called {name!r}; there are {', '.join(METHODS)}")
+    known = [field.name for field in dataclasses.fields(METHODS[name])]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise UnknownMethodError(f"{name} has no option {', '.join(unknown)}; it has {', '.join(known)}")
+    return METHODS[name](**options)

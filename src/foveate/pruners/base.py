@@ -1,0 +1,205 @@
+"""What a pruning method is given and what it must give back; the engine knows methods only through this file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import BudgetError
+from foveate.pruners.budget import check_keep, tokens_to_keep
+
+if TYPE_CHECKING:
+    from foveate.engine import Handle
+
+
+def option(default: Any, help: str) -> Any:
+    """Dataclass field with the one-line help that `foveate list methods` prints."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class PromptRows:
+    """Rows of the current hidden states that a method may ask attention for; all (B, ...) long indices.
+
+    Attributes
+    ----------
+    last
+        (B,) row of the last prompt token.
+    extra
+        (B, G) rows of the tokens that the method itself added to the prompt; G = 0 without any.
+    """
+
+    last: Tensor
+    extra: Tensor
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """The visual tokens that reach a stage, gathered in prompt order; rows are samples, short rows padded at the end.
+
+    Attributes
+    ----------
+    layer
+        The cut lies before this decoder layer, counted from 0; 0 is before the language model.
+    features
+        (B, N, D) hidden states that would enter the layer.
+    valid
+        (B, N) bool, False for padding.
+    dense
+        (B,) long, visual tokens of the row before any pruning; budgets refer to it.
+    position
+        (B, N) long, place in the dense prompt, left padding counted.
+    image
+        (B, N) long, which image or video of its sample a token belongs to, from 0; -1 for padding.
+    query
+        (B, D) hidden state of the last prompt token.
+    mean_text
+        (B, D) mean hidden state of the prompt's text tokens.
+    attention
+        (B, H, R, N) attention from the R rows that `attention_rows` asked for to the visual tokens, from the layer
+        before the cut, softmaxed over the whole prompt, fp32; None where none was asked for.
+    extra
+        (B, G, D) hidden states of the tokens that the method added.
+    """
+
+    layer: int
+    features: Tensor
+    valid: Tensor
+    dense: Tensor
+    position: Tensor
+    image: Tensor
+    query: Tensor
+    mean_text: Tensor
+    attention: Tensor | None
+    extra: Tensor
+
+    def by_image(self, images: int) -> VisualTokens:
+        """The same tokens with one row for each (sample, image): (B * images, N, ...), other images' tokens invalid.
+
+        Parameters
+        ----------
+        images
+            The most images that any sample has.
+        """
+
+        def rows(tensor: Tensor) -> Tensor:
+            return tensor.repeat_interleave(images, 0)
+
+        number = torch.arange(images, device=self.image.device).repeat(self.image.shape[0])
+        mine = rows(self.image) == number[:, None]
+        return dataclasses.replace(
+            self,
+            features=rows(self.features),
+            valid=rows(self.valid) & mine,
+            dense=mine.sum(-1),
+            position=rows(self.position),
+            image=rows(self.image),
+            query=rows(self.query),
+            mean_text=rows(self.mean_text),
+            attention=None if self.attention is None else rows(self.attention),
+            extra=rows(self.extra),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruner:
+    """A pruning method with its options: plain data, comparable, printable, without state of a run.
+
+    A method names its stages in `layers` and chooses in `select`; the rest has defaults. Use it as a context,
+    ``with pruner(model) as pruned: model.generate(...)``, or through `foveate.attach`.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    url: ClassVar[str] = ""
+    summary: ClassVar[str]
+    needs: ClassVar[str] = ""
+
+    compact_cache: bool = option(
+        False, "also cut the KV cache of the layers before a stage to that stage's survivors (GlimpsePrune does)"
+    )
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        """Decoder layers (from 0) before which the method cuts, ascending, in a model of `depth` layers."""
+        raise NotImplementedError
+
+    def select(self, tokens: VisualTokens) -> Tensor:
+        """Keep mask (B, N) bool for the visual tokens at one stage; entries outside `tokens.valid` are ignored."""
+        raise NotImplementedError
+
+    def attention_rows(self, layer: int, rows: PromptRows) -> Tensor | None:
+        """Rows (B, R) whose attention at layer - 1 the stage before `layer` wants, or None."""
+        return None
+
+    def extra_tokens(self, model: nn.Module) -> Tensor | None:
+        """Embeddings (G, D) added behind the prompt and taken out at the last stage, or None."""
+        return None
+
+    def __call__(self, model: nn.Module) -> contextlib.AbstractContextManager[Handle]:
+        """Context in which `model` runs with this method; everything is undone on exit, also after an error."""
+        return self._attached(model)
+
+    @contextlib.contextmanager
+    def _attached(self, model: nn.Module) -> Iterator[Handle]:
+        from foveate.engine import attach  # the engine imports this file
+
+        handle = attach(model, self)
+        try:
+            yield handle
+        finally:
+            handle.detach()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleStagePruner(Pruner):
+    """A method with one cut and a fixed budget: a subclass gives `choose` and perhaps a default `layer`.
+
+    Raises
+    ------
+    BudgetError
+        When `keep`, `layer` or `per` makes no sense.
+    """
+
+    keep: float | int = option(0.22, "share (0, 1] or count of visual tokens kept; 1.0 switches pruning off")
+    layer: int = option(2, "cut before this decoder layer, counted from 0; 0 is before the language model")
+    per: Literal["prompt", "image"] = option("prompt", "one budget for the whole prompt, or one for each image")
+
+    lowest_layer: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keep", check_keep(self.keep))
+        if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < self.lowest_layer:
+            raise BudgetError(f"{self.name}: layer must be an integer of at least {self.lowest_layer}, got {self.layer!r}")
+        if self.per not in ("prompt", "image"):
+            raise BudgetError(f"{self.name}: per must be 'prompt' or 'image', got {self.per!r}")
+
+    @property
+    def keeps_all(self) -> bool:
+        """True for keep=1.0, the setting that switches the method off."""
+        return isinstance(self.keep, float) and self.keep == 1.0
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        if self.layer >= depth:
+            raise BudgetError(f"{self.name}: layer {self.layer} is not in a model of {depth} decoder layers")
+        return (self.layer,)
+
+    def select(self, tokens: VisualTokens) -> Tensor:
+        if self.keeps_all:
+            return tokens.valid
+        if self.per == "prompt":
+            return self.choose(tokens, tokens_to_keep(self.keep, tokens.dense))
+        batch, number = tokens.valid.shape
+        images = int(tokens.image.max()) + 1
+        split = tokens.by_image(images)
+        keep = self.choose(split, tokens_to_keep(self.keep, split.dense)) & split.valid
+        return keep.view(batch, images, number).any(1)
+
+    def choose(self, tokens: VisualTokens, k: Tensor) -> Tensor:
+        """Keep mask (B, N) bool with at most k (B,) valid tokens a row."""
+        raise NotImplementedError

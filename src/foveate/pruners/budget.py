@@ -1,0 +1,59 @@
+"""How many visual tokens a cut may keep: a ratio or a count, checked once and turned into whole tokens."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+
+import torch
+
+from foveate.errors import BudgetError
+
+
+def check_keep(keep: float | int) -> float | int:
+    """Return `keep` as a plain float (share of the visual tokens) or int (count), or say what is wrong with it.
+
+    Parameters
+    ----------
+    keep
+        A float in (0, 1]: the share of the visual tokens to keep; 1.0 switches pruning off. An int of at least 2: a
+        number of visual tokens.
+
+    Raises
+    ------
+    BudgetError
+        For anything else: 0, negative numbers, shares over 1, NaN, text, booleans, and the int 1, which could mean
+        "all" or "one token".
+    """
+    if isinstance(keep, bool) or not isinstance(keep, Real):
+        raise BudgetError(f"keep must be a share in (0, 1] or a count of visual tokens, got {keep!r}")
+    if isinstance(keep, Integral):
+        count = int(keep)
+        if count == 1:
+            raise BudgetError("keep=1 is ambiguous: write 1.0 to keep every visual token; a count starts at 2")
+        if count < 1:
+            raise BudgetError(f"keep must be positive, got {count}")
+        return count
+    share = float(keep)
+    if math.isnan(share) or not 0 < share <= 1:
+        raise BudgetError(f"keep as a share must lie in (0, 1], got {share}; a count of tokens is an int")
+    return share
+
+
+def tokens_to_keep(keep: float | int, dense: torch.Tensor) -> torch.Tensor:
+    """Whole tokens for each row: `round(keep * dense)` or the count, at least 1 and at most `dense`.
+
+    Parameters
+    ----------
+    keep
+        A checked budget, see `check_keep`.
+    dense
+        (B,) long, the visual tokens a row had before any pruning.
+
+    Returns
+    -------
+    torch.Tensor
+        (B,) long; 0 only where a row has no visual token.
+    """
+    wanted = torch.full_like(dense, keep) if isinstance(keep, int) else (dense.double() * keep).round().long()
+    return torch.minimum(wanted.clamp(min=1), dense)

@@ -1,0 +1,36 @@
+"""FastV: keep what the last prompt token attends to in one shallow layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from foveate import select
+from foveate.pruners.base import PromptRows, SingleStagePruner, VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastV(SingleStagePruner):
+    """Keep the visual tokens with the most attention from the last prompt token, averaged over heads.
+
+    The attention is that of the layer before the cut: the paper's "after layer K = 2" (counted from 1) is `layer=2`
+    here (counted from 0). Only that one row is computed, in fp32, for any attention backend.
+
+    Source: Chen et al., "An Image is Worth 1/2 Tokens After Layer 2", ECCV 2024 (arXiv 2403.06764), section 4.1.
+    """
+
+    name: ClassVar[str] = "fastv"
+    paper: ClassVar[str] = "Chen et al., ECCV 2024, arXiv 2403.06764"
+    url: ClassVar[str] = "https://arxiv.org/abs/2403.06764"
+    summary: ClassVar[str] = "attention of the last prompt token in one shallow layer"
+    lowest_layer: ClassVar[int] = 1  # before layer 0 there is no attention to read
+
+    def attention_rows(self, layer: int, rows: PromptRows) -> Tensor | None:
+        return None if self.keeps_all else rows.last[:, None]
+
+    def choose(self, tokens: VisualTokens, k: Tensor) -> Tensor:
+        if tokens.attention is None:
+            raise RuntimeError("FastV was given no attention; the engine must honour attention_rows")
+        return select.top_k(tokens.attention[:, :, 0].mean(1), k, tokens.valid)
