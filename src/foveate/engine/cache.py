@@ -60,9 +60,9 @@ class PrunedLayer(DynamicLayer):
         return self.dense_length + query_length, 0
 
     def crop(self, max_length: int) -> None:
-        # Releases before 5.14 also pass the final length instead of minus the number to remove.
-        remove = -max_length if max_length < 0 else max(self.dense_length - max_length, 0)
-        if not remove:
+        # Older releases pass the final length, newer ones minus the number to remove; 0 removes nothing in the newer.
+        remove = -max_length if max_length <= 0 else self.dense_length - max_length
+        if remove <= 0:
             return
         length = self.dense_length - remove
         gone = (self.slots >= length).sum(-1)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +13,7 @@ from foveate.pruners.divprune import DivPrune
 from foveate.pruners.fastv import FastV
 from foveate.pruners.greedyprune import GreedyPrune
 from foveate.pruners.random import Random
+from foveate.pruners.saving import load
 
 METHODS: Mapping[str, type[Pruner]] = MappingProxyType(
     {method.name: method for method in (Random, FastV, DivPrune, GreedyPrune)}
@@ -30,6 +29,7 @@ __all__ = [
     "Random",
     "SingleStagePruner",
     "VisualTokens",
+    "load",
     "make",
 ]
 

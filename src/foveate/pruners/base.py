@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from foveate.errors import BudgetError
 from foveate.pruners.budget import check_keep, tokens_to_keep
+from foveate.pruners.saving import save_pretrained
 
 if TYPE_CHECKING:
     from foveate.engine import Handle
@@ -141,6 +143,10 @@ class Pruner:
         """Embeddings (G, D) added behind the prompt and taken out at the last stage, or None."""
         return None
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the method's name and options to a folder that `foveate.load` takes."""
+        save_pretrained(self, folder)
+
     def __call__(self, model: nn.Module) -> contextlib.AbstractContextManager[Handle]:
         """Context in which `model` runs with this method; everything is undone on exit, also after an error."""
         return self._attached(model)
@@ -175,7 +181,9 @@ class SingleStagePruner(Pruner):
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", check_keep(self.keep))
         if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < self.lowest_layer:
-            raise BudgetError(f"{self.name}: layer must be an integer of at least {self.lowest_layer}, got {self.layer!r}")
+            raise BudgetError(
+                f"{self.name}: layer must be an integer of at least {self.lowest_layer}, got {self.layer!r}"
+            )
         if self.per not in ("prompt", "image"):
             raise BudgetError(f"{self.name}: per must be 'prompt' or 'image', got {self.per!r}")
 

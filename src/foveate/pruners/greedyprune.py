@@ -33,7 +33,7 @@ class GreedyPrune(SingleStagePruner):
     summary: ClassVar[str] = "saliency by cosine to the question, near-duplicates suppressed"
 
     threshold: float = option(0.9, "two visual tokens above this cosine are too alike to keep both, in [-1, inf)")
-    query: Literal["last", "mean_text"] = option("last", "saliency against the last prompt token or the mean text token")
+    query: Literal["last", "mean_text"] = option("last", "saliency to the last prompt token or to the mean text token")
     fill: Literal["saliency", "stop", "relax"] = option(
         "saliency", "when the threshold leaves too few: fill by saliency, stop short, or relax the threshold"
     )
@@ -41,7 +41,8 @@ class GreedyPrune(SingleStagePruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.threshold, bool) or not isinstance(self.threshold, (int, float)) or not self.threshold >= -1:
+        number = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool)
+        if not number or not self.threshold >= -1:  # "not >=" also catches NaN
             raise BudgetError(f"greedyprune: threshold must be a number of at least -1, got {self.threshold!r}")
         if self.query not in ("last", "mean_text"):
             raise BudgetError(f"greedyprune: query must be 'last' or 'mean_text', got {self.query!r}")

@@ -1,0 +1,85 @@
+"""Attaching a pruner to a model, and undoing it."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from types import TracebackType
+
+from torch import nn
+
+from foveate.engine.hooks import Hooks
+from foveate.engine.report import Report, summarise
+from foveate.errors import AlreadyAttachedError
+from foveate.families import Family, family_of
+from foveate.pruners.base import Pruner
+
+_lock = threading.Lock()
+# Weak on both sides: a model that is dropped while attached goes, hooks and all.
+_attached: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Hooks]] = weakref.WeakKeyDictionary()
+
+
+class Handle:
+    """A pruner attached to a model; `report` tells what it did, `detach` undoes it."""
+
+    def __init__(self, model: nn.Module, pruner: Pruner, hooks: Hooks) -> None:
+        self.model, self.pruner, self._hooks = model, pruner, hooks
+
+    @property
+    def report(self) -> Report:
+        """One entry for each prefill since the pruner was attached."""
+        hooks = self._hooks
+        config = hooks.parts.decoder.config
+        return Report(tuple(summarise(record, config, hooks.depth) for record in hooks.records))
+
+    def detach(self) -> None:
+        """Leave the model as it was; the report stays. A second call does nothing."""
+        self._hooks.remove()
+        with _lock:
+            if _attached_to(self._hooks.parts.decoder) is self._hooks:
+                del _attached[self._hooks.parts.decoder]
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.detach()
+
+
+def attach(model: nn.Module, pruner: Pruner, *, family: Family | None = None, _always_gather: bool = False) -> Handle:
+    """Let `pruner` work in every forward pass of `model` until the handle is detached.
+
+    Parameters
+    ----------
+    model
+        A vision-language model of a supported family; it is hooked, not changed.
+    pruner
+        The method and its options.
+    family
+        For a model type that foveate does not list; by default found by `config.model_type`.
+
+    Raises
+    ------
+    UnsupportedModelError
+        When the family is unknown or a part of the model is missing.
+    AlreadyAttachedError
+        When a pruner is attached to this model already.
+    BudgetError
+        When the pruner does not fit the model, such as a stage beyond its last layer.
+    """
+    if not isinstance(pruner, Pruner):
+        raise TypeError(f"attach needs a pruner such as foveate.GreedyPrune(keep=0.22), got {type(pruner).__name__}")
+    family = family or family_of(model)
+    decoder = family.parts(model).decoder
+    with _lock:
+        present = _attached_to(decoder)
+        if present is not None:
+            raise AlreadyAttachedError(f"{present.pruner!r} is attached to this model; detach it first")
+        hooks = Hooks(model, pruner, family, _always_gather)
+        _attached[decoder] = weakref.ref(hooks)
+    return Handle(model, pruner, hooks)
+
+
+def _attached_to(decoder: nn.Module) -> Hooks | None:
+    reference = _attached.get(decoder)
+    return None if reference is None else reference()

@@ -1,0 +1,76 @@
+"""Facts about a prompt: where the question ends, which image a visual token belongs to."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def last_prompt_token(length: int, prompt: Tensor | None, labels: Tensor | None, tokens: Tensor) -> Tensor:
+    """(B,) place of the last prompt token.
+
+    With labels (training, scoring an answer) the prompt ends before the first label: the same token that is last
+    while generating, so that both choose the same visual tokens.
+
+    Parameters
+    ----------
+    prompt
+        (B, L) bool, real tokens; None: all.
+    labels
+        (B, L), -100 on the prompt; or None.
+    tokens
+        (B, L, …), for the batch size and device.
+    """
+    place = torch.arange(length, device=tokens.device)
+    last = torch.full((tokens.shape[0],), length - 1, device=tokens.device)
+    if prompt is not None:
+        last = (place * prompt).amax(-1)
+    if labels is not None and labels.shape == tokens.shape[:2]:
+        answer = labels.to(tokens.device) != -100
+        first = torch.where(answer, place, length).amin(-1)
+        last = torch.where((first > 0) & (first < length), first - 1, last)
+    return last
+
+
+def number_images(visual: Tensor, counts: list[int], lengths: list[int] | None) -> Tensor:
+    """(B, L) long, which image of its sample each visual token belongs to, from 0; -1 elsewhere.
+
+    Parameters
+    ----------
+    visual
+        (B, L) bool.
+    counts
+        Visual tokens of each row.
+    lengths
+        Visual tokens of each image in prompt order over the batch. None, or lengths that do not add up (beams repeat
+        the rows but not the images): each unbroken run of visual tokens is an image.
+    """
+    ends = _image_ends(counts, lengths)
+    if ends is None:
+        start = visual & ~torch.nn.functional.pad(visual, (1, 0))[:, :-1]
+        number = start.long().cumsum(-1) - 1
+    else:
+        rank = visual.long().cumsum(-1) - 1
+        table = torch.tensor(ends, device=visual.device)
+        number = torch.searchsorted(table, rank.contiguous(), right=True)
+    return number.masked_fill(~visual, -1)
+
+
+def _image_ends(counts: list[int], lengths: list[int] | None) -> list[list[int]] | None:
+    """For each row the number of visual tokens after each of its images; rows padded with a number beyond all."""
+    if lengths is None or not sum(lengths):
+        return None
+    repeats, rest = divmod(sum(counts), sum(lengths))
+    if rest or len(counts) % repeats:
+        return None
+    rows, image = [], iter(lengths)
+    for count in counts[::repeats]:
+        ends = [0]
+        while ends[-1] < count:
+            ends.append(ends[-1] + next(image, count + 1))
+        if ends[-1] != count:
+            return None
+        rows += [ends[1:]] * repeats
+    most = max(map(len, rows))
+    beyond = max(counts) + 1
+    return [row + [beyond] * (most - len(row)) for row in rows]

@@ -1,0 +1,163 @@
+"""What a pruned run kept, where, and what that saved."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from foveate.engine.flops import prefill_flops
+from foveate.engine.frame import PrefillRecord, StageRecord
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One cut.
+
+    Attributes
+    ----------
+    layer
+        It lies before this decoder layer, counted from 0.
+    kept
+        For each sample the positions, in its dense prompt (left padding counted), of the visual tokens that survive,
+        ascending; LongTensors on the CPU.
+    dense
+        For each sample the visual tokens before any pruning.
+    per_image
+        For each sample, for each of its images or videos, (kept, dense).
+    """
+
+    layer: int
+    kept: list[Tensor]
+    dense: list[int]
+    per_image: list[list[tuple[int, int]]]
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """One prefill; shares are of the dense run, 1.0 where nothing was pruned.
+
+    Attributes
+    ----------
+    stages
+        The cuts in order.
+    tokens_per_layer
+        Visual tokens that enter each decoder layer, mean over the batch.
+    mean_tokens_per_layer
+        Their mean over the layers, as a share (BTP's measure).
+    kv_share
+        Visual tokens held in the KV cache, over all layers, as a share (GlimpsePrune's measure).
+    last_layer_tokens
+        Visual tokens at the last layer, as a share.
+    selection_ms
+        Milliseconds spent choosing.
+    flops_dense, flops_pruned
+        Floating-point operations of the decoder layers, mean over the batch, see `prefill_flops`; None if unknown.
+    skipped
+        Why nothing was pruned; None where a method ran.
+    """
+
+    stages: list[Stage]
+    tokens_per_layer: list[float]
+    mean_tokens_per_layer: float
+    kv_share: float
+    last_layer_tokens: float
+    selection_ms: float
+    flops_dense: float | None
+    flops_pruned: float | None
+    skipped: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        entry = dataclasses.asdict(dataclasses.replace(self, stages=[]))
+        entry["stages"] = [
+            {**dataclasses.asdict(dataclasses.replace(stage, kept=[])), "kept": [kept.tolist() for kept in stage.kept]}
+            for stage in self.stages
+        ]
+        return entry
+
+    def __str__(self) -> str:
+        if self.skipped:
+            return f"nothing pruned: {self.skipped}"
+        cuts = "; ".join(
+            f"before layer {stage.layer}: "
+            + ", ".join(f"{len(kept)} of {dense}" for kept, dense in zip(stage.kept, stage.dense))
+            for stage in self.stages
+        )
+        flops = f", FLOPs {self.flops_pruned / self.flops_dense:.0%}" if self.flops_dense and self.flops_pruned else ""
+        return (
+            f"visual tokens kept {cuts}; mean per layer {self.mean_tokens_per_layer:.0%}, last layer "
+            f"{self.last_layer_tokens:.0%}, KV cache {self.kv_share:.0%}{flops}; {self.selection_ms:.1f} ms choosing"
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """All prefills since the pruner was attached; the last one's fields can be read on the report itself."""
+
+    prefills: tuple[Prefill, ...]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in Prefill.__dataclass_fields__:
+            if not self.prefills:
+                raise AttributeError(f"no {name} yet: the model has not run since the pruner was attached")
+            return getattr(self.prefills[-1], name)
+        raise AttributeError(f"a report has no {name!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {"prefills": [prefill.to_dict() for prefill in self.prefills]}
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.prefills)) or "the model has not run since the pruner was attached"
+
+
+def summarise(record: PrefillRecord, config: Any, depth: int) -> Prefill:
+    """Make a report entry of what the hooks recorded; reads tensors back from the device."""
+    stages = [_stage(stage, record) for stage in record.stages]
+    visual = _per_layer(record, depth)
+    cached = [stages_kept if layer >= record.compacted else visual[record.compacted] for layer, stages_kept in enumerate(visual)]
+    dense = sum(record.visual) * depth
+    pruned_flops = _mean([prefill_flops(config, [row + text for row in rows]) for rows, text in zip(zip(*visual), record.text)])
+    dense_flops = _mean([prefill_flops(config, [row + text] * depth) for row, text in zip(record.visual, record.text)])
+    return Prefill(
+        stages=stages,
+        tokens_per_layer=[sum(rows) / len(rows) for rows in visual],
+        mean_tokens_per_layer=sum(map(sum, visual)) / dense if dense else 1.0,
+        kv_share=sum(map(sum, cached)) / dense if dense else 1.0,
+        last_layer_tokens=sum(visual[-1]) / sum(record.visual) if dense else 1.0,
+        selection_ms=sum(stage.elapsed() for stage in record.stages),
+        flops_dense=dense_flops,
+        flops_pruned=pruned_flops,
+        skipped=record.skipped,
+    )
+
+
+def _per_layer(record: PrefillRecord, depth: int) -> list[list[int]]:
+    """Visual tokens that enter each layer, for each sample."""
+    rows, now = [], record.visual
+    cuts = {stage.layer: stage.kept for stage in record.stages}
+    for layer in range(depth):
+        now = cuts.get(layer, now)
+        rows.append(now)
+    return rows
+
+
+def _stage(stage: StageRecord, record: PrefillRecord) -> Stage:
+    keep, position, image = stage.keep.cpu(), stage.position.cpu(), stage.image.cpu()
+    images = record.image.cpu() if record.image is not None else None
+    kept = [places[mask] for places, mask in zip(position, keep)]
+    per_image = []
+    for row, mask in enumerate(keep):
+        total = int(images[row].max()) + 1 if images is not None else 0
+        per_image.append(
+            [(int((image[row][mask] == number).sum()), int((images[row] == number).sum())) for number in range(total)]
+        )
+    return Stage(stage.layer, kept, list(record.visual), per_image)
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(values) if known and len(known) == len(values) else None

@@ -1,0 +1,128 @@
+"""One cut: show the method its visual tokens, take its choice, shorten the sequence."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from foveate.engine.frame import Frame, StageRecord
+from foveate.engine.gather import align_right, gather_positions
+from foveate.pruners.base import Pruner, VisualTokens
+
+
+def cut(hidden: Tensor, frame: Frame, pruner: Pruner, layer: int, last: bool, always: bool) -> tuple[Tensor, bool]:
+    """Shorten `hidden` (B, n, D) to what `pruner` keeps before `layer`.
+
+    Parameters
+    ----------
+    last
+        Whether this is the last stage, at which the method's own tokens leave.
+    always
+        Gather even if everything stays (to test that gathering is exact).
+
+    Returns
+    -------
+    tuple
+        The hidden states and whether anything was gathered.
+    """
+    stopwatch = _stopwatch(hidden.device)
+    places = frame.places(hidden.shape[0], hidden.device)
+    visual = _padded(frame.visual, frame.extra).gather(1, places)
+    if frame.alive is not None:
+        visual = visual & frame.alive
+    columns = torch.argsort((~visual).to(torch.uint8), dim=-1, stable=True)[:, : max(frame.counts)]
+    with torch.no_grad():
+        tokens = _show(hidden.detach(), frame, layer, places, columns, visual)
+        keep = pruner.select(tokens)
+    if keep.dtype != torch.bool or keep.shape != tokens.valid.shape:
+        raise TypeError(
+            f"{type(pruner).__name__}.select must return a bool mask of shape {tuple(tokens.valid.shape)}, "
+            f"got {keep.dtype} of shape {tuple(keep.shape)}"
+        )
+    keep = keep & tokens.valid
+    elapsed = stopwatch()
+    kept = keep.sum(-1).tolist()  # the one host sync of a stage
+    frame.record.stages.append(StageRecord(layer, tokens.position, tokens.image, keep, kept, elapsed))
+    leaving = frame.extra if last else 0
+    if kept == frame.counts and not leaving and not always:
+        return hidden, False
+    stay = torch.zeros_like(visual).scatter(1, columns, keep) | _others(frame, places, visual, leaving)
+    lengths = [text + visible + frame.extra - leaving for text, visible in zip(frame.record.text, kept)]
+    picked = align_right(stay, max(lengths))
+    alive = None if min(lengths) == max(lengths) else stay.gather(1, picked)
+    frame.counts = kept
+    frame.extra -= leaving
+    frame.cut(places.gather(1, picked), alive)
+    return gather_positions(hidden, picked, 1), True
+
+
+def _show(hidden: Tensor, frame: Frame, layer: int, places: Tensor, columns: Tensor, visual: Tensor) -> VisualTokens:
+    """The method's view of the tokens in `columns` (B, N)."""
+    counts = torch.tensor(frame.counts, device=hidden.device)
+    valid = torch.arange(columns.shape[1], device=hidden.device) < counts[:, None]
+    position = places.gather(1, columns)
+    image = _padded(frame.image, frame.extra).gather(1, position).masked_fill(~valid, -1)
+    query = (places == frame.query[:, None]).to(torch.uint8).argmax(-1)
+    text = _others(frame, places, visual, frame.extra).to(hidden.dtype)
+    features = gather_positions(hidden, columns, 1)
+    attention = frame.attention
+    if attention is not None:
+        attention = attention[..., -places.shape[1] :]
+        picked = columns[:, None, None].expand(-1, attention.shape[1], attention.shape[2], -1)
+        attention = attention.gather(3, picked).masked_fill(~valid[:, None, None], 0)
+        frame.attention = None
+    return VisualTokens(
+        layer=layer,
+        features=features if min(frame.counts) == max(frame.counts) else features.masked_fill(~valid[..., None], 0),
+        valid=valid,
+        dense=torch.tensor(frame.record.visual, device=hidden.device),
+        position=(position + frame.past).masked_fill(~valid, -1),
+        image=image,
+        query=gather_positions(hidden, query[:, None], 1)[:, 0],
+        mean_text=torch.einsum("bn,bnd->bd", text, hidden) / text.sum(-1, keepdim=True).clamp(min=1),
+        attention=attention,
+        extra=hidden[:, hidden.shape[1] - frame.extra :],
+    )
+
+
+def _others(frame: Frame, places: Tensor, visual: Tensor, leaving: int) -> Tensor:
+    """(B, n) bool, everything but visual tokens, padding and the method's own tokens that leave."""
+    others = ~visual
+    if frame.alive is not None:
+        others = others & frame.alive
+    if frame.prompt is not None:
+        others = others & _padded(frame.prompt, frame.extra, True).gather(1, places)
+    return others & (places < frame.length) if leaving else others
+
+
+def _padded(tensor: Tensor, extra: int, value: float = False) -> Tensor:
+    """(B, L) tensor made long enough for the method's own tokens."""
+    return torch.nn.functional.pad(tensor, (0, extra), value=value) if extra else tensor
+
+
+def _stopwatch(device: torch.device) -> Callable[[], Callable[[], float]]:
+    """Start measuring; the answer stops it and gives a function that tells the milliseconds without a sync now."""
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+
+        def stop_cuda() -> Callable[[], float]:
+            end.record()
+
+            def elapsed() -> float:
+                end.synchronize()
+                return start.elapsed_time(end)
+
+            return elapsed
+
+        return stop_cuda
+    begin = time.perf_counter()
+
+    def stop() -> Callable[[], float]:
+        milliseconds = (time.perf_counter() - begin) * 1e3
+        return lambda: milliseconds
+
+    return stop

@@ -1,0 +1,182 @@
+"""`AutoProcessor` that also works without torchvision, for images.
+
+transformers builds the processors of Qwen2-VL, Qwen2.5-VL and Qwen3-VL only with a video processor, and every video
+processor needs torchvision. Whoever shows them images alone needs neither: here the same classes stand again without
+the video half. They keep their names, so that a folder they save is one that any `AutoProcessor` loads.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from transformers import AutoConfig, AutoProcessor, ProcessorMixin
+from transformers.utils import is_torchvision_available
+
+from foveate.errors import ModelNotReachable
+
+__all__ = ["explain_missing", "load_processor"]
+
+logger = logging.getLogger(__name__)
+
+
+class _ImagesOnly(ProcessorMixin):
+    """A Qwen-VL processor without its video processor; everything else is inherited."""
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **kwargs: Any):
+        # Both the base of the Qwen classes and newer versions of it read these names; the Qwen classes set them in the
+        # very __init__ that wants the video processor, which is why it is not called.
+        for token, default in {
+            "image_token": "<|image_pad|>",
+            "video_token": "<|video_pad|>",
+            "vision_start_token": "<|vision_start|>",
+            "vision_end_token": "<|vision_end|>",
+        }.items():
+            text = getattr(tokenizer, token, None) or default
+            setattr(self, token, text)
+            setattr(
+                self, f"{token}_id", getattr(tokenizer, f"{token}_id", None) or tokenizer.convert_tokens_to_ids(text)
+            )
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+    def __call__(self, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any) -> Any:
+        if videos is not None:
+            raise ImportError("this processor was loaded without torchvision and knows images only; install torchvision")
+        return super().__call__(images=images, text=text, **kwargs)
+
+
+class Qwen2VLProcessor(_ImagesOnly, transformers.Qwen2VLProcessor):
+    """Qwen2-VL's processor, images only."""
+
+
+class Qwen2_5_VLProcessor(_ImagesOnly, transformers.Qwen2_5_VLProcessor):
+    """Qwen2.5-VL's processor, images only."""
+
+
+class Qwen3VLProcessor(_ImagesOnly, transformers.Qwen3VLProcessor):
+    """Qwen3-VL's processor, images only."""
+
+
+# by the class that a folder names, and by the model type, for folders that name none
+IMAGES_ONLY: dict[str, type[_ImagesOnly]] = {
+    "Qwen2VLProcessor": Qwen2VLProcessor,
+    "Qwen2_5_VLProcessor": Qwen2_5_VLProcessor,
+    "Qwen3VLProcessor": Qwen3VLProcessor,
+    "qwen2_vl": Qwen2VLProcessor,
+    "qwen2_5_vl": Qwen2_5_VLProcessor,
+    "qwen3_vl": Qwen3VLProcessor,
+    "qwen3_vl_moe": Qwen3VLProcessor,
+}
+# what says where files lie; the rest of from_pretrained's options say how to process
+WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+def load_processor(name_or_folder: str | os.PathLike[str], **kwargs: Any) -> Any:
+    """Load a model's processor: `AutoProcessor`, or its images-only half where torchvision is missing.
+
+    Parameters
+    ----------
+    name_or_folder
+        A Hub id, or a folder written by `save_pretrained`.
+    **kwargs
+        Handed to `from_pretrained`: `revision`, `token`, `min_pixels`, …
+
+    Returns
+    -------
+    ProcessorMixin
+        With torchvision, what `AutoProcessor` gives. Without it, for Qwen2-VL, Qwen2.5-VL and Qwen3-VL, an instance of
+        the same class that takes no videos; the rest of the families need no torchvision in the first place.
+
+    Raises
+    ------
+    ModelNotReachable
+        There is no such folder, or the Hub did not answer or has no such model.
+    """
+    with explain_missing(name_or_folder):
+        try:
+            return AutoProcessor.from_pretrained(name_or_folder, **kwargs)
+        except ImportError as error:
+            # Anything else that is missing (a tokenizer's library, say) is not ours to work around.
+            if is_torchvision_available() or "torchvision" not in str(error).lower():
+                raise
+            images_only = _images_only(name_or_folder, **kwargs)
+            if images_only is None:
+                raise
+        processor = images_only.from_pretrained(name_or_folder, **kwargs)
+    logger.warning("torchvision is not installed: %s is loaded for images only, without videos", name_or_folder)
+    return processor
+
+
+@contextmanager
+def explain_missing(name_or_folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn the many errors of a `from_pretrained` that finds nothing into one sentence that says what to do.
+
+    Raises
+    ------
+    ModelNotReachable
+        From the error that it replaces. Errors about files that were found pass through.
+    """
+    name = os.fspath(name_or_folder)
+    if not os.path.exists(name) and _looks_like_a_path(name):
+        raise ModelNotReachable(
+            f"there is no folder {name!r}: give a folder that save_pretrained wrote, or a Hub id such as "
+            "'Qwen/Qwen2.5-VL-3B-Instruct'"
+        )
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, ModelNotReachable):
+            raise
+        reason = _why_missing(name, error)
+        if reason is None:
+            raise
+        raise ModelNotReachable(reason) from error
+
+
+def _looks_like_a_path(name: str) -> bool:
+    path = Path(name)
+    return path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2 or name.endswith(os.sep)
+
+
+def _why_missing(name: str, error: BaseException) -> str | None:
+    if os.path.isdir(name):
+        if any(Path(name).glob("*.json")):
+            return None
+        return f"the folder {name!r} holds no model: no *.json file that save_pretrained would have written is in it"
+    chain = [error]
+    while (earlier := chain[-1].__cause__ or chain[-1].__context__) is not None and earlier not in chain:
+        chain.append(earlier)
+    # in this order: GatedRepoError is a RepositoryNotFoundError
+    if any(isinstance(link, GatedRepoError) for link in chain):
+        return (
+            f"the Hub gives {name!r} only to whom its owner admits: ask for access on its page, then log in with "
+            "`hf auth login`"
+        )
+    if any(isinstance(link, RevisionNotFoundError) for link in chain):
+        return f"the Hub has {name!r}, but not in the revision asked for: check `revision`"
+    if any(isinstance(link, RepositoryNotFoundError) for link in chain):
+        return (
+            f"{name!r} is no folder here, and the Hub has no such model that you may read: check the name, and for a "
+            "private model log in with `hf auth login`"
+        )
+    return (
+        f"{name!r} is no folder here and not in the Hub's cache, and the Hub did not answer: check the network (and "
+        f"HF_HUB_OFFLINE), or fetch it elsewhere with `hf download {name} --local-dir FOLDER` and give FOLDER"
+    )
+
+
+def _images_only(name_or_folder: str | os.PathLike[str], **kwargs: Any) -> type[_ImagesOnly] | None:
+    where = {key: value for key, value in kwargs.items() if key in WHERE}
+    named, _ = ProcessorMixin.get_processor_dict(name_or_folder, **where)
+    if (processor_class := named.get("processor_class")) is not None:
+        return IMAGES_ONLY.get(processor_class)
+    try:
+        return IMAGES_ONLY.get(AutoConfig.from_pretrained(name_or_folder, **where).model_type)
+    except (OSError, ValueError):  # no config.json, or of a model that transformers does not know
+        return None

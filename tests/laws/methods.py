@@ -1,0 +1,50 @@
+"""The methods and settings that the laws are tested for; a new method adds a line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate import DivPrune, FastV, GreedyPrune, Random, select
+from foveate.pruners import Pruner, VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder(Pruner):
+    """Three stages, each sample another count: what no method may do by itself, but the engine must survive."""
+
+    name: ClassVar[str] = "ladder"
+    paper: ClassVar[str] = "test"
+    summary: ClassVar[str] = "test"
+    keep: float = 0.7
+    cuts: tuple[int, ...] = (1, 3, 5)
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        return self.cuts
+
+    def select(self, tokens: VisualTokens) -> Tensor:
+        if self.keep == 1.0:
+            return tokens.valid
+        left = tokens.valid.sum(-1)
+        k = (left * self.keep).long() - tokens.dense % 3
+        score = torch.sin(torch.arange(tokens.valid.shape[1]) * 7.0 + tokens.layer).expand(tokens.valid.shape)
+        return select.top_k(score, k.clamp(min=0), tokens.valid)
+
+
+METHODS: dict[str, Pruner] = {
+    "random": Random(keep=0.3),
+    "random mid": Random(keep=5, layer=3, seed=1),
+    "fastv": FastV(keep=0.3),
+    "fastv late": FastV(keep=0.3, layer=5),
+    "divprune": DivPrune(keep=0.3),
+    "divprune mid per image": DivPrune(keep=0.3, layer=2, per="image"),
+    "greedyprune": GreedyPrune(keep=0.3),
+    "greedyprune stop": GreedyPrune(keep=0.5, layer=0, threshold=0.1, fill="stop"),
+    "greedyprune relax": GreedyPrune(keep=0.4, layer=1, threshold=0.0, fill="relax", center=True, query="mean_text"),
+    "greedyprune compacted": GreedyPrune(keep=0.3, layer=3, per="image", compact_cache=True),
+    "ladder": Ladder(),
+    "ladder from 0 compacted": Ladder(cuts=(0, 2, 4), compact_cache=True),
+}
