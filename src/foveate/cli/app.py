@@ -1,0 +1,58 @@
+"""`foveate`: the commands and how their errors are told."""
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from foveate import __version__
+from foveate.cli import demo, eval, list, run, train
+from foveate.cli.console import complain
+from foveate.errors import FoveateError
+
+
+class Commands(TyperGroup):
+    """Tells the errors that foveate raises on purpose in one line, exit code 2; any other is a bug: trace and all."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except FoveateError as error:
+            complain(error)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    name="foveate",
+    cls=Commands,
+    help="Fewer visual tokens, same answers: visual-token pruning for vision-language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"foveate {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Options of no command."""
+
+
+app.command("demo")(demo.demo)
+app.command("run")(run.run)
+app.command("list")(list.list_)
+app.command("eval")(eval.eval_)
+app.add_typer(train.app, name="train")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

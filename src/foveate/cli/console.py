@@ -1,0 +1,114 @@
+"""What the commands print with: rich in a terminal, plain text elsewhere."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+PLAIN_WIDTH = 200  # a file or a pipe has no width; tables take what they need up to this
+
+
+def console(stderr: bool = False) -> Console:
+    """Return where to print to."""
+    stream = sys.stderr if stderr else sys.stdout
+    if stream.isatty():
+        return Console(stderr=stderr, highlight=False)
+    width = int(os.environ["COLUMNS"]) if os.environ.get("COLUMNS", "").isdigit() else PLAIN_WIDTH
+    return Console(stderr=stderr, highlight=False, width=width, no_color=True)
+
+
+def say(text: str, style: str | None = None) -> None:
+    """Print a line; a long one is wrapped in a terminal only."""
+    out = console()
+    out.print(escape(text), style=style, soft_wrap=not out.is_terminal)
+
+
+def warn(text: str) -> None:
+    """Print a line that must not be missed."""
+    out = console(stderr=True)
+    out.print(escape(text), style="bold yellow", soft_wrap=not out.is_terminal)
+
+
+def complain(error: BaseException | str) -> None:
+    """Print an error in one line."""
+    line = " ".join(str(error).split())
+    console(stderr=True).print(f"[bold red]foveate:[/] {escape(line)}", soft_wrap=True)
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> None:
+    """Print a table: drawn in a terminal, Markdown elsewhere.
+
+    Parameters
+    ----------
+    title : str
+        Line over the table.
+    columns : sequence of str
+        Heads.
+    rows : sequence of sequences of str
+        Cells, as plain text.
+    text_columns : int
+        How many of the first columns are words; the others are figures and stand on the right.
+    """
+    out = console()
+    out.print(f"[bold]{escape(title)}[/]", soft_wrap=True)
+    if not out.is_terminal:
+        out.print(escape(_plain_table(columns, rows, text_columns)) + "\n", soft_wrap=True)
+        return
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for at, column in enumerate(columns):
+        table.add_column(escape(column), justify="left" if at < text_columns else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    out.print(table)
+
+
+def _plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> str:
+    """Return a Markdown table with even columns, never wrapped."""
+    widths = [max(3, *(len(cells[at]) for cells in [columns, *rows])) for at in range(len(columns))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            cell.ljust(width) if at < text_columns else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * width if at < text_columns else "-" * (width - 1) + ":" for at, width in enumerate(widths)]
+    return "\n".join([line(columns), line(rule), *map(line, rows)])
+
+
+def progress() -> Progress:
+    """Return a progress display on standard error; silent when that is no terminal."""
+    out = console(stderr=True)
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=out,
+        transient=True,
+        disable=not out.is_terminal,
+    )
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write what a command measured."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def quiet_loading() -> None:
+    """Keep transformers' own bars and hints out of a command's output."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -1,0 +1,79 @@
+"""`foveate demo`: the embedded model with all and with a quarter of its visual tokens, without a network."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from foveate.cli.console import console, quiet_loading, say, show_table, warn, write_json
+from foveate.cli.options import JsonFile, Keep, Method, MethodOptions
+
+
+def demo(
+    method: Method = "greedyprune",
+    keep: Keep = 0.25,
+    option: MethodOptions = None,
+    questions: Annotated[int, typer.Option(min=1, max=90, help="How many questions.")] = 9,
+    seed: Annotated[int, typer.Option(min=0, help="Of the scenes and questions.")] = 1,
+    picture: Annotated[Path, typer.Option(metavar="FILE", help="Where the picture goes.")] = Path("foveate-demo.png"),
+    json_file: JsonFile = None,
+) -> None:
+    """Answer questions about sample images, dense and pruned, on the embedded model; needs no network."""
+    from foveate.cli.run import make_pruner
+
+    pruner = make_pruner(method, keep, option or [])
+    with console(stderr=True).status("loading the embedded model"):
+        from foveate.measure.compare import compare
+        from foveate.measure.cost import cost_lines, time_note
+        from foveate.measure.loading import TINY, load_model
+        from foveate.measure.suite import load_suite
+
+        quiet_loading()
+        loaded = load_model(TINY, device="cpu")
+        examples = load_suite("scenes", questions, seed)
+    with console(stderr=True).status("answering, dense and pruned"):
+        found = compare(loaded, examples, pruner)
+    parameters = sum(weight.numel() for weight in loaded.model.parameters())
+    say(
+        f"This is foveate's embedded model: {parameters / 1e6:.1f} million parameters, trained on rendered scenes. "
+        f"It shows that pruning works and what it costs; it says little about large models."
+    )
+    say(f"{pruner}\n")
+    show_table("Answers", ["task", "question", "truth", "dense", "pruned", "tokens kept"], _answers(found), 5)
+    say(f"right: dense {found.right(found.dense)} of {len(examples)}, pruned {found.right(found.pruned)}\n")
+    if found.prefill.skipped:
+        warn(f"nothing was pruned: {found.prefill.skipped}")
+    else:
+        show_table("Cost and saving", ["", "dense", "pruned", "share"], cost_lines(found.prefill, found.timed))
+        say(time_note(found.timed))
+        found.draw(picture)
+        say(f"picture of the kept tokens: {picture}")
+    if json_file:
+        write_json(json_file, _json(found, pruner))
+
+
+def _answers(found: Any) -> list[list[str]]:
+    from foveate.measure.suite import is_correct
+
+    def marked(text: str, truth: str) -> str:
+        return text if is_correct(text, truth) else f"{text or '(nothing)'} (wrong)"
+
+    return [
+        [one.task, one.question, one.answer, marked(dense, one.answer), marked(pruned, one.answer), f"{kept} of {of}"]
+        for one, dense, pruned, (kept, of) in zip(
+            found.examples, found.dense.texts, found.pruned.texts, found.kept(), strict=True
+        )
+    ]
+
+
+def _json(found: Any, pruner: Any) -> dict[str, Any]:
+    from foveate.measure import environment
+
+    return {
+        "format": "foveate-demo-1",
+        "model": "tiny",
+        "pruner": repr(pruner),
+        "versions": environment.versions(),
+        "machine": environment.machine(found.loaded.model.device),
+        **found.to_dict(),
+    }

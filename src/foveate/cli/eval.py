@@ -1,0 +1,82 @@
+"""`foveate eval`: accuracy kept against the dense model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foveate.cli.console import console, progress, quiet_loading, say, show_table, warn, write_json
+from foveate.cli.options import Device, DType, JsonFile
+from foveate.errors import BudgetError
+
+
+def eval_(
+    methods: Annotated[
+        str, typer.Option(help="Comma-separated; options after a colon: greedyprune:layer=0,threshold=0.7,fastv.")
+    ] = "greedyprune",
+    keep: Annotated[str, typer.Option(help="Comma-separated shares of the visual tokens to keep.")] = "0.5,0.22,0.11",
+    model: Annotated[str, typer.Option(help="A Hub id, a folder, or `tiny`, the embedded model.")] = "tiny",
+    suite: Annotated[str, typer.Option(help="What is asked: scenes.")] = "scenes",
+    samples: Annotated[int, typer.Option(min=1, help="How many questions.")] = 450,
+    seed: Annotated[int, typer.Option(min=0, help="Of questions, random draws and bootstrap.")] = 0,
+    layer: Annotated[
+        int | None, typer.Option(min=0, help="Cut before this layer, all methods with one stage.")
+    ] = None,
+    oracle: Annotated[
+        bool, typer.Option("--oracle", help="Add the diagnostic that knows the answer's place.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder of answers and result; a stopped run continues there.")] = Path(
+        "foveate-eval"
+    ),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")] = False,
+    json_file: JsonFile = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 8,
+    device: Device = "auto",
+    dtype: DType = "auto",
+) -> None:
+    """Compare methods and budgets with the dense model, beside random tokens and a smaller image."""
+    from foveate.measure.evaluate import RESULT, TABLES, Settings, evaluate
+    from foveate.measure.loading import load_model
+    from foveate.measure.spec import parse_methods
+    from foveate.measure.table import markdown, result_notes, result_tables
+
+    settings = Settings(
+        methods=tuple(parse_methods(methods)),
+        keeps=_shares(keep),
+        suite=suite,
+        samples=samples,
+        seed=seed,
+        layer=layer,
+        oracle=oracle,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+    )
+    with console(stderr=True).status(f"loading {model}"):
+        quiet_loading()
+        loaded = load_model(model, device, dtype)
+    with progress() as bar:
+        task = bar.add_task("preparing", total=None)
+        result = evaluate(
+            loaded,
+            settings,
+            out,
+            fresh,
+            lambda arm, done, total: bar.update(task, description=arm, completed=done, total=total),
+        )
+    write_json(out / RESULT, result)
+    (out / TABLES).write_text(markdown(result), encoding="utf-8")
+    for table in result_tables(result):
+        show_table(table.title, table.columns, table.rows)
+    for note in result_notes(result):
+        (warn if note.startswith("NOT PRUNED") else say)(note)
+    say(f"result: {out / RESULT}, tables: {out / TABLES}")
+    if json_file:
+        write_json(json_file, result)
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(share) for share in text.split(",") if share.strip())
+    except ValueError:
+        raise BudgetError(f"--keep takes shares such as 0.5,0.22, got '{text}'") from None

@@ -1,0 +1,115 @@
+"""`foveate list`: what exists."""
+
+import dataclasses
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from foveate.cli.console import say, show_table, write_json
+from foveate.errors import FoveateError
+
+DEPTH = 32  # layers of the model that default stages are shown for
+
+
+class What(StrEnum):
+    """What can be listed."""
+
+    methods = "methods"
+    models = "models"
+
+
+def list_(
+    what: Annotated[What | None, typer.Argument(help="Only these.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it as JSON, too.")] = None,
+) -> None:
+    """List the pruning methods with their options, and the model families."""
+    found: dict[str, Any] = {}
+    if what in (None, What.methods):
+        found["methods"] = methods()
+        _show_methods(found["methods"])
+    if what in (None, What.models):
+        found["models"] = models()
+        show_table(
+            "Model families", ["family", "model_type", "example"], [list(row.values()) for row in found["models"]], 3
+        )
+    if json_file:
+        write_json(json_file, found)
+
+
+def methods() -> list[dict[str, Any]]:
+    """Return what each method says of itself."""
+    from foveate.pruners import METHODS
+
+    return [
+        {
+            "name": name,
+            "summary": method.summary,
+            "stage": _stage(method),
+            "needs": method.needs,
+            "paper": method.paper,
+            "url": method.url,
+            "options": [
+                {"name": item.name, "default": _default(item), "help": item.metadata.get("help", "")}
+                for item in dataclasses.fields(method)
+            ],
+        }
+        for name, method in METHODS.items()
+    ]
+
+
+def models() -> list[dict[str, str]]:
+    """Return the model families."""
+    from foveate.families import FAMILIES
+
+    return [
+        {"family": family.title, "model_type": name, "example": family.example} for name, family in FAMILIES.items()
+    ]
+
+
+def _stage(method: Any) -> list[int] | None:
+    """Layers of the default stages; ``None`` for a method that cannot be built from defaults."""
+    try:
+        return list(method().layers(DEPTH))
+    except (FoveateError, TypeError):
+        return None
+
+
+def _default(item: Any) -> Any:
+    if item.default is not dataclasses.MISSING:
+        return item.default
+    return item.default_factory() if item.default_factory is not dataclasses.MISSING else "required"
+
+
+def _show_methods(rows: list[dict[str, Any]]) -> None:
+    show_table(
+        "Methods",
+        ["method", "what it keeps", "cut before layer", "needs", "paper"],
+        [
+            [
+                row["name"],
+                row["summary"],
+                ", ".join(map(str, row["stage"])) if row["stage"] is not None else "by model",
+                row["needs"] or "nothing",
+                row["paper"],
+            ]
+            for row in rows
+        ],
+        5,
+    )
+    shared = _shared_options(rows)
+    lines = [["any", *line] for line in shared] + [
+        [row["name"], *line] for row in rows for line in _options(row) if line not in shared
+    ]
+    show_table("Options", ["method", "option", "default", "meaning"], lines, 4)
+    say(f"Layers are counted from 0; stages are shown for a model of {DEPTH} layers. `--option name=value` sets one.")
+
+
+def _options(row: dict[str, Any]) -> list[list[str]]:
+    return [[option["name"], str(option["default"]), option["help"]] for option in row["options"]]
+
+
+def _shared_options(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Options that every method has with the same default, so that they are printed once."""
+    return [line for line in _options(rows[0]) if all(line in _options(row) for row in rows)]

@@ -1,0 +1,92 @@
+"""`foveate run`: one answer of any model, what was kept for it, and a picture of that."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from foveate.cli.console import console, quiet_loading, say, show_table, warn, write_json
+from foveate.cli.options import Device, DType, JsonFile, Keep, Method, MethodOptions
+
+
+def run(
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question.")],
+    image: Annotated[list[str] | None, typer.Option("--image", "-i", help="A file or URL; repeatable.")] = None,
+    model: Annotated[str, typer.Option(help="A Hub id, a folder, or `tiny`, the embedded model.")] = "tiny",
+    method: Method = "greedyprune",
+    keep: Keep = 0.22,
+    option: MethodOptions = None,
+    overlay: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture of the kept tokens.")] = None,
+    json_file: JsonFile = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
+    device: Device = "auto",
+    dtype: DType = "auto",
+) -> None:
+    """Answer one question with pruned visual tokens and report what was kept."""
+    from foveate.cli.images import open_image
+
+    images = [open_image(source) for source in image or []]
+    pruner = make_pruner(method, keep, option or [])
+    with console(stderr=True).status(f"loading {model}"):
+        from foveate.measure.answer import run_batch
+        from foveate.measure.loading import load_model
+
+        quiet_loading()
+        loaded = load_model(model, device, dtype)
+    with console(stderr=True).status("answering"):
+        batch = run_batch(loaded, [prompt], [images], pruner, max_new_tokens)
+    say(batch.texts[0])
+    console().print()
+    picture = _show(batch, loaded, images, overlay)
+    if json_file:
+        found = {
+            "model": model,
+            "prompt": prompt,
+            "images": image or [],
+            "pruner": repr(pruner),
+            "answer": batch.texts[0],
+        }
+        write_json(json_file, found | {"report": batch.report.to_dict(), "overlay": picture})
+
+
+def make_pruner(method: str, keep: float, options: list[str]) -> Any:
+    """Return the pruner that the options of a command describe."""
+    from foveate import make
+    from foveate.measure.spec import has_option, parse_options
+
+    given = parse_options(options)
+    # a method without `keep` finds its budget itself
+    return make(method, **({"keep": keep, **given} if has_option(method, "keep") else given))
+
+
+def _show(batch: Any, loaded: Any, images: list[Any], overlay: Path | None) -> str | None:
+    """Print what was kept, write the picture, and return where it is."""
+    from foveate.measure.cost import cost_lines, where
+
+    prefill = batch.report.prefills[0]
+    if prefill.skipped:
+        warn(f"nothing was pruned: {prefill.skipped}")
+    if not prefill.stages:
+        return None
+    show_table("Cost and saving", ["", "dense", "pruned", "share"], cost_lines(prefill))
+    if len(images) > 1:
+        for stage in prefill.stages:
+            parts = ", ".join(f"{kept} of {dense}" for kept, dense in stage.per_image[0])
+            say(f"by image {where(stage.layer)}: {parts}")
+    return _draw(prefill, loaded, batch.inputs, images, overlay) if overlay else None
+
+
+def _draw(prefill: Any, loaded: Any, inputs: Any, images: list[Any], overlay: Path) -> str | None:
+    from foveate.measure.grid import NoGridError, image_grids
+    from foveate.measure.overlay import draw_overlay
+    from foveate.measure.seen import seen_image
+
+    try:
+        grids = image_grids(loaded.model.config, inputs)
+    except NoGridError as error:
+        warn(f"no picture: {error}")
+        return None
+    seen = [seen_image(loaded.processor, inputs, at, one) for at, one in enumerate(images)]
+    draw_overlay(seen, prefill.stages, grids, overlay)
+    say(f"picture of the kept tokens: {overlay}")
+    return str(overlay)

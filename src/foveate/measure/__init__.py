@@ -1,0 +1,1 @@
+"""Evaluation suites, tables and pictures of the kept tokens."""

@@ -1,0 +1,139 @@
+"""One batch of questions, answered dense or pruned, with what the report says was kept."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+
+from foveate.measure.downsample import downsample
+from foveate.measure.grid import visual_positions
+from foveate.measure.loading import LoadedModel
+from foveate.measure.suite import Example
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one question and what it cost.
+
+    Parameters
+    ----------
+    text : str
+        What the model said.
+    kept, visual : int
+        Visual tokens after the last stage, and before any pruning.
+    prompt : int
+        Tokens of the dense prompt, without padding.
+    mean_tokens_per_layer, kv_share, flops_share : float
+        Shares of the dense run, of the batch that the question was in; ``None`` where the report knows no FLOPs.
+    skipped : str or None
+        Why nothing was pruned although it was asked for.
+    """
+
+    text: str
+    kept: int
+    visual: int
+    prompt: int
+    mean_tokens_per_layer: float = 1.0
+    kv_share: float = 1.0
+    flops_share: float | None = 1.0
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch that was answered.
+
+    Parameters
+    ----------
+    texts : list of str
+        The answers.
+    inputs : mapping
+        What the processor made of questions and images.
+    report : foveate.engine.Report or None
+        What was kept; ``None`` of a dense run.
+    """
+
+    texts: list[str]
+    inputs: Any
+    report: Any = None
+
+
+@torch.inference_mode()
+def run_batch(
+    loaded: LoadedModel,
+    questions: list[str],
+    images: list[list[Image.Image]],
+    pruner: Any = None,
+    max_new_tokens: int = 8,
+) -> Batch:
+    """Return the greedy answers to a batch of questions.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+        Who answers.
+    questions : list of str
+        One a sample.
+    images : list of lists of PIL.Image.Image
+        Those of each sample.
+    pruner : Pruner or None
+        ``None`` answers dense.
+    max_new_tokens : int
+        Longest answer.
+    """
+    inputs = loaded.inputs(questions, images)
+    settings = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    if pruner is None:
+        return Batch(_decode(loaded, inputs, loaded.model.generate(**inputs, **settings)), inputs)
+    with pruner(loaded.model) as pruned:
+        tokens = loaded.model.generate(**inputs, **settings)
+    return Batch(_decode(loaded, inputs, tokens), inputs, pruned.report)
+
+
+def answer_batch(
+    loaded: LoadedModel, examples: list[Example], pruner: Any = None, max_new_tokens: int = 8, shrink: float = 1.0
+) -> list[Answer]:
+    """Return the answers to a batch of examples and what each cost.
+
+    Parameters
+    ----------
+    loaded, pruner, max_new_tokens
+        See :func:`run_batch`.
+    examples : list of Example
+        One image each.
+    shrink : float
+        Share of each image's pixels that is given to the processor.
+    """
+    images = [[downsample(example.image, shrink)] for example in examples]
+    batch = run_batch(loaded, [example.question for example in examples], images, pruner, max_new_tokens)
+    visual = [visual_positions(loaded.model.config, row).numel() for row in batch.inputs["input_ids"]]
+    lengths = batch.inputs["attention_mask"].sum(-1).tolist()
+    dense = [Answer("", count, count, length) for count, length in zip(visual, lengths, strict=True)]
+    spent = dense if batch.report is None else _after(batch.report, dense)
+    return [replace(cost, text=text) for cost, text in zip(spent, batch.texts, strict=True)]
+
+
+def _decode(loaded: LoadedModel, inputs: Any, tokens: torch.Tensor) -> list[str]:
+    new = tokens[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in loaded.processor.batch_decode(new, skip_special_tokens=True)]
+
+
+def _after(report: Any, dense: list[Answer]) -> list[Answer]:
+    """Return what pruning left of each sample's dense cost, read from the report."""
+    if not report.prefills:
+        return [replace(cost, skipped="the pruner saw no prefill") for cost in dense]
+    first = report.prefills[0]  # the prompt's own
+    if not first.stages:
+        return [replace(cost, skipped=first.skipped or "the pruner made no cut") for cost in dense]
+    return [
+        replace(
+            cost,
+            kept=len(positions),
+            mean_tokens_per_layer=float(first.mean_tokens_per_layer),
+            kv_share=float(first.kv_share),
+            flops_share=first.flops_pruned / first.flops_dense if first.flops_dense else None,
+            skipped=first.skipped,
+        )
+        for cost, positions in zip(dense, first.stages[-1].kept, strict=True)
+    ]

@@ -1,0 +1,123 @@
+"""What is compared: the dense model, the two baselines, and each method at each budget."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from foveate.errors import BudgetError, UnknownMethodError
+from foveate.measure.evidence import Evidence
+from foveate.measure.spec import MethodSpec, has_option
+
+DENSE, DOWNSAMPLE, RANDOM = "dense", "downsample", "random"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of the result.
+
+    Parameters
+    ----------
+    method : str
+        ``dense``, ``downsample`` or a method with its options, as written on the command line.
+    keep : float
+        The budget that was asked for; 1 for the dense model.
+    spec : MethodSpec or None
+        How to make the pruner; ``None`` for the two arms that have none.
+    own_budget : bool
+        The method has no ``keep``: it finds its budget itself.
+    """
+
+    method: str
+    keep: float = 1.0
+    spec: MethodSpec | None = None
+    own_budget: bool = False
+
+    @property
+    def label(self) -> str:
+        """Name of the arm in the journal."""
+        return self.method if self.own_budget or self.method == DENSE else f"{self.method} @ {self.keep:g}"
+
+    @property
+    def shrink(self) -> float:
+        """Share of the image's pixels that the processor gets."""
+        return self.keep if self.method == DOWNSAMPLE else 1.0
+
+    def pruner(self, seed: int = 0, masks: Any = None) -> Any:
+        """Return this arm's pruner for one batch, or ``None``.
+
+        Parameters
+        ----------
+        seed : int
+            Given to a method that draws at random, so that a batch draws the same whenever it is run.
+        masks : torch.Tensor of bool, shape (B, N), or None
+            The evidence, for the diagnostic method that needs it.
+        """
+        from foveate import make
+
+        if self.spec is None:
+            return None
+        options = dict(self.spec.options) if self.own_budget else {**self.spec.options, "keep": self.keep}
+        if self.spec.name == Evidence.name:
+            return _evidence(options, seed, masks)
+        pruner = make(self.spec.name, **options)
+        if has_option(self.spec.name, "seed"):
+            pruner = replace(pruner, seed=seed + (pruner.seed or 0))
+        return pruner
+
+
+def _evidence(options: dict[str, Any], seed: int, masks: Any) -> Any:
+    known = {item.name for item in fields(Evidence)} - {"masks", "seed"}
+    if set(options) - known:
+        raise UnknownMethodError(f"evidence has no option {sorted(set(options) - known)}; it has {sorted(known)}")
+    return Evidence(masks=masks, seed=seed, **options)
+
+
+def plan_arms(methods: Sequence[MethodSpec], keeps: Sequence[float], layer: int | None, oracle: bool) -> list[Arm]:
+    """Return the arms of an evaluation: dense first, the baselines always, then the methods.
+
+    Parameters
+    ----------
+    methods : sequence of MethodSpec
+        What was asked for.
+    keeps : sequence of float
+        Budgets, each over 0 and under 1.
+    layer : int or None
+        Stage for every method that has one and was given none.
+    oracle : bool
+        Add the diagnostic ``evidence``.
+
+    Raises
+    ------
+    BudgetError
+        No budget, or one out of range.
+    UnknownMethodError
+        No such method or option; before anything is run.
+    """
+    if not keeps or any(not 0 < keep < 1 for keep in keeps):
+        raise BudgetError(f"--keep takes shares over 0 and under 1, got {', '.join(f'{keep:g}' for keep in keeps)}")
+    wanted = list(methods)
+    if RANDOM not in [spec.name for spec in wanted]:
+        wanted.insert(0, MethodSpec(RANDOM))
+    if oracle and Evidence.name not in [spec.name for spec in wanted]:
+        wanted.append(MethodSpec(Evidence.name))
+    arms = [Arm(DENSE)] + [Arm(DOWNSAMPLE, keep) for keep in dict.fromkeys(keeps)]
+    for spec in {str(spec): spec for spec in (_placed(spec, layer) for spec in wanted)}.values():
+        arms += _budgets(spec, keeps)
+    for arm in arms:
+        arm.pruner()  # a wrong option is said now, not after an hour
+    return arms
+
+
+def _placed(spec: MethodSpec, layer: int | None) -> MethodSpec:
+    if layer is None or "layer" in spec.options or not has_option(spec.name, "layer"):
+        return spec
+    return MethodSpec(spec.name, {"layer": layer, **spec.options})
+
+
+def _budgets(spec: MethodSpec, keeps: Sequence[float]) -> list[Arm]:
+    written = str(spec)
+    if "keep" in spec.options:
+        raise UnknownMethodError(f"'{written}': budgets are given by --keep, for every method the same")
+    if not has_option(spec.name, "keep"):
+        return [Arm(written, 1.0, spec, own_budget=True)]
+    return [Arm(written, keep, spec) for keep in dict.fromkeys(keeps)]

@@ -1,0 +1,84 @@
+"""What a result must carry to be repeated: versions, machine, command, and fingerprints of model and code."""
+
+import hashlib
+import os
+import platform
+import shlex
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("foveate", "torch", "transformers", "tokenizers", "numpy", "pillow")
+
+DECIDING_CODE = (
+    "engine/**/*.py",
+    "families/**/*.py",
+    "pruners/**/*.py",
+    "select/**/*.py",
+    *(f"measure/{name}.py" for name in ("answer", "arms", "downsample", "evidence", "loading", "suite")),
+)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide an answer."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return what the run used, without anything that names the machine's owner."""
+    found = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+    }
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def command() -> str:
+    """Return the command line that was given."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def model_fingerprint(model: torch.nn.Module) -> str:
+    """Return a short hash of a model's weights: names, shapes, types and the head and tail of each tensor."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        flat = weight.detach().reshape(-1)
+        edges = torch.cat([flat[:512], flat[-512:]]).to("cpu", torch.float32)
+        digest.update(edges.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def code_fingerprint() -> str:
+    """Return a short hash of the code that decides which tokens are kept and how an answer is made."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for pattern in DECIDING_CODE:
+        for path in sorted(root.glob(pattern)):
+            digest.update(path.relative_to(root).as_posix().encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

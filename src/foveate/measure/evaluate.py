@@ -1,0 +1,158 @@
+"""Accuracy kept: the dense model beside every method at every budget, on the same questions."""
+
+import datetime
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from foveate.measure import environment
+from foveate.measure.answer import Answer, answer_batch
+from foveate.measure.arms import Arm, plan_arms
+from foveate.measure.evidence import Evidence, evidence_masks
+from foveate.measure.journal import Journal
+from foveate.measure.loading import LoadedModel
+from foveate.measure.spec import MethodSpec
+from foveate.measure.suite import Example, is_correct, load_suite, suite_fingerprint
+from foveate.measure.summary import summarise
+
+JOURNAL, RESULT, TABLES = "answers.jsonl", "result.json", "result.md"
+SEEDS_APART = 100_003  # so that two seeds of an evaluation share no seed of a batch
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is evaluated.
+
+    Parameters
+    ----------
+    methods : tuple of MethodSpec
+        The methods; ``random`` and ``downsample`` are always compared too.
+    keeps : tuple of float
+        The budgets.
+    suite : str
+        Name of the questions.
+    samples : int
+        How many questions.
+    seed : int
+        Of the questions, of every random draw and of the bootstrap.
+    layer : int or None
+        Stage of every method that has one and was given none.
+    oracle : bool
+        Add the diagnostic that knows where the answer lies.
+    batch_size, max_new_tokens : int
+        Of the answers.
+    """
+
+    methods: tuple[MethodSpec, ...]
+    keeps: tuple[float, ...]
+    suite: str = "scenes"
+    samples: int = 450
+    seed: int = 0
+    layer: int | None = None
+    oracle: bool = False
+    batch_size: int = 16
+    max_new_tokens: int = 8
+
+
+def evaluate(
+    loaded: LoadedModel,
+    settings: Settings,
+    folder: Path,
+    fresh: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Answer every question with every arm and return the result; a run that was stopped continues.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+        Who answers.
+    settings : Settings
+        What is compared.
+    folder : Path
+        Holds the journal of answers.
+    fresh : bool
+        Start over instead of continuing.
+    progress : callable or None
+        Called with the arm, the questions done and the questions in all, after each batch.
+
+    Returns
+    -------
+    dict
+        Plain data for JSON: settings, versions, machine, and a summary of each arm.
+
+    Raises
+    ------
+    JournalMismatch
+        The folder holds answers of another configuration.
+    """
+    arms = plan_arms(settings.methods, settings.keeps, settings.layer, settings.oracle)
+    examples = load_suite(settings.suite, settings.samples, settings.seed)
+    shared = _configuration(loaded, settings, examples)
+    journal = Journal(folder / JOURNAL, shared, fresh)
+    batches = [examples[at : at + settings.batch_size] for at in range(0, len(examples), settings.batch_size)]
+    done, total = 0, len(arms) * len(examples)
+    for arm in arms:
+        for number, batch in enumerate(batches):
+            if journal.missing(arm.label, [example.index for example in batch]):
+                answers = _answer(loaded, settings, arm, batch, settings.seed * SEEDS_APART + number)
+                journal.add(_row(arm, example, given) for example, given in zip(batch, answers, strict=True))
+            done += len(batch)
+            if progress:
+                progress(arm.label, done, total)
+    order = [example.index for example in examples]
+    return {
+        "format": "foveate-eval-1",
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": environment.command(),
+        "configuration": shared,
+        "machine": environment.machine(loaded.model.device),
+        "settings": {**asdict(settings), "methods": [str(spec) for spec in settings.methods]},
+        **summarise([(arm, journal.arm(arm.label, order)) for arm in arms], settings.seed),
+    }
+
+
+def _configuration(loaded: LoadedModel, settings: Settings, examples: list[Example]) -> dict[str, Any]:
+    """Return what answers must share to stand in one table; arms may be added, this may not change."""
+    return {
+        "model": loaded.name,
+        "model_type": loaded.model.config.model_type,
+        "parameters": sum(weight.numel() for weight in loaded.model.parameters()),
+        "weights": environment.model_fingerprint(loaded.model),
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "device": loaded.model.device.type,
+        "suite": settings.suite,
+        "samples": len(examples),
+        "seed": settings.seed,
+        "questions": suite_fingerprint(examples),
+        "batch_size": settings.batch_size,
+        "max_new_tokens": settings.max_new_tokens,
+        "code": environment.code_fingerprint(),
+        "versions": environment.versions(),
+    }
+
+
+def _answer(loaded: LoadedModel, settings: Settings, arm: Arm, batch: list[Example], seed: int) -> list[Answer]:
+    masks = None
+    if arm.spec is not None and arm.spec.name == Evidence.name:
+        masks = evidence_masks(batch, _visual_tokens(loaded, batch))
+    return answer_batch(loaded, batch, arm.pruner(seed, masks), settings.max_new_tokens, arm.shrink)
+
+
+def _visual_tokens(loaded: LoadedModel, batch: list[Example]) -> int:
+    from foveate.measure.grid import visual_positions
+
+    ids = loaded.inputs([batch[0].question], [[batch[0].image]])["input_ids"]
+    return visual_positions(loaded.model.config, ids[0]).numel()
+
+
+def _row(arm: Arm, example: Example, answer: Answer) -> dict[str, Any]:
+    return {
+        "arm": arm.label,
+        "index": example.index,
+        "task": example.task,
+        "truth": example.answer,
+        "correct": is_correct(answer.text, example.answer),
+        **{"answer" if key == "text" else key: value for key, value in asdict(answer).items()},
+    }

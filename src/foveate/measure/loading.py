@@ -1,0 +1,132 @@
+"""A model by name, its processor, and how a question is put to it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from foveate.errors import FoveateError, ModelNotReachable
+
+TINY = "tiny"
+
+
+class LoadError(FoveateError, ValueError):
+    """A model was named, or a device or type asked for, that cannot be had; the message says what can."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to answer.
+
+    Parameters
+    ----------
+    name : str
+        As it was asked for: ``tiny``, a Hub id or a folder.
+    model, processor : object
+        Of transformers.
+    prompt : callable
+        ``(question, number of images) -> prompt text``.
+    """
+
+    name: str
+    model: Any
+    processor: Any
+    prompt: Callable[[str, int], str]
+
+    def inputs(self, questions: list[str], images: list[list[Image.Image]]) -> Any:
+        """Return the processed batch, padded on the left, on the model's device and in its floating type."""
+        texts = [self.prompt(question, len(own)) for question, own in zip(questions, images, strict=True)]
+        start = getattr(self.processor.tokenizer, "bos_token", None)
+        batch = self.processor(
+            text=texts,
+            images=[image for own in images for image in own] or None,
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+            # a prompt that brings its own start token must not get a second one
+            add_special_tokens=not (start and texts[0].startswith(start)),
+        )
+        return batch.to(self.model.device, dtype=self.model.dtype)
+
+
+def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+    """Return a model, its processor and its prompt, by name.
+
+    Parameters
+    ----------
+    name : str
+        ``tiny`` for the embedded model, else a Hub id or a folder.
+    device : str
+        ``auto``, ``cpu``, ``cuda``, ``mps``, …
+    dtype : str
+        ``auto`` (as stored; float32 on a CPU for the embedded model), ``float32``, ``bfloat16`` or ``float16``.
+
+    Raises
+    ------
+    ModelNotReachable
+        No such folder, and the Hub did not answer or has no such model.
+    LoadError
+        The device or the type does not exist here, or the model answers no questions about images.
+    """
+    place, kind = _device(device), _dtype(dtype)
+    if name == TINY:
+        from foveate import tiny
+
+        model, processor = tiny.load(dtype=torch.float32 if kind == "auto" else kind)
+        return LoadedModel(name, model.to(place).eval(), processor, _tiny_prompt)
+    from transformers import AutoModelForImageTextToText
+
+    from foveate.families.processing import explain_missing, load_processor
+
+    try:
+        processor = load_processor(name)
+        with explain_missing(name):
+            model = AutoModelForImageTextToText.from_pretrained(name, dtype=kind)
+    except ModelNotReachable:
+        raise
+    except (OSError, ValueError, ImportError) as error:  # found, but not what it should be
+        raise LoadError(f"transformers cannot load '{name}' for images and text: {_line(error)}") from error
+    model = model.to(place).eval()
+    return LoadedModel(name, model, processor, lambda question, images: _prompt(processor, question, images))
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.accelerator.current_accelerator() or torch.device("cpu")  # type: ignore[no-any-return]
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch without CUDA raises AssertionError
+        raise LoadError(f"no device '{name}' here: {_line(error)}") from error
+    return device
+
+
+def _dtype(name: str) -> torch.dtype | str:
+    if name == "auto":
+        return name
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise LoadError(f"no floating type '{name}': use auto, float32, bfloat16 or float16")
+    return dtype
+
+
+def _tiny_prompt(question: str, images: int) -> str:
+    from foveate import tiny
+
+    return str(tiny.prompt(question)).replace("<image>", "<image>" * images)
+
+
+def _prompt(processor: Any, question: str, images: int) -> str:
+    """Use the model's own chat template; without one, the form that most early models were trained with."""
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+        messages = [{"role": "user", "content": content}]
+        return str(processor.apply_chat_template(messages, add_generation_prompt=True))
+    token = getattr(processor, "image_token", "<image>")
+    return f"USER: {token * images}\n{question} ASSISTANT:"

@@ -1,0 +1,172 @@
+"""A picture of the kept tokens: kept patches as they are, the rest dimmed, one panel a stage."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from foveate.measure.grid import ImageGrid
+
+SMALLEST, LARGEST = 336, 640  # pixels of a panel's longer side
+GAP, HEAD = 14, 26
+BACKGROUND, TEXT, FAINT = (17, 20, 24), (236, 239, 243), (150, 158, 168)
+EDGE = (255, 196, 61)
+DIM = 0.26  # brightness that is left of a dropped patch
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One image with the cells of its grid that are kept; without a mask the image as it is."""
+
+    image: Image.Image
+    title: str
+    mask: torch.Tensor | None = None
+
+
+def draw_overlay(
+    images: Sequence[Image.Image] | Image.Image,
+    stages: Sequence[Any],
+    grids: Sequence[ImageGrid] | ImageGrid,
+    path: str | Path,
+    sample: int = 0,
+) -> Path:
+    """Write a PNG of one prompt's kept tokens: a row for each image, a panel for each stage.
+
+    Parameters
+    ----------
+    images : PIL.Image.Image or sequence of them
+        The images of the prompt, as the model saw them (resized or cropped alike).
+    stages : sequence
+        Stages of a report: each has ``layer`` and ``kept``.
+    grids : ImageGrid or sequence of them
+        Where the visual tokens of each image lie, see :func:`foveate.measure.grid.image_grids`.
+    path : str or Path
+        File to write.
+    sample : int
+        Row of the batch that the stages speak of.
+
+    Returns
+    -------
+    Path
+        The file.
+    """
+    images = [images] if isinstance(images, Image.Image) else list(images)
+    grids = [grids] if isinstance(grids, ImageGrid) else list(grids)
+    rows = [overlay_row(image, stages, grid, sample) for image, grid in zip(images, grids, strict=True)]
+    return draw_panels(rows, path)
+
+
+def overlay_row(image: Image.Image, stages: Sequence[Any], grid: ImageGrid, sample: int = 0) -> list[Panel]:
+    """Return the panels of one image: as it is, then one for each stage."""
+    cells = grid.height * grid.width
+    panels = [Panel(image, f"dense: {cells} tokens")]
+    for stage in stages:
+        mask = grid.mask(stage.kept[sample])
+        kept = int(mask.sum())
+        where = "before the language model" if stage.layer == 0 else f"before layer {stage.layer}"
+        panels.append(Panel(image, f"{where}: {kept} of {cells} ({100 * kept / cells:.0f} %)", mask))
+    return panels
+
+
+def draw_panels(
+    rows: Sequence[Sequence[Panel]], path: str | Path, captions: Sequence[str] | None = None, columns: int = 1
+) -> Path:
+    """Write rows of panels as one PNG.
+
+    Parameters
+    ----------
+    rows : sequence of sequences of Panel
+        A row stands for an image.
+    path : str or Path
+        File to write.
+    captions : sequence of str or None
+        One line over each row.
+    columns : int
+        How many rows stand beside each other.
+
+    Returns
+    -------
+    Path
+        The file.
+    """
+    blocks = [_block(row, captions[at] if captions else None) for at, row in enumerate(rows)]
+    columns = min(columns, len(blocks))
+    lines = [blocks[at : at + columns] for at in range(0, len(blocks), columns)]
+    widths = [max(line[at].width for line in lines if at < len(line)) for at in range(columns)]
+    heights = [max(block.height for block in line) for line in lines]
+    width = sum(widths) + GAP * (2 * columns)
+    sheet = Image.new("RGB", (width, sum(heights) + GAP * (len(lines) + 1)), BACKGROUND)
+    top = GAP
+    for line, height in zip(lines, heights, strict=True):
+        left = GAP
+        for block, space in zip(line, widths, strict=False):
+            sheet.paste(block, (left, top))
+            left += space + 2 * GAP
+        top += height + GAP
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, format="PNG", optimize=True)
+    return path
+
+
+def _block(row: Sequence[Panel], caption: str | None) -> Image.Image:
+    pictures = [_picture(panel) for panel in row]
+    over = HEAD if caption else 0
+    width = sum(picture.width for picture in pictures) + GAP * (len(pictures) - 1)
+    block = Image.new("RGB", (width, over + HEAD + max(picture.height for picture in pictures)), BACKGROUND)
+    pen = ImageDraw.Draw(block)
+    if caption:
+        pen.text((0, 2), _fit(pen, caption, width, 16), fill=TEXT, font=ImageFont.load_default(16))
+    left = 0
+    for panel, picture in zip(row, pictures, strict=True):
+        title = _fit(pen, panel.title, picture.width, 13)
+        pen.text((left, over + 5), title, fill=FAINT, font=ImageFont.load_default(13))
+        block.paste(picture, (left, over + HEAD))
+        left += picture.width + GAP
+    return block
+
+
+def _fit(pen: ImageDraw.ImageDraw, text: str, width: int, size: int) -> str:
+    font = ImageFont.load_default(size)
+    if pen.textlength(text, font=font) <= width:
+        return text
+    while text and pen.textlength(f"{text}…", font=font) > width:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def _picture(panel: Panel) -> Image.Image:
+    image = panel.image.convert("RGB")
+    longer = max(image.size)
+    scale = min(max(longer, SMALLEST), LARGEST) / longer
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    image = image.resize(size, Image.Resampling.BICUBIC)
+    if panel.mask is None:
+        return image
+    return _dimmed(image, panel.mask)
+
+
+def _dimmed(image: Image.Image, mask: torch.Tensor) -> Image.Image:
+    """Return the image with the dropped cells grey and dark, and a line where kept meets dropped."""
+    cells = mask.numpy()
+    height, width = cells.shape
+    across = np.arange(image.width) * width // image.width
+    down = np.arange(image.height) * height // image.height
+    kept = cells[down[:, None], across[None, :]]
+    pixels = np.asarray(image, dtype=np.float32)
+    faded = 0.7 * pixels.mean(-1, keepdims=True) + 0.3 * pixels
+    dark = faded * DIM + np.array(BACKGROUND, dtype=np.float32) * 0.6
+    shown = np.where(kept[..., None], pixels, dark)
+    shown[_border(kept)] = EDGE
+    return Image.fromarray(shown.round().clip(0, 255).astype(np.uint8))
+
+
+def _border(kept: np.ndarray) -> np.ndarray:
+    """Return the kept pixels that touch a dropped one."""
+    around = np.pad(kept, 1, constant_values=True)
+    inner = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
+    return kept & ~inner

@@ -1,0 +1,95 @@
+"""How a method is written on a command line: ``greedyprune`` or ``greedyprune:layer=0,threshold=0.7``."""
+
+import ast
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from foveate.errors import UnknownMethodError
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A method's name and the options given to it, not yet made into a pruner.
+
+    Parameters
+    ----------
+    name : str
+        A name that :func:`foveate.make` knows.
+    options : dict
+        Options by name; ``keep`` is given apart, as the budget.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if not self.options:
+            return self.name
+        return f"{self.name}:{','.join(f'{key}={_written(value)}' for key, value in self.options.items())}"
+
+
+def _written(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value).replace(" ", "")
+
+
+def parse_value(text: str) -> Any:
+    """Return the Python value that an option's text stands for; a text that is none stays a text."""
+    lowered = text.strip().lower()
+    if lowered in {"true", "false", "none"}:
+        return {"true": True, "false": False, "none": None}[lowered]
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        return text.strip()
+
+
+def parse_options(pairs: list[str]) -> dict[str, Any]:
+    """Return ``["layer=0", "fill=stop"]`` as ``{"layer": 0, "fill": "stop"}``."""
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise UnknownMethodError(f"'{pair}' is not an option: write it as name=value")
+        options[key.strip().replace("-", "_")] = parse_value(value)
+    return options
+
+
+def parse_methods(text: str) -> list[MethodSpec]:
+    """Return the methods of a comma-separated list; ``name=value`` pieces belong to the method before them."""
+    specs: list[tuple[str, list[str]]] = []
+    for piece in _split_outside_brackets(text):
+        head, colon, option = piece.partition(":")
+        if "=" in head:
+            if not specs:
+                raise UnknownMethodError(f"'{piece}' is an option without a method before it")
+            specs[-1][1].append(piece)
+        else:
+            specs.append((head.strip(), [option] if colon else []))
+    return [MethodSpec(name, parse_options(options)) for name, options in specs]
+
+
+def _split_outside_brackets(text: str) -> list[str]:
+    pieces, depth, start = [], 0, 0
+    for at, char in enumerate(text + ","):
+        depth += (char in "([") - (char in ")]")
+        if char == "," and (depth == 0 or at == len(text)):
+            if text[start:at].strip():
+                pieces.append(text[start:at].strip())
+            start = at + 1
+    return pieces
+
+
+def method_class(name: str) -> type:
+    """Return the class of a method that can be evaluated, the diagnostic ``evidence`` among them."""
+    from foveate.measure.evidence import Evidence
+    from foveate.pruners import METHODS
+
+    known = {**METHODS, Evidence.name: Evidence}
+    if name not in known:
+        raise UnknownMethodError(f"no method '{name}'; there are {', '.join(sorted(METHODS))}")
+    return known[name]
+
+
+def has_option(name: str, option: str) -> bool:
+    """Say whether a method has an option of this name."""
+    return any(item.name == option for item in fields(method_class(name)))

@@ -1,0 +1,95 @@
+"""Evaluation suites: a name, a number and a seed in, questions about images with known answers out."""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from foveate.errors import FoveateError
+
+
+class UnknownSuiteError(FoveateError, ValueError):
+    """No suite of this name; the message lists what exists."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question about one image.
+
+    Parameters
+    ----------
+    index : int
+        Place in the suite.
+    task : str
+        Kind of question; results are also given by task.
+    image : PIL.Image.Image
+        What is asked about.
+    question, answer : str
+        In plain words.
+    evidence : torch.Tensor or None
+        Indices of the visual tokens that the answer lies under, on the embedded model's grid.
+    """
+
+    index: int
+    task: str
+    image: Image.Image
+    question: str
+    answer: str
+    evidence: torch.Tensor | None = None
+
+
+def scenes(samples: int, seed: int) -> list[Example]:
+    """Return held-out scenes of the embedded model, balanced over its tasks."""
+    from foveate import tiny
+
+    return [
+        Example(index, question.task, scene.pil(), question.text, question.answer, _indices(question))
+        for index, (scene, question) in enumerate(tiny.held_out(samples, seed=seed))
+    ]
+
+
+def _indices(question: object) -> torch.Tensor:
+    from foveate import tiny
+
+    tokens = torch.as_tensor(tiny.evidence_tokens(question))
+    return tokens.flatten().nonzero().flatten() if tokens.dtype == torch.bool else tokens.flatten().long()
+
+
+SUITES: Mapping[str, Callable[[int, int], list[Example]]] = {"scenes": scenes}
+
+
+def load_suite(name: str, samples: int, seed: int) -> list[Example]:
+    """Return the examples of a suite.
+
+    Raises
+    ------
+    UnknownSuiteError
+        No suite of this name.
+    """
+    if name not in SUITES:
+        raise UnknownSuiteError(f"no suite '{name}'; there are {', '.join(SUITES)}")
+    if samples < 1:
+        raise UnknownSuiteError(f"a suite needs at least one sample, got {samples}")
+    return SUITES[name](samples, seed)
+
+
+def suite_fingerprint(examples: list[Example]) -> str:
+    """Return a short hash of questions, answers and pixels."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(f"{example.index} {example.task} {example.question} {example.answer}".encode())
+        digest.update(example.image.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def normalise(answer: str) -> str:
+    """Return an answer as it is compared: lower case, single blanks, no closing punctuation."""
+    return re.sub(r"\s+", " ", answer).strip().strip(".!,;:").strip().lower()
+
+
+def is_correct(answer: str, truth: str) -> bool:
+    """Say whether an answer matches the truth exactly, once both are normalised."""
+    return normalise(answer) == normalise(truth)

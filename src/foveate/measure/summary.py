@@ -1,0 +1,90 @@
+"""From answers to figures: accuracy, accuracy kept, and the budget that was really spent."""
+
+from collections import Counter
+from typing import Any
+
+from foveate.measure.arms import DOWNSAMPLE, RANDOM, Arm
+from foveate.measure.statistics import LEVEL, RESAMPLES, accuracy_gap, accuracy_kept
+
+Rows = list[dict[str, Any]]
+DOWNSAMPLE_NOTE = (
+    "downsample gives the processor an image with that share of the pixels. Where visual tokens stay at 100 %, the "
+    "processor scaled it back up: the same information budget, no token saved."
+)
+
+
+def summarise(answered: list[tuple[Arm, Rows]], seed: int) -> dict[str, Any]:
+    """Return the summary of all arms, the dense one first.
+
+    Parameters
+    ----------
+    answered : list of (Arm, rows)
+        Answers of each arm, all to the same questions in the same order.
+    seed : int
+        Of the bootstrap.
+    """
+    dense = answered[0][1]
+    random = {arm.keep: rows for arm, rows in answered if arm.spec is not None and arm.spec.name == RANDOM}
+    tasks = list(dict.fromkeys(row["task"] for row in dense))
+    return {
+        "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": seed, "paired": True},
+        "tasks": tasks,
+        "arms": [_arm(arm, rows, dense, random.get(arm.keep), tasks, seed) for arm, rows in answered],
+        "notes": [DOWNSAMPLE_NOTE] if any(arm.method == DOWNSAMPLE for arm, _ in answered) else [],
+    }
+
+
+def _arm(arm: Arm, rows: Rows, dense: Rows, random: Rows | None, tasks: list[str], seed: int) -> dict[str, Any]:
+    skipped = Counter(row["skipped"] for row in rows if row["skipped"])
+    return {
+        "arm": arm.label,
+        "method": arm.method,
+        "keep": None if arm.own_budget else arm.keep,
+        "measured": _measured(arm, rows, dense),
+        "skipped": {"questions": sum(skipped.values()), "reasons": dict(skipped)},
+        **_accuracy(rows, dense, seed),
+        "over_random": None if random is None or random is rows else _gap(rows, random, seed),
+        "tasks": {task: _accuracy(_only(rows, task), _only(dense, task), seed) for task in tasks},
+    }
+
+
+def _measured(arm: Arm, rows: Rows, dense: Rows) -> dict[str, float | None]:
+    measured: dict[str, float | None] = {
+        "visual_tokens": _mean([row["kept"] for row in rows]),
+        "visual_tokens_share": _ratio(sum(row["kept"] for row in rows), sum(row["visual"] for row in dense)),
+        **{
+            share: _mean([row[share] for row in rows])
+            for share in ("mean_tokens_per_layer", "kv_share", "flops_share")
+        },
+    }
+    prompt = _ratio(sum(row["prompt"] for row in rows), sum(row["prompt"] for row in dense))
+    if prompt != 1:  # the processor made fewer tokens: every layer has that many fewer; nobody counted the FLOPs
+        measured |= {"mean_tokens_per_layer": prompt, "kv_share": prompt, "flops_share": None}
+    return measured
+
+
+def _accuracy(rows: Rows, dense: Rows, seed: int) -> dict[str, Any]:
+    right, reference = [row["correct"] for row in rows], [row["correct"] for row in dense]
+    return {
+        "questions": len(right),
+        "right": sum(right),
+        "accuracy": sum(right) / len(right),
+        "accuracy_kept": accuracy_kept(right, reference, seed=seed).to_dict(),
+    }
+
+
+def _gap(rows: Rows, other: Rows, seed: int) -> dict[str, float | None]:
+    return accuracy_gap([row["correct"] for row in rows], [row["correct"] for row in other], seed=seed).to_dict()
+
+
+def _only(rows: Rows, task: str) -> Rows:
+    return [row for row in rows if row["task"] == task]
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def _ratio(top: float, bottom: float) -> float:
+    return top / bottom if bottom else 1.0
