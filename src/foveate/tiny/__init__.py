@@ -1,0 +1,43 @@
+"""The embedded model: a small, real LLaVA that ships with the package, its scenes, its questions and its training."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .heldout import held_out as held_out
+    from .model import load as load
+    from .model import prompt as prompt
+    from .questions import TASKS as TASKS
+    from .questions import Question as Question
+    from .questions import ask as ask
+    from .questions import evidence_tokens as evidence_tokens
+    from .scenes import Scene as Scene
+    from .scenes import make_scene as make_scene
+
+_WHERE = {
+    "TASKS": "questions",
+    "Question": "questions",
+    "Scene": "scenes",
+    "ask": "questions",
+    "evidence_tokens": "questions",
+    "held_out": "heldout",
+    "load": "model",
+    "make_scene": "scenes",
+    "prompt": "model",
+}
+
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    if name in {"check", "questions", "scenes", "textures", "train", "vocabulary"}:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
