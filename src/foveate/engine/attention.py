@@ -30,12 +30,13 @@ def _tapped_get_interface(self: AttentionInterface, attn_implementation: str, de
     if not listeners:
         return function
 
-    def tapped(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
+    def tapped(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         listener = listeners.get(module)
         if listener is not None:
+            query, key, _, mask = args if len(args) == 4 else (*args, kwargs["attention_mask"])
             with torch.no_grad():
                 listener(query, key, mask, kwargs)
-        return function(module, query, key, value, mask, *args, **kwargs)
+        return function(module, *args, **kwargs)
 
     return tapped
 

@@ -52,10 +52,14 @@ def cut(hidden: Tensor, frame: Frame, pruner: Pruner, layer: int, last: bool, al
     stay = torch.zeros_like(visual).scatter(1, columns, keep) | _others(frame, places, visual, leaving)
     lengths = [text + visible + frame.extra - leaving for text, visible in zip(frame.record.text, kept)]
     picked = align_right(stay, max(lengths))
-    alive = None if min(lengths) == max(lengths) else stay.gather(1, picked)
+    left = places.gather(1, picked)
+    alive = None
+    if min(lengths) != max(lengths):
+        alive = stay.gather(1, picked)
+        left = left.masked_fill(~alive, 0)  # any place will do, but one that every tensor has
     frame.counts = kept
     frame.extra -= leaving
-    frame.cut(places.gather(1, picked), alive)
+    frame.cut(left, alive)
     return gather_positions(hidden, picked, 1), True
 
 

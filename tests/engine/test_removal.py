@@ -1,0 +1,146 @@
+"""Tokens leave for real: hidden states, rotary tables, masks, KV cache; positions of what stays do not move."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from foveate import DivPrune, FastV, GreedyPrune, Random
+from tests.laws.methods import Ladder
+from tests.tiny_models import BUILDERS, IMAGE, LAYERS, build, generate, inputs
+
+
+def lengths(cache) -> list[int]:
+    return [layer.keys.shape[-2] for layer in cache.layers]
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_kv_cache_lengths_per_layer(family, attention):
+    batch = inputs(family, "one image")
+    prompt = batch["input_ids"].shape[1]
+    visual = int((batch["input_ids"] == IMAGE).sum())
+    kept = round(0.25 * visual)
+    for layer in (0, 2, 5):
+        with Random(keep=0.25, layer=layer)(build(family, attention)) as pruned:
+            out = generate(pruned.model, batch, 4)
+        full, short = prompt + 3, prompt - visual + kept + 3  # the last token is never fed back
+        assert lengths(out.past_key_values) == [full] * layer + [short] * (LAYERS - layer)
+        assert [cached.get_seq_length() for cached in out.past_key_values.layers] == [full] * LAYERS
+
+
+def test_three_stages_and_compaction():
+    batch = inputs("llava", "one image")  # 9 text and 16 visual tokens
+    with Ladder(cuts=(1, 3, 5))(build("llava")) as pruned:
+        out = generate(pruned.model, batch, 1)
+    kept = [len(stage.kept[0]) for stage in pruned.report.stages]
+    assert 16 > kept[0] > kept[1] > kept[2]
+    expected = [9 + count for count in [16, kept[0], kept[0], kept[1], kept[1], kept[2]]]
+    assert lengths(out.past_key_values) == expected
+    assert pruned.report.tokens_per_layer == [count - 9 for count in expected]
+    with Ladder(cuts=(1, 3, 5), compact_cache=True)(build("llava")) as pruned:
+        out = generate(pruned.model, batch, 1)
+    assert lengths(out.past_key_values) == [9 + kept[2]] * LAYERS
+    assert pruned.report.kv_share == kept[2] / 16
+    assert pruned.report.mean_tokens_per_layer == pytest.approx(sum(expected) / LAYERS / 16 - 9 / 16)
+
+
+def test_ragged_batch_is_as_long_as_its_longest_sample():
+    batch = inputs("llava", [[40, None], [3, None, None, None]])  # 56 and 51 tokens dense
+    with Random(keep=4)(build("llava")) as pruned:
+        out = generate(pruned.model, batch, 1)
+    assert lengths(out.past_key_values) == [44] * LAYERS  # padding in front of the second sample has gone too
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_layers_see_short_sequences_at_their_old_positions(family):
+    model = build(family)
+    batch = inputs(family, "two images")
+    seen: dict[str, list] = {"dense": [], "pruned": []}
+
+    def record(run):
+        def hook(module, args, kwargs):
+            if args[0].shape[1] > 1:
+                seen[run].append((args[0].shape[1], kwargs["position_embeddings"]))
+
+        return hook
+
+    with torch.no_grad():
+        handle = model.get_decoder().layers[3].register_forward_pre_hook(record("dense"), with_kwargs=True)
+        generate(model, batch, 1)
+        handle.remove()
+        with DivPrune(keep=0.3, layer=3)(model) as pruned:
+            handle = model.get_decoder().layers[3].register_forward_pre_hook(record("pruned"), with_kwargs=True)
+            generate(model, batch, 1)
+            handle.remove()
+    (length, tables), (short, picked) = seen["dense"][0], seen["pruned"][0]
+    stay = batch["input_ids"][0] != IMAGE
+    stay[pruned.report.stages[0].kept[0]] = True
+    assert short == int(stay.sum()) < length
+    for table, small in zip(tables, picked, strict=True):
+        assert torch.equal(table[..., stay, :], small)
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("pruner", [FastV(keep=0.3), GreedyPrune(keep=0.3, layer=0)], ids=lambda pruner: pruner.name)
+def test_plain_forward_prunes_too_and_keeps_its_output_shape(family, pruner):
+    model, batch = build(family), inputs(family, "ragged")
+    with torch.no_grad(), pruner(model) as pruned:
+        out = model(**batch)
+    assert out.logits.shape[:2] == batch["input_ids"].shape
+    assert lengths(out.past_key_values)[-1] < batch["input_ids"].shape[1]
+    with pruner(model) as again:
+        generated = generate(model, batch, 1)
+    assert again.report.stages[0].kept[0].tolist() == pruned.report.stages[0].kept[0].tolist()
+    torch.testing.assert_close(out.logits[:, -1], generated.logits[0], atol=1e-5, rtol=0)
+
+
+def test_labels_anchor_the_question():
+    """Scoring an answer chooses the tokens that generating it chose, though the prompt is no longer last."""
+    model, batch = build("llava"), inputs("llava", "one image")
+    pruner = FastV(keep=0.3)
+    with pruner(model) as pruned:
+        answer = generate(model, batch, 5).sequences
+    chosen = pruned.report.stages[0].kept[0]
+    prompt = batch["input_ids"].shape[1]
+    labels = answer.clone()
+    labels[:, :prompt] = -100
+    with torch.no_grad(), pruner(model) as pruned:
+        model(input_ids=answer, pixel_values=batch["pixel_values"], labels=labels)
+    assert torch.equal(pruned.report.stages[0].kept[0], chosen)
+
+
+def test_gradients_flow_through_the_kept_tokens():
+    model, batch = build("llava"), inputs("llava", "ragged")
+    with Random(keep=0.3, layer=2)(model):
+        loss = model(**batch).logits.square().mean()
+    loss.backward()
+    gradient = model.get_decoder().layers[4].mlp.up_proj.weight.grad
+    model.zero_grad()
+    assert torch.isfinite(gradient).all()
+    assert gradient.abs().sum() > 0
+
+
+def test_beams_with_and_without_cache_agree():
+    """Random ignores the question, so a run without a cache prunes the same at every step."""
+    for family in ("llava", "qwen2_5_vl"):
+        model, batch = build(family), inputs(family, "ragged")
+        with Random(keep=0.4, layer=2)(model):
+            cached = generate(model, batch, 4, num_beams=3)
+            recomputed = generate(model, batch, 4, num_beams=3, use_cache=False)
+        assert torch.equal(cached.sequences, recomputed.sequences)
+
+
+def test_second_turn_on_a_pruned_cache():
+    model, batch = build("llava"), inputs("llava", "one image")
+    with Random(keep=0.3, layer=2)(model) as pruned:
+        first = generate(model, batch, 3)
+        more = torch.cat([first.sequences, torch.tensor([[5, 6, 7]])], 1)
+        mask = torch.ones_like(more)
+        second = generate(
+            model, {"input_ids": more, "attention_mask": mask}, 3, past_key_values=first.past_key_values
+        )
+        whole = generate(model, {**batch, "input_ids": more, "attention_mask": mask}, 3)
+    assert len(pruned.report.prefills) == 2  # the turn without an image is none
+    for ours, theirs in zip(second.logits, whole.logits, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
