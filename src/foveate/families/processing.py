@@ -15,9 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from transformers import AutoConfig, AutoProcessor, ProcessorMixin
 from transformers.utils import is_torchvision_available
+from transformers.video_processing_utils import BaseVideoProcessor
 
 from foveate.errors import ModelNotReachable
 
@@ -28,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 class _ImagesOnly(ProcessorMixin):
     """A Qwen-VL processor without its video processor; everything else is inherited."""
+
+    # what the folder says about videos: nothing here reads it, but it must not be lost on saving
+    video_settings: dict[str, Any] | None = None
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **kwargs: Any):
         # Both the base of the Qwen classes and newer versions of it read these names; the Qwen classes set them in the
@@ -47,8 +57,17 @@ class _ImagesOnly(ProcessorMixin):
 
     def __call__(self, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any) -> Any:
         if videos is not None:
-            raise ImportError("this processor was loaded without torchvision and knows images only; install torchvision")
+            raise ImportError(
+                "this processor was loaded without torchvision and knows images only; install torchvision"
+            )
         return super().__call__(images=images, text=text, **kwargs)
+
+    def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        settings = super().to_dict(*args, **kwargs)
+        settings.pop("video_settings", None)
+        if self.video_settings is not None:
+            settings["video_processor"] = self.video_settings
+        return settings
 
 
 class Qwen2VLProcessor(_ImagesOnly, transformers.Qwen2VLProcessor):
@@ -72,6 +91,25 @@ IMAGES_ONLY: dict[str, type[_ImagesOnly]] = {
     "qwen2_5_vl": Qwen2_5_VLProcessor,
     "qwen3_vl": Qwen3VLProcessor,
     "qwen3_vl_moe": Qwen3VLProcessor,
+}
+# the first that fits: GatedRepoError is a RepositoryNotFoundError
+WHY_MISSING: dict[type[Exception], str] = {
+    GatedRepoError: (
+        "the Hub gives {name!r} only to whom its owner admits: ask for access on its page, then log in with "
+        "`hf auth login`"
+    ),
+    RevisionNotFoundError: "the Hub has {name!r}, but not in the revision asked for: check `revision`",
+    RepositoryNotFoundError: (
+        "{name!r} is no folder here, and the Hub has no such model that you may read: check the name, and for a "
+        "private model log in with `hf auth login`"
+    ),
+    LocalEntryNotFoundError: (
+        "{name!r} is no folder here and not in the Hub's cache, and the Hub did not answer: check the network (and "
+        "HF_HUB_OFFLINE), or fetch it elsewhere with `hf download {name} --local-dir FOLDER` and give FOLDER"
+    ),
+    HFValidationError: (
+        "{name!r} is neither a folder here nor the form of a Hub id, such as 'Qwen/Qwen2.5-VL-3B-Instruct'"
+    ),
 }
 # what says where files lie; the rest of from_pretrained's options say how to process
 WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -97,18 +135,20 @@ def load_processor(name_or_folder: str | os.PathLike[str], **kwargs: Any) -> Any
     ------
     ModelNotReachable
         There is no such folder, or the Hub did not answer or has no such model.
+    ImportError
+        Something other than torchvision is missing; or torchvision is, and transformers is older than 5.5.
     """
     with explain_missing(name_or_folder):
-        try:
+        images_only = None if is_torchvision_available() else _images_only(name_or_folder, **kwargs)
+        if images_only is None:
             return AutoProcessor.from_pretrained(name_or_folder, **kwargs)
-        except ImportError as error:
-            # Anything else that is missing (a tokenizer's library, say) is not ours to work around.
-            if is_torchvision_available() or "torchvision" not in str(error).lower():
-                raise
-            images_only = _images_only(name_or_folder, **kwargs)
-            if images_only is None:
-                raise
+        if getattr(transformers.Qwen2VLImageProcessorPil, "is_dummy", False):
+            raise ImportError(
+                f"transformers {transformers.__version__} needs torchvision for the images of {name_or_folder}: "
+                "install transformers>=5.5, or torchvision"
+            )
         processor = images_only.from_pretrained(name_or_folder, **kwargs)
+        processor.video_settings = _video_settings(name_or_folder, **kwargs)
     logger.warning("torchvision is not installed: %s is loaded for images only, without videos", name_or_folder)
     return processor
 
@@ -145,34 +185,26 @@ def _looks_like_a_path(name: str) -> bool:
 
 
 def _why_missing(name: str, error: BaseException) -> str | None:
+    """One sentence on why nothing was found, or None: something was found and `error` is about that."""
     if os.path.isdir(name):
         if any(Path(name).glob("*.json")):
             return None
-        return f"the folder {name!r} holds no model: no *.json file that save_pretrained would have written is in it"
+        return f"the folder {name!r} holds no model: it has none of the *.json files that save_pretrained writes"
     chain = [error]
     while (earlier := chain[-1].__cause__ or chain[-1].__context__) is not None and earlier not in chain:
         chain.append(earlier)
-    # in this order: GatedRepoError is a RepositoryNotFoundError
-    if any(isinstance(link, GatedRepoError) for link in chain):
-        return (
-            f"the Hub gives {name!r} only to whom its owner admits: ask for access on its page, then log in with "
-            "`hf auth login`"
-        )
-    if any(isinstance(link, RevisionNotFoundError) for link in chain):
-        return f"the Hub has {name!r}, but not in the revision asked for: check `revision`"
-    if any(isinstance(link, RepositoryNotFoundError) for link in chain):
-        return (
-            f"{name!r} is no folder here, and the Hub has no such model that you may read: check the name, and for a "
-            "private model log in with `hf auth login`"
-        )
-    return (
-        f"{name!r} is no folder here and not in the Hub's cache, and the Hub did not answer: check the network (and "
-        f"HF_HUB_OFFLINE), or fetch it elsewhere with `hf download {name} --local-dir FOLDER` and give FOLDER"
-    )
+    for kind, reason in WHY_MISSING.items():
+        if any(isinstance(link, kind) for link in chain):
+            return reason.format(name=name)
+    return None
+
+
+def _where(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in kwargs.items() if key in WHERE}
 
 
 def _images_only(name_or_folder: str | os.PathLike[str], **kwargs: Any) -> type[_ImagesOnly] | None:
-    where = {key: value for key, value in kwargs.items() if key in WHERE}
+    where = _where(kwargs)
     named, _ = ProcessorMixin.get_processor_dict(name_or_folder, **where)
     if (processor_class := named.get("processor_class")) is not None:
         return IMAGES_ONLY.get(processor_class)
@@ -180,3 +212,15 @@ def _images_only(name_or_folder: str | os.PathLike[str], **kwargs: Any) -> type[
         return IMAGES_ONLY.get(AutoConfig.from_pretrained(name_or_folder, **where).model_type)
     except (OSError, ValueError):  # no config.json, or of a model that transformers does not know
         return None
+
+
+def _video_settings(name_or_folder: str | os.PathLike[str], **kwargs: Any) -> dict[str, Any] | None:
+    try:
+        settings, _ = BaseVideoProcessor.get_video_processor_dict(name_or_folder, **_where(kwargs))
+    except OSError:  # it says nothing about videos
+        return None
+    if (image_type := settings.pop("image_processor_type", None)) is not None:
+        # older folders have one file for both, which names the image processor
+        settings.setdefault("video_processor_type", image_type.replace("ImageProcessor", "VideoProcessor"))
+    settings.pop("processor_class", None)
+    return settings

@@ -1,0 +1,127 @@
+"""What differs between the families: image boundaries, deep-stack features, parts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from foveate import GreedyPrune, Random
+from foveate.engine.prompt import last_prompt_token, number_images
+from foveate.families import FAMILIES, family_of, visual_mask
+from tests.tiny_models import BUILDERS, IMAGE, build, generate, inputs
+
+
+def test_every_listed_family_has_a_tiny_model():
+    assert set(FAMILIES) == set(BUILDERS)
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_parts(family):
+    model = build(family)
+    parts = family_of(model).parts(model)
+    assert parts.base is model.model
+    assert parts.decoder is model.model.language_model
+    assert len(parts.layers) == len(parts.attention) == 6
+    assert IMAGE in parts.visual_ids
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("layout", ["two images", "ragged", "ragged with text only", "adjacent images"])
+@pytest.mark.parametrize("how", ["generate", "forward"])
+def test_per_image_counts(family, layout, how):
+    """Images are told apart also where no text stands between them."""
+    model, batch = build(family), inputs(family, layout)
+    with Random(keep=0.5)(model) as pruned, torch.no_grad():
+        if how == "generate":
+            generate(model, batch, 1)
+        else:
+            model(**batch)
+    sizes = [16] * 9 if family == "llava" else [24, 36] * 5
+    stage, image = pruned.report.stages[0], 0
+    for kept, dense, split in zip(stage.kept, stage.dense, stage.per_image, strict=True):
+        assert sum(number for number, _ in split) == len(kept)
+        assert sum(number for _, number in split) == dense
+        for _, number in split:
+            assert number == sizes[image]
+            image += 1
+    assert image == {"two images": 2, "ragged": 4, "ragged with text only": 3, "adjacent images": 2}[layout]
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("keep", [0.25, 5])
+def test_budget_per_image(family, keep):
+    model, batch = build(family), inputs(family, "ragged")
+    with GreedyPrune(keep=keep, per="image")(model) as pruned:
+        generate(model, batch, 1)
+    for split in pruned.report.stages[0].per_image:
+        for kept, dense in split:
+            assert kept == (5 if keep == 5 else round(0.25 * dense))
+
+
+def test_beams_repeat_rows_but_not_images():
+    model, batch = build("llava"), inputs("llava", "ragged with text only")
+    with Random(keep=0.5)(model) as pruned:
+        generate(model, batch, 2, num_beams=2)
+    assert [len(split) for split in pruned.report.stages[0].per_image] == [2, 2, 0, 0, 1, 1]
+
+
+def test_image_numbers():
+    visual = torch.tensor([[0, 1, 1, 1, 0, 1], [1, 1, 0, 0, 0, 0]]).bool()
+    assert number_images(visual, [4, 2], [1, 3, 2]).tolist() == [[-1, 0, 1, 1, -1, 1], [0, 0, -1, -1, -1, -1]]
+    assert number_images(visual, [4, 2], None).tolist() == [[-1, 0, 0, 0, -1, 1], [0, 0, -1, -1, -1, -1]]
+    assert number_images(visual, [4, 2], [3, 3]).tolist() == number_images(visual, [4, 2], None).tolist()
+
+
+def test_last_prompt_token():
+    tokens = torch.zeros(2, 5)
+    prompt = torch.tensor([[1, 1, 1, 0, 0], [0, 1, 1, 1, 1]]).bool()
+    labels = torch.tensor([[-100, -100, 3, 4, -100], [-100, -100, -100, -100, -100]])
+    assert last_prompt_token(5, None, None, tokens).tolist() == [4, 4]
+    assert last_prompt_token(5, prompt, None, tokens).tolist() == [2, 4]
+    assert last_prompt_token(5, prompt, labels, tokens).tolist() == [1, 4]
+
+
+def test_visual_mask_trusts_token_types_and_finds_embeddings():
+    model = build("llava")
+    parts = family_of(model).parts(model)
+    ids = torch.tensor([[5, IMAGE, IMAGE, 7, IMAGE]])
+    types = torch.tensor([[0, 1, 1, 0, 0]])  # the last one was sampled
+    assert visual_mask(parts, {"input_ids": ids}).tolist() == [[False, True, True, False, True]]
+    assert visual_mask(parts, {"input_ids": ids, "mm_token_type_ids": types}).tolist() == [
+        [False, True, True, False, False]
+    ]
+    embeds = model.get_input_embeddings()(ids)
+    assert visual_mask(parts, {"inputs_embeds": embeds}).tolist() == [[False, True, True, False, True]]
+    assert visual_mask(parts, {"input_ids": ids[:, :1]}) is None
+
+
+def test_deep_stack_features_follow_the_kept_tokens():
+    """Without the family's difference the features no longer fit; with it a late and an early stage agree with it."""
+    model, batch = build("qwen3_vl"), inputs("qwen3_vl", "ragged")
+    added = {}
+
+    def record(run):
+        def hook(module, args, output):
+            added[run] = output
+
+        return hook
+
+    decoder = model.get_decoder()
+    with torch.no_grad():
+        handle = decoder.layers[0].register_forward_pre_hook(lambda _, args: added.setdefault("first", args[0]))
+        with Random(keep=1.0, layer=0)(model):
+            model(**batch)
+        handle.remove()
+        inputs_of_second = {}
+        for keep in (1.0, 0.5):
+            handle = decoder.layers[1].register_forward_pre_hook(
+                lambda _, args, keep=keep: inputs_of_second.update({keep: args[0]})
+            )
+            with Random(keep=keep, layer=1)(model) as pruned:
+                model(**batch)
+            handle.remove()
+    kept = pruned.report.stages[0].kept[1]  # the longest sample, so without padding
+    stay = torch.cat([kept, (batch["input_ids"][1] != IMAGE).nonzero()[:, 0]]).sort().values
+    short = inputs_of_second[0.5][1]
+    if short.shape[0] == stay.shape[0]:
+        assert torch.equal(short, inputs_of_second[1.0][1][stay])
