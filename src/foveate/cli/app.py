@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from foveate import __version__
-from foveate.cli import demo, eval, list, run, train
+from foveate.cli import demo, eval, list, run
 from foveate.cli.console import complain
 from foveate.errors import FoveateError
 
@@ -50,7 +50,6 @@ app.command("demo")(demo.demo)
 app.command("run")(run.run)
 app.command("list")(list.list_)
 app.command("eval")(eval.eval_)
-app.add_typer(train.app, name="train")
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from foveate.cli.options import JsonFile, Keep, Method, MethodOptions
 
 def demo(
     method: Method = "greedyprune",
-    keep: Keep = 0.25,
+    keep: Keep = "0.25",
     option: MethodOptions = None,
     questions: Annotated[int, typer.Option(min=1, max=90, help="How many questions.")] = 9,
     seed: Annotated[int, typer.Option(min=0, help="Of the scenes and questions.")] = 1,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from foveate.cli.console import console, progress, quiet_loading, say, show_table, warn, write_json
+from foveate.cli.console import complain, console, progress, quiet_loading, say, show_table, warn, write_json
 from foveate.cli.options import Device, DType, JsonFile
 from foveate.errors import BudgetError
 
@@ -39,7 +39,7 @@ def eval_(
     from foveate.measure.evaluate import RESULT, TABLES, Settings, evaluate
     from foveate.measure.loading import load_model
     from foveate.measure.spec import parse_methods
-    from foveate.measure.table import markdown, result_notes, result_tables
+    from foveate.measure.table import NOT_PRUNED, OFF_BUDGET, markdown, result_notes, result_tables
 
     settings = Settings(
         methods=tuple(parse_methods(methods)),
@@ -57,19 +57,21 @@ def eval_(
         loaded = load_model(model, device, dtype)
     with progress() as bar:
         task = bar.add_task("preparing", total=None)
-        result = evaluate(
-            loaded,
-            settings,
-            out,
-            fresh,
-            lambda arm, done, total: bar.update(task, description=arm, completed=done, total=total),
-        )
+
+        def advance(arm: str, done: int, total: int) -> None:
+            bar.update(task, description=arm, completed=done, total=total)
+
+        try:
+            result = evaluate(loaded, settings, out, fresh, advance)
+        except KeyboardInterrupt:
+            complain(f"stopped; what was answered is in {out}, and the same command continues there")
+            raise typer.Exit(130) from None
     write_json(out / RESULT, result)
     (out / TABLES).write_text(markdown(result), encoding="utf-8")
     for table in result_tables(result):
         show_table(table.title, table.columns, table.rows)
     for note in result_notes(result):
-        (warn if note.startswith("NOT PRUNED") else say)(note)
+        (warn if note.startswith((NOT_PRUNED, OFF_BUDGET)) else say)(note)
     say(f"result: {out / RESULT}, tables: {out / TABLES}")
     if json_file:
         write_json(json_file, result)

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 Method = Annotated[str, typer.Option("--method", "-m", help="A method of `foveate list methods`.")]
-Keep = Annotated[float, typer.Option("--keep", "-k", help="Share of the visual tokens to keep, over 0, at most 1.")]
+# text, which tells a count (49) from a share (1.0)
+Keep = Annotated[str, typer.Option("--keep", "-k", help="Visual tokens to keep: a share such as 0.22, or a count.")]
 MethodOptions = Annotated[
     list[str] | None, typer.Option("--option", "-o", metavar="NAME=VALUE", help="An option of the method; repeatable.")
 ]

@@ -14,7 +14,7 @@ def run(
     image: Annotated[list[str] | None, typer.Option("--image", "-i", help="A file or URL; repeatable.")] = None,
     model: Annotated[str, typer.Option(help="A Hub id, a folder, or `tiny`, the embedded model.")] = "tiny",
     method: Method = "greedyprune",
-    keep: Keep = 0.22,
+    keep: Keep = "0.22",
     option: MethodOptions = None,
     overlay: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture of the kept tokens.")] = None,
     json_file: JsonFile = None,
@@ -40,6 +40,7 @@ def run(
     picture = _show(batch, loaded, images, overlay)
     if json_file:
         found = {
+            "format": "foveate-run-1",
             "model": model,
             "prompt": prompt,
             "images": image or [],
@@ -49,14 +50,14 @@ def run(
         write_json(json_file, found | {"report": batch.report.to_dict(), "overlay": picture})
 
 
-def make_pruner(method: str, keep: float, options: list[str]) -> Any:
+def make_pruner(method: str, keep: str, options: list[str]) -> Any:
     """Return the pruner that the options of a command describe."""
     from foveate import make
-    from foveate.measure.spec import has_option, parse_options
+    from foveate.measure.spec import has_option, parse_options, parse_value
 
     given = parse_options(options)
     # a method without `keep` finds its budget itself
-    return make(method, **({"keep": keep, **given} if has_option(method, "keep") else given))
+    return make(method, **({"keep": parse_value(keep), **given} if has_option(method, "keep") else given))
 
 
 def _show(batch: Any, loaded: Any, images: list[Any], overlay: Path | None) -> str | None:

@@ -1,7 +1,7 @@
 """What is compared: the dense model, the two baselines, and each method at each budget."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from foveate.errors import BudgetError, UnknownMethodError
@@ -59,10 +59,9 @@ class Arm:
         options = dict(self.spec.options) if self.own_budget else {**self.spec.options, "keep": self.keep}
         if self.spec.name == Evidence.name:
             return _evidence(options, seed, masks)
-        pruner = make(self.spec.name, **options)
         if has_option(self.spec.name, "seed"):
-            pruner = replace(pruner, seed=seed + (pruner.seed or 0))
-        return pruner
+            options["seed"] = seed + options.get("seed", 0)
+        return make(self.spec.name, **options)
 
 
 def _evidence(options: dict[str, Any], seed: int, masks: Any) -> Any:

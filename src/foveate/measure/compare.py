@@ -52,7 +52,7 @@ class Comparison:
         return [(len(positions), dense) for positions, dense in zip(last.kept, last.dense, strict=True)]
 
     def draw(self, path: Path) -> Path:
-        """Write the picture of the kept tokens: a row for each question, two beside each other."""
+        """Write the picture of the kept tokens: a row for each question, two or three beside each other."""
         rows, captions = [], []
         for at, example in enumerate(self.examples):
             image = seen_image(self.loaded.processor, self.dense.inputs, at, example.image)
@@ -60,7 +60,7 @@ class Comparison:
             rows.append(overlay_row(image, self.prefill.stages, grid, at))
             answers = f"dense: {self.dense.texts[at]}, pruned: {self.pruned.texts[at]}"
             captions.append(f"{example.question}   {answers}")
-        return draw_panels(rows, path, captions, columns=2)
+        return draw_panels(rows, path, captions, columns=2 if len(rows) % 3 else 3)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("foveate", "torch", "transformers", "tokenizers", "numpy", "pillow")
+import foveate
+
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow")
 
 DECIDING_CODE = (
     "engine/**/*.py",
@@ -24,12 +26,12 @@ DECIDING_CODE = (
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide an answer."""
-    found = {"python": platform.python_version()}
+    found = {"foveate": foveate.__version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed as a package"
+            found[package] = "unknown"
     return found
 
 

@@ -108,7 +108,11 @@ def evaluate(
         "command": environment.command(),
         "configuration": shared,
         "machine": environment.machine(loaded.model.device),
-        "settings": {**asdict(settings), "methods": [str(spec) for spec in settings.methods]},
+        "settings": {
+            **asdict(settings),
+            "methods": [str(spec) for spec in settings.methods],
+            "keeps": list(settings.keeps),
+        },
         **summarise([(arm, journal.arm(arm.label, order)) for arm in arms], settings.seed),
     }
 

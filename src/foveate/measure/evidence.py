@@ -1,4 +1,4 @@
-"""The oracle keeps the tokens that the answer lies under: a yardstick and no method, since it is told where that is."""
+"""The oracle: keeps the tokens that the answer lies under. A yardstick and no method: it is told where that is."""
 
 from __future__ import annotations
 

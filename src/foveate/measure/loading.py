@@ -74,7 +74,10 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedMo
     if name == TINY:
         from foveate import tiny
 
-        model, processor = tiny.load(dtype=torch.float32 if kind == "auto" else kind)
+        try:
+            model, processor = tiny.load(dtype=kind if isinstance(kind, torch.dtype) else torch.float32)
+        except FileNotFoundError as error:
+            raise LoadError(f"the embedded model is not here: {_line(error)}") from error
         return LoadedModel(name, model.to(place).eval(), processor, _tiny_prompt)
     from transformers import AutoModelForImageTextToText
 
@@ -98,7 +101,7 @@ def _line(error: Exception) -> str:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.accelerator.current_accelerator() or torch.device("cpu")  # type: ignore[no-any-return]
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -51,11 +52,10 @@ def scenes(samples: int, seed: int) -> list[Example]:
     ]
 
 
-def _indices(question: object) -> torch.Tensor:
+def _indices(question: Any) -> torch.Tensor:
     from foveate import tiny
 
-    tokens = torch.as_tensor(tiny.evidence_tokens(question))
-    return tokens.flatten().nonzero().flatten() if tokens.dtype == torch.bool else tokens.flatten().long()
+    return torch.as_tensor(tiny.evidence_tokens(question)).flatten().nonzero().flatten()
 
 
 SUITES: Mapping[str, Callable[[int, int], list[Example]]] = {"scenes": scenes}

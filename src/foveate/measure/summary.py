@@ -24,7 +24,10 @@ def summarise(answered: list[tuple[Arm, Rows]], seed: int) -> dict[str, Any]:
         Of the bootstrap.
     """
     dense = answered[0][1]
-    random = {arm.keep: rows for arm, rows in answered if arm.spec is not None and arm.spec.name == RANDOM}
+    random: dict[float, Rows] = {}
+    for arm, rows in answered:
+        if arm.spec is not None and arm.spec.name == RANDOM:
+            random.setdefault(arm.keep, rows)
     tasks = list(dict.fromkeys(row["task"] for row in dense))
     return {
         "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": seed, "paired": True},

@@ -3,6 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+from foveate.measure.arms import DOWNSAMPLE
+
+NOT_PRUNED, OFF_BUDGET = "NOT PRUNED", "OFF BUDGET"
+FAR_OFF = 0.03  # share of the visual tokens by which an arm may miss what was asked for, before a note says so
+
 
 @dataclass(frozen=True)
 class Cells:
@@ -31,6 +36,8 @@ def percent(share: float | None, digits: int = 1) -> str:
 def _interval(figure: dict[str, float | None]) -> str:
     if figure["value"] is None:
         return "–"
+    if figure["low"] == figure["high"]:
+        return percent(figure["value"])
     return f"{100 * figure['value']:.1f} % [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"  # type: ignore[operator]
 
 
@@ -90,8 +97,11 @@ def result_notes(result: dict[str, Any]) -> list[str]:
         *result["notes"],
     ]
     for arm in result["arms"]:
+        share = arm["measured"]["visual_tokens_share"]
+        if arm["keep"] and arm["method"] != DOWNSAMPLE and abs(share - arm["keep"]) > FAR_OFF:
+            notes.append(f"{OFF_BUDGET}: {arm['arm']} kept {percent(share)} of the visual tokens")
         for reason, count in arm["skipped"]["reasons"].items():
-            notes.append(f"NOT PRUNED: {arm['arm']}, {count} of {arm['questions']} questions: {reason}")
+            notes.append(f"{NOT_PRUNED}: {arm['arm']}, {count} of {arm['questions']} questions: {reason}")
     return notes
 
 

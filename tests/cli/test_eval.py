@@ -1,0 +1,74 @@
+import json
+
+import pytest
+
+from foveate.measure.evaluate import RESULT, TABLES
+from tests.cli.test_run import in_one_line
+
+pytestmark = pytest.mark.usefixtures("words_suite")
+
+
+@pytest.fixture
+def evaluate(run, llava_folder, tmp_path):
+    def invoke(*arguments):
+        few = ("--suite", "words", "--samples", 4, "--max-new-tokens", 2, "--out", tmp_path / "out")
+        return run("eval", "--model", llava_folder, *few, *arguments)
+
+    return invoke
+
+
+def test_result_tables_and_json(evaluate, tmp_path):
+    found = evaluate(
+        "--methods", "greedyprune:layer=0,threshold=0.7,fastv", "--keep", "0.5", "--json", tmp_path / "r.json"
+    )
+    assert found.exit_code == 0, found.output
+    data = json.loads((tmp_path / "r.json").read_text())
+    assert data == json.loads((tmp_path / "out" / RESULT).read_text())
+    assert data["format"] == "foveate-eval-1"
+    labels = [arm["arm"] for arm in data["arms"]]
+    assert labels == [
+        "dense",
+        "downsample @ 0.5",
+        "random @ 0.5",
+        "greedyprune:layer=0,threshold=0.7 @ 0.5",
+        "fastv @ 0.5",
+    ]
+    page = (tmp_path / "out" / TABLES).read_text()
+    for label in labels:
+        assert label in found.output
+        assert label in page
+
+
+def test_a_stopped_run_says_how_to_go_on(evaluate, tmp_path, monkeypatch):
+    from foveate.measure import evaluate as module
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_answer", stop)
+        stopped = evaluate("--keep", "0.5")
+    assert stopped.exit_code == 130
+    assert "the same command continues" in stopped.output
+    assert evaluate("--keep", "0.5").exit_code == 0
+
+
+def test_another_configuration_in_the_same_folder(evaluate):
+    assert evaluate("--keep", "0.5").exit_code == 0
+    in_one_line(evaluate("--keep", "0.5", "--seed", 1), "seed", "--fresh")
+    assert evaluate("--keep", "0.5", "--seed", 1, "--fresh").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("--methods", "nope"), "nope"),
+        (("--methods", "greedyprune:nope=1"), "nope"),
+        (("--methods", "greedyprune:keep=0.5"), "--keep"),
+        (("--keep", "1.5"), "1.5"),
+        (("--keep", "half"), "half"),
+        (("--suite", "nope"), "words"),
+    ],
+)
+def test_bad_options(evaluate, arguments, word):
+    in_one_line(evaluate(*arguments), word)

@@ -1,0 +1,33 @@
+import json
+
+from foveate.families import FAMILIES
+from foveate.pruners import METHODS
+
+
+def test_everything_is_listed(run, tmp_path):
+    found = run("list", "--json", tmp_path / "list.json")
+    assert found.exit_code == 0, found.output
+    data = json.loads((tmp_path / "list.json").read_text())
+    assert [row["name"] for row in data["methods"]] == list(METHODS)
+    assert [row["model_type"] for row in data["models"]] == list(FAMILIES)
+    for word in [*METHODS, *FAMILIES, "threshold", "fill by saliency", "2506.13166"]:
+        assert word in found.output
+    for method in data["methods"]:
+        assert {"name", "summary", "stage", "needs", "paper", "url", "options"} == set(method)
+        assert all(option["help"] for option in method["options"])
+
+
+def test_one_kind(run):
+    assert "divprune" not in run("list", "models").output
+    assert "Hub" not in run("list", "methods").output
+    assert "qwen3_vl" not in run("list", "methods").output
+
+
+def test_an_unknown_kind(run):
+    assert run("list", "datasets").exit_code == 2
+
+
+def test_output_that_is_no_terminal_is_plain(run):
+    output = run("list").output
+    assert "\x1b" not in output
+    assert not set(output) & set("│━─╭╰┃")

@@ -1,0 +1,69 @@
+import pytest
+
+from foveate.errors import BudgetError, UnknownMethodError
+from foveate.measure.arms import plan_arms
+from foveate.measure.spec import MethodSpec, parse_methods, parse_value
+
+
+def test_options_belong_to_the_method_before_them():
+    assert parse_methods("fastv, greedyprune:layer=0,threshold=0.7,random") == [
+        MethodSpec("fastv"),
+        MethodSpec("greedyprune", {"layer": 0, "threshold": 0.7}),
+        MethodSpec("random"),
+    ]
+
+
+def test_a_list_is_one_value():
+    (spec,) = parse_methods("some:layers=[2,4,8],center=true")
+    assert spec.options == {"layers": [2, 4, 8], "center": True}
+    assert str(spec) == "some:layers=[2,4,8],center=True"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0", 0), ("1.0", 1.0), ("True", True), ("none", None), ("stop", "stop"), ("nan", "nan")]
+)
+def test_values(text, value):
+    assert parse_value(text) == value
+    assert type(parse_value(text)) is type(value)
+
+
+@pytest.mark.parametrize("text", ["layer=0,greedyprune", "greedyprune:layer", "greedyprune:=3"])
+def test_what_is_no_method_list_is_refused(text):
+    with pytest.raises(UnknownMethodError):
+        parse_methods(text)
+
+
+def test_the_baselines_are_always_there_and_dense_is_first():
+    labels = [arm.label for arm in plan_arms(parse_methods("greedyprune"), [0.5, 0.22], None, oracle=False)]
+    assert labels == [
+        "dense",
+        "downsample @ 0.5",
+        "downsample @ 0.22",
+        "random @ 0.5",
+        "random @ 0.22",
+        "greedyprune @ 0.5",
+        "greedyprune @ 0.22",
+    ]
+
+
+def test_one_layer_for_all_but_those_that_say_their_own():
+    arms = plan_arms(parse_methods("greedyprune,divprune:layer=1"), [0.5], 3, oracle=True)
+    layers = {arm.spec.name: arm.pruner().layer for arm in arms if arm.spec}
+    assert layers == {"random": 3, "greedyprune": 3, "divprune": 1, "evidence": 3}
+
+
+def test_a_batch_draws_by_its_seed():
+    (random,) = (arm for arm in plan_arms([], [0.5], None, oracle=False) if arm.method == "random")
+    assert random.pruner(5) == random.pruner(5) != random.pruner(6)
+
+
+@pytest.mark.parametrize("methods", ["nope", "greedyprune:nope=1", "greedyprune:keep=0.3", "evidence:nope=1"])
+def test_a_wrong_method_is_said_before_anything_runs(methods):
+    with pytest.raises(UnknownMethodError):
+        plan_arms(parse_methods(methods), [0.5], None, oracle=False)
+
+
+@pytest.mark.parametrize("keeps", [[], [0.0], [1.0], [0.5, 1.5], [float("nan")], [-0.1]])
+def test_a_wrong_budget_is_said_before_anything_runs(keeps):
+    with pytest.raises(BudgetError):
+        plan_arms([], keeps, None, oracle=False)
