@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from foveate import errors as errors
     from foveate import select as select
     from foveate import tiny as tiny
-    from foveate.engine import attach as attach
+    from foveate.engine.attach import attach as attach
     from foveate.families import load_processor as load_processor
     from foveate.pruners import DivPrune as DivPrune
     from foveate.pruners import FastV as FastV
