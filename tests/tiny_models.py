@@ -162,7 +162,11 @@ def single(family: str, layout: str, row: int) -> dict[str, torch.Tensor]:
     before = sum(segment is None for r in LAYOUTS[layout][:row] for segment in r)
     mine = sum(segment is None for segment in LAYOUTS[layout][row])
     real = whole["attention_mask"][row].bool()
-    alone = {name: whole[name][row : row + 1, real] for name in ("input_ids", "attention_mask", "mm_token_type_ids") if name in whole}
+    alone = {
+        name: whole[name][row : row + 1, real]
+        for name in ("input_ids", "attention_mask", "mm_token_type_ids")
+        if name in whole
+    }
     if mine and family.startswith("qwen"):
         sizes = whole["image_grid_thw"].prod(-1).tolist()
         alone["image_grid_thw"] = whole["image_grid_thw"][before : before + mine]

@@ -131,15 +131,14 @@ def test_beams_with_and_without_cache_agree():
         assert torch.equal(cached.sequences, recomputed.sequences)
 
 
-def test_second_turn_on_a_pruned_cache():
+@pytest.mark.parametrize("layer", [0, 2])
+def test_second_turn_on_a_pruned_cache(layer):
     model, batch = build("llava"), inputs("llava", "one image")
-    with Random(keep=0.3, layer=2)(model) as pruned:
+    with Random(keep=0.3, layer=layer)(model) as pruned:
         first = generate(model, batch, 3)
         more = torch.cat([first.sequences, torch.tensor([[5, 6, 7]])], 1)
         mask = torch.ones_like(more)
-        second = generate(
-            model, {"input_ids": more, "attention_mask": mask}, 3, past_key_values=first.past_key_values
-        )
+        second = generate(model, {"input_ids": more, "attention_mask": mask}, 3, past_key_values=first.past_key_values)
         whole = generate(model, {**batch, "input_ids": more, "attention_mask": mask}, 3)
     assert len(pruned.report.prefills) == 2  # the turn without an image is none
     for ours, theirs in zip(second.logits, whole.logits, strict=True):

@@ -51,7 +51,9 @@ def reference_logits(
             visible = (causal & (mask.bool() & (gone > layer))[:, None, None, :]).clone()
             if compacted:
                 visible[:, :, prompt:] &= (gone == NEVER)[:, None, None, :]
-            visible = visible | torch.eye(length, dtype=torch.bool)  # a softmax needs something; nobody reads these rows
+            visible = visible | torch.eye(
+                length, dtype=torch.bool
+            )  # a softmax needs something; nobody reads these rows
             hidden = args[0] if args else kwargs["hidden_states"]
             bias = torch.zeros(visible.shape, dtype=hidden.dtype)
             return args, {**kwargs, "attention_mask": bias.masked_fill(~visible, torch.finfo(hidden.dtype).min)}

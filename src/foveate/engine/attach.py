@@ -29,8 +29,7 @@ class Handle:
     def report(self) -> Report:
         """One entry for each prefill since the pruner was attached."""
         hooks = self._hooks
-        config = hooks.parts.decoder.config
-        return Report(tuple(summarise(record, config, hooks.depth) for record in hooks.records))
+        return Report(tuple(summarise(record, hooks.text_config, hooks.depth) for record in hooks.records))
 
     def detach(self) -> None:
         """Leave the model as it was; the report stays. A second call does nothing."""
@@ -42,7 +41,9 @@ class Handle:
     def __enter__(self) -> Handle:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.detach()
 
 

@@ -48,7 +48,7 @@ def attention_tap(module: nn.Module, listener: Listener) -> Iterator[None]:
     with _lock:
         if not _open_taps:
             _original = AttentionInterface.get_interface
-            AttentionInterface.get_interface = _tapped_get_interface  # type: ignore[method-assign]
+            AttentionInterface.get_interface = _tapped_get_interface
         _open_taps += 1
     if not hasattr(_thread, "listeners"):
         _thread.listeners = {}
@@ -60,7 +60,7 @@ def attention_tap(module: nn.Module, listener: Listener) -> Iterator[None]:
         with _lock:
             _open_taps -= 1
             if not _open_taps:
-                AttentionInterface.get_interface = _original  # type: ignore[method-assign]
+                AttentionInterface.get_interface = _original
 
 
 def attention_rows(query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any], rows: Tensor) -> Tensor:

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from foveate.engine.gather import align_right
 from foveate.errors import UnsupportedCacheError
 
 
 class PrunedLayer(DynamicLayer):
-    """`DynamicLayer` with physical slots; `slots` (B, n) long is the dense position of each slot, -1 for padding."""
+    """`DynamicLayer` whose `slots` (B, n) long tell the dense position of each key, -1 for padding."""
 
+    keys: Tensor
+    values: Tensor
     slots: Tensor
     dense_length: int
     padded: bool
@@ -40,7 +43,7 @@ class PrunedLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if self.coming is None:
             raise UnsupportedCacheError(
-                "this KV cache was pruned and cannot go on without its pruner: generate inside one `with pruner(model)`"
+                "this KV cache was pruned and cannot go on without its pruner: use it inside one `with pruner(model)`"
             )
         self.slots, self.dense_length, self.padded = self.coming
         self.coming = None
@@ -116,3 +119,33 @@ def cache_layer(cache: Cache, number: int) -> DynamicLayer:
     while len(cache.layers) <= number:
         cache.layers.append(cache.layer_class_to_replicate())
     return cache.layers[number]
+
+
+def pruned_layer(cache: Cache, number: int, batch: int, device: torch.device) -> PrunedLayer:
+    """Layer `number` of the cache as one that can hold fewer tokens than it reports."""
+    layer = cache_layer(cache, number)
+    if not isinstance(layer, PrunedLayer):
+        layer = cache.layers[number] = PrunedLayer.adopt(layer, batch, device)
+    return layer
+
+
+def compact(cache: Cache, groups: list[int], survivors: Tensor) -> None:
+    """Cut the first layers of the cache to the survivors.
+
+    Parameters
+    ----------
+    groups
+        For each layer to cut, a number that tells which of them hold the same positions.
+    survivors
+        (B, positions) bool, over the whole conversation and the method's own tokens behind it.
+    """
+    picked: dict[int, tuple[Tensor, Tensor, bool]] = {}
+    for number, group in enumerate(groups):
+        layer = pruned_layer(cache, number, survivors.shape[0], survivors.device)
+        if group not in picked:
+            stay = survivors.gather(1, layer.slots.clamp(min=0)) & (layer.slots >= 0)
+            counts = stay.sum(-1).tolist()
+            index = align_right(stay, max(counts))
+            slots = layer.slots.gather(1, index).masked_fill(~stay.gather(1, index), -1)
+            picked[group] = index, slots, min(counts) != max(counts)
+        layer.keep_slots(*picked[group])

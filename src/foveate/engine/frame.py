@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.engine.gather import gather_positions
 from foveate.families import LayerAdditions
 
 
@@ -38,6 +39,32 @@ class PrefillRecord:
 
 
 @dataclass
+class Prompt:
+    """A prompt with visual tokens.
+
+    Attributes
+    ----------
+    visual
+        (B, L) bool, visual tokens.
+    image
+        (B, L) long, which image of its sample a visual token belongs to; -1 elsewhere.
+    real
+        (B, L) bool, False for the prompt's own padding; None without any.
+    query
+        (B,) long, place of the last prompt token.
+    counts
+        Visual tokens that are still there, for each sample, on the host.
+    """
+
+    visual: Tensor
+    image: Tensor
+    real: Tensor | None
+    query: Tensor
+    counts: list[int]
+    record: PrefillRecord
+
+
+@dataclass
 class Frame:
     """What the hooks of one forward pass share; one a thread.
 
@@ -45,26 +72,21 @@ class Frame:
     ----------
     length
         L, tokens given to this forward.
-    visual, image, prompt
-        (B, L): visual tokens; their image's number or -1; real tokens (None: all). `visual` is None where nothing
-        can be pruned: a decode step, a prompt without images.
-    query
-        (B,) place of the last prompt token.
-    counts
-        Visual tokens still there, for each row, on the host.
+    past
+        Tokens before them in the conversation.
+    prompt
+        None where nothing can be pruned: a decode step, a prompt without images.
     index
-        (B, n) places among the L that are still there; None while all are. From L on: tokens of the method.
+        (B, n) places among the L that are still there; None while all are. From L on: the method's own tokens.
     alive
         (B, n) bool, False for padding; None where there is none.
+    extra
+        How many tokens of the method's own are there.
     """
 
     length: int
     past: int = 0
-    visual: Tensor | None = None
-    image: Tensor | None = None
-    prompt: Tensor | None = None
-    query: Tensor | None = None
-    counts: list[int] = field(default_factory=list)
+    prompt: Prompt | None = None
     index: Tensor | None = None
     alive: Tensor | None = None
     extra: int = 0
@@ -87,7 +109,20 @@ class Frame:
             return self.index
         return torch.arange(self.length, device=device).expand(batch, -1)
 
+    def positions(self, places: Tensor, past: int) -> Tensor:
+        """(B, n) places as positions in the whole conversation, -1 for padding."""
+        positions = places + past
+        return positions if self.alive is None else positions.masked_fill(~self.alive, -1)
+
     def cut(self, index: Tensor, alive: Tensor | None) -> None:
         """From here on only these places are there; what was picked for the old ones is stale."""
         self.index, self.alive = index, alive
         self.memo.clear()
+
+    def continued(self, position_ids: Tensor) -> Tensor:
+        """Position ids (..., B or 1, L) with the next ones after the last prompt token for the method's own tokens."""
+        if self.prompt is None or not self.extra:
+            return position_ids
+        last = gather_positions(position_ids, self.prompt.query[:, None], -1)
+        following = last + 1 + torch.arange(self.extra, device=position_ids.device)
+        return torch.cat([position_ids.expand(*following.shape[:-1], -1), following], -1)

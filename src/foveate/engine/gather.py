@@ -22,12 +22,12 @@ def gather_positions(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
 
 
 def gather_rotary(tables: Any, index: Tensor) -> Any:
-    """The same for rotary tables: a (…, B or 1, L, D) tensor or a tuple of them, such as (cos, sin)."""
+    """The same for rotary tables: a (..., B or 1, L, D) tensor or a tuple of them, such as (cos, sin)."""
     if isinstance(tables, Tensor):
         return gather_positions(tables, index, -2)
     return type(tables)(gather_rotary(table, index) for table in tables)
 
 
 def align_right(keep: Tensor, length: int) -> Tensor:
-    """Columns of the true entries of keep (B, L), in order, right aligned in `length` columns; other columns before."""
+    """(B, length) columns of the true entries of keep (B, L), in order, right aligned; other columns before them."""
     return torch.argsort(keep.to(torch.uint8), dim=-1, stable=True)[:, keep.shape[1] - length :]

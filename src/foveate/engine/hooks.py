@@ -9,20 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicLayer
 
 from foveate.engine.attention import attention_rows, attention_tap
-from foveate.engine.cache import PrunedLayer, cache_layer, check_cache
-from foveate.engine.frame import Frame, PrefillRecord
-from foveate.engine.gather import align_right, gather_positions, gather_rotary
-from foveate.engine.mask import pick_mask
-from foveate.engine.prompt import last_prompt_token, number_images
+from foveate.engine.cache import PrunedLayer, cache_layer, check_cache, compact, pruned_layer
+from foveate.engine.frame import Frame, PrefillRecord, Prompt
+from foveate.engine.layer_inputs import pick_inputs
+from foveate.engine.prompt import read_prompt
 from foveate.engine.stage import cut
-from foveate.errors import UnsupportedModelError
-from foveate.families import Family, visual_mask
+from foveate.families import Family
 from foveate.pruners.base import PromptRows, Pruner
-
-LAYER_INPUTS = {"hidden_states", "attention_mask", "position_ids", "position_embeddings", "past_key_values", "use_cache"}
 
 
 class Hooks:
@@ -31,6 +26,8 @@ class Hooks:
     def __init__(self, model: nn.Module, pruner: Pruner, family: Family, always_gather: bool = False) -> None:
         self.model, self.pruner, self.family, self.always_gather = model, pruner, family, always_gather
         self.parts = family.parts(model)
+        self.config: Any = model.config
+        self.text_config: Any = self.parts.decoder.config
         self.depth = len(self.parts.layers)
         self.stages = pruner.layers(self.depth)
         self.extra = pruner.extra_tokens(model)
@@ -89,31 +86,8 @@ class Hooks:
     def _before_base(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         labels, self.thread.labels = getattr(self.thread, "labels", None), None
         self.thread.frame = None
-        if args:
-            kwargs = {"input_ids": args[0], **kwargs}
-        tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
-        if tokens is None:
-            return  # the model says what it misses
-        frame = Frame(length=tokens.shape[1])
-        visual = visual_mask(self.parts, kwargs)
-        if visual is not None:
-            mask = kwargs.get("attention_mask")
-            if isinstance(mask, Tensor) and mask.ndim == 2:
-                frame.prompt = mask[:, -frame.length :].bool()
-                visual = visual & frame.prompt
-            frame.query = last_prompt_token(frame.length, frame.prompt, labels, tokens)
-            visual = visual & (torch.arange(frame.length, device=visual.device) <= frame.query[:, None])
-            real = torch.full_like(frame.query, frame.length) if frame.prompt is None else frame.prompt.sum(-1)
-            frame.counts, real = torch.stack([visual.sum(-1), real]).tolist()  # one host sync a prefill
-            text = [number - count for number, count in zip(real, frame.counts)]
-            frame.record = PrefillRecord(text, list(frame.counts), None)
-            if any(frame.counts):
-                lengths = self.family.image_lengths(self.model.config, kwargs, sum(frame.counts))
-                frame.visual = visual
-                frame.image = frame.record.image = number_images(visual, frame.counts, lengths)
-            else:
-                frame.record.skipped = "no visual token in the prompt"
-        self.thread.frame = frame
+        given = {"input_ids": args[0], **kwargs} if args else kwargs
+        self.thread.frame = read_prompt(given, labels, self.family, self.parts, self.config)
 
     def _after_base(self, module: nn.Module, args: tuple, output: Any) -> None:
         if self.frame is not None:
@@ -125,7 +99,7 @@ class Hooks:
         if frame is None:
             return None
         cache = kwargs.get("past_key_values")
-        if frame.visual is None:
+        if frame.prompt is None:
             if frame.record is not None and cache is not None and int(cache.get_seq_length()):
                 frame.record = None  # a later turn without an image is not a prefill
             return None
@@ -162,14 +136,8 @@ class Hooks:
         if frame is None or not frame.extra:
             return None
         if "position_ids" in kwargs:
-            return args, {**kwargs, "position_ids": self._continued(kwargs["position_ids"], frame)}
-        return (args[0], self._continued(args[1], frame), *args[2:]), kwargs
-
-    def _continued(self, positions: Tensor, frame: Frame) -> Tensor:
-        """Position ids (…, B or 1, L) with the next ones after the last prompt token appended."""
-        last = gather_positions(positions, frame.query[:, None], -1)
-        following = last + 1 + torch.arange(frame.extra, device=positions.device)
-        return torch.cat([positions.expand(*following.shape[:-1], -1), following], -1)
+            return args, {**kwargs, "position_ids": frame.continued(kwargs["position_ids"])}
+        return (args[0], frame.continued(args[1]), *args[2:]), kwargs
 
     def _add_features(self, number: int, layer: nn.Module, args: tuple, output: Any) -> Any:
         frame = self.frame
@@ -194,11 +162,11 @@ class Hooks:
 
     def _open_tap(self, number: int, layer: nn.Module, args: tuple, kwargs: dict) -> None:
         frame = self.frame
-        if frame is None or frame.visual is None:
+        if frame is None or frame.prompt is None:
             return
         hidden = args[0] if args else kwargs["hidden_states"]
         places = frame.places(hidden.shape[0], hidden.device)
-        last = (places == frame.query[:, None]).to(torch.uint8).argmax(-1)
+        last = (places == frame.prompt.query[:, None]).to(torch.uint8).argmax(-1)
         extra = torch.arange(hidden.shape[1] - frame.extra, hidden.shape[1], device=hidden.device)
         rows = self.pruner.attention_rows(number + 1, PromptRows(last, extra.expand(hidden.shape[0], -1)))
         if rows is None:
@@ -221,98 +189,40 @@ class Hooks:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
         cache = kwargs.get("past_key_values")
-        if number == 0 and frame.extra:
+        if number == 0 and frame.extra and self.extra is not None:
             hidden = torch.cat([hidden, self.extra.to(hidden).expand(hidden.shape[0], -1, -1)], 1)
             frame.cut(torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1), None)
-        if number in self.stages and frame.visual is not None and any(frame.counts):
+        if number in self.stages and frame.prompt is not None and any(frame.prompt.counts):
             if cache is not None:
                 check_cache(cache, self.depth)
-            extra = frame.extra
-            hidden, gathered = cut(
-                hidden, frame, self.pruner, number, number == self.stages[-1], self.always_gather
-            )
-            if gathered and cache is not None and (self.pruner.compact_cache or frame.extra != extra):
-                self._compact(cache, frame, number)
-        changed = self._layer_inputs(number, hidden, cache, frame, kwargs)
-        if changed is None:
+            hidden = self._cut(number, hidden, cache, frame, frame.prompt)
+        cached = None if cache is None else cache_layer(cache, number)
+        if frame.index is None and not isinstance(cached, PrunedLayer):
             return None
-        return ((hidden, *args[1:]), changed) if args else (args, {**changed, "hidden_states": hidden})
+        if cached is not None:
+            cached = pruned_layer(cache, number, hidden.shape[0], hidden.device)
+        flat = "flash" in str(self.text_config._attn_implementation)
+        picked = pick_inputs(kwargs, frame, hidden, cached, self.group[number], flat)
+        return ((hidden, *args[1:]), picked) if args else (args, {**picked, "hidden_states": hidden})
 
-    def _layer_inputs(self, number: int, hidden: Tensor, cache: Any, frame: Frame, kwargs: dict) -> dict | None:
-        """The layer's arguments for the tokens that are there; None where all are."""
-        layer = None if cache is None else cache_layer(cache, number)
-        if frame.index is None and not isinstance(layer, PrunedLayer):
-            return None
-        places = frame.places(hidden.shape[0], hidden.device)
-        if isinstance(layer, DynamicLayer) and not isinstance(layer, PrunedLayer):
-            layer = cache.layers[number] = PrunedLayer.adopt(layer, hidden.shape[0], hidden.device)
-        past = frame.past if layer is None else layer.dense_length
-        kwargs = dict(kwargs)
-        if frame.index is not None:
-            _refuse_unknown(kwargs, frame.length)
-            tables, ids = kwargs.get("position_embeddings"), kwargs.get("position_ids")
-            if tables is not None:
-                kwargs["position_embeddings"] = frame.once("rotary", tables, lambda: gather_rotary(tables, places))
-            if ids is not None:
-                longer = self._continued(ids, frame) if frame.extra else ids
-                kwargs["position_ids"] = frame.once("ids", ids, lambda: gather_positions(longer, places, -1))
-        group, length = self.group[number], past + frame.length
-        padded = frame.alive is not None or (layer is not None and layer.padded)
-        rows = frame.once("rows", None, lambda: self._dense_positions(frame, places, past))
-        slots = rows
-        if layer is not None:
-            old = layer.slots
-            slots = frame.once(("slots", group), None, lambda: torch.cat([old, rows], -1))
-            layer.expect(slots, length, padded)
-        mask = kwargs.get("attention_mask")
-        last = frame.query + past if frame.extra else None
-        flat = "flash" in (self.parts.decoder.config._attn_implementation or "")
-        kwargs["attention_mask"] = frame.once(
-            ("mask", group), mask, lambda: pick_mask(mask, rows, slots, length, last, padded, flat)
+    def _cut(self, number: int, hidden: Tensor, cache: Any, frame: Frame, prompt: Prompt) -> Tensor:
+        """The stage before layer `number`, and what it means for the caches of the layers before."""
+        extra = frame.extra
+        hidden, gathered = cut(
+            hidden, frame, prompt, self.pruner, number, number == self.stages[-1], self.always_gather
         )
-        return kwargs
-
-    @staticmethod
-    def _dense_positions(frame: Frame, places: Tensor, past: int) -> Tensor:
-        """(B, n) positions in the whole conversation, -1 for padding."""
-        rows = places + past
-        return rows if frame.alive is None else rows.masked_fill(~frame.alive, -1)
-
-    def _compact(self, cache: Any, frame: Frame, stage: int) -> None:
-        """Cut the KV cache of the layers before `stage` to what is there now, or only the method's own tokens away."""
-        device = frame.index.device
-        batch = frame.index.shape[0]
+        removes = extra - frame.extra
+        if not gathered or cache is None or not (self.pruner.compact_cache or removes):
+            return hidden
+        places = frame.places(hidden.shape[0], hidden.device)
         end = frame.past + frame.length
-        survivors = torch.ones(batch, end + self._extra_number(), dtype=torch.bool, device=device)
-        survivors[:, end:] = False
+        survivors = torch.ones(hidden.shape[0], end + extra, dtype=torch.bool, device=hidden.device)
+        if removes:
+            survivors[:, end:] = False
         if self.pruner.compact_cache:
             survivors[:, frame.past :] = False
-            places = self._dense_positions(frame, frame.index, frame.past)
-            survivors = survivors | torch.zeros_like(survivors).scatter(1, places.clamp(min=0), places >= 0)
-        picked: dict[int, tuple] = {}
-        for number in range(stage):
-            layer = cache.layers[number]
-            if not isinstance(layer, PrunedLayer):
-                layer = cache.layers[number] = PrunedLayer.adopt(layer, batch, device)
-            group = self.group[number]
-            if group not in picked:
-                stay = survivors.gather(1, layer.slots.clamp(min=0)) & (layer.slots >= 0)
-                counts = stay.sum(-1).tolist()
-                index = align_right(stay, max(counts))
-                slots = layer.slots.gather(1, index).masked_fill(~stay.gather(1, index), -1)
-                picked[group] = index, slots, min(counts) != max(counts)
-            layer.keep_slots(*picked[group])
-        if self.pruner.compact_cache and frame.record is not None:
-            frame.record.compacted = stage
-
-    def _extra_number(self) -> int:
-        return 0 if self.extra is None else self.extra.shape[0]
-
-
-def _refuse_unknown(kwargs: dict, length: int) -> None:
-    """An argument with one entry a token that the engine does not know would no longer fit the tokens."""
-    for name, value in kwargs.items():
-        if name.startswith("cu_seq") and value is not None:
-            raise UnsupportedModelError("pruning does not support packed sequences (cu_seq_lens)")
-        if name not in LAYER_INPUTS and isinstance(value, Tensor) and length in value.shape:
-            raise UnsupportedModelError(f"the decoder layers take {name!r}, one entry a token, which foveate cannot cut")
+            positions = frame.positions(places, frame.past)
+            survivors |= torch.zeros_like(survivors).scatter(1, positions.clamp(min=0), positions >= 0)
+            prompt.record.compacted = number
+        compact(cache, self.group[:number], survivors)
+        return hidden

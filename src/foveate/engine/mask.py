@@ -20,7 +20,8 @@ def pick_mask(
     Parameters
     ----------
     mask
-        The dense one: None (causal, no padding), (B or 1, K) of a flash backend, or (B or 1, 1, L, K), bool or additive.
+        The dense one: None (causal, no padding), (B or 1, K) of a flash backend, or (B or 1, 1, L, K), bool or
+        additive.
     rows
         (B, n) long, dense positions of the query tokens, -1 for padding; positions from `length` on are tokens that
         the method added behind the prompt.

@@ -2,8 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from foveate.engine.frame import Frame, PrefillRecord, Prompt
+from foveate.families import Family, Parts, visual_mask
+
+
+def read_prompt(
+    kwargs: Mapping[str, Any], labels: Tensor | None, family: Family, parts: Parts, config: Any
+) -> Frame | None:
+    """The frame of a forward pass of the base model; None if it has no tokens (the model says what it misses).
+
+    Parameters
+    ----------
+    kwargs
+        Arguments of the base model's forward.
+    labels
+        (B, L) of the whole model's forward, or None.
+    """
+    tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
+    if tokens is None:
+        return None
+    frame = Frame(length=tokens.shape[1])
+    visual = visual_mask(parts, kwargs)
+    if visual is None:
+        return frame
+    mask, real = kwargs.get("attention_mask"), None
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        real = mask[:, -frame.length :].bool()
+        visual = visual & real
+    query = last_prompt_token(frame.length, real, labels, tokens)
+    visual = visual & (torch.arange(frame.length, device=visual.device) <= query[:, None])
+    lengths = torch.full_like(query, frame.length) if real is None else real.sum(-1)
+    counts, present = torch.stack([visual.sum(-1), lengths]).tolist()  # one host sync a prefill
+    frame.record = PrefillRecord([number - count for number, count in zip(present, counts, strict=True)], counts, None)
+    if not any(counts):
+        frame.record.skipped = "no visual token in the prompt"
+        return frame
+    image = number_images(visual, counts, family.image_lengths(config, kwargs, sum(counts)))
+    frame.record.image = image
+    frame.prompt = Prompt(visual, image, real, query, counts, frame.record)
+    return frame
 
 
 def last_prompt_token(length: int, prompt: Tensor | None, labels: Tensor | None, tokens: Tensor) -> Tensor:

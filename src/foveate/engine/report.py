@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from foveate.engine.flops import prefill_flops
@@ -83,7 +84,7 @@ class Prefill:
             return f"nothing pruned: {self.skipped}"
         cuts = "; ".join(
             f"before layer {stage.layer}: "
-            + ", ".join(f"{len(kept)} of {dense}" for kept, dense in zip(stage.kept, stage.dense))
+            + ", ".join(f"{len(kept)} of {dense}" for kept, dense in zip(stage.kept, stage.dense, strict=True))
             for stage in self.stages
         )
         flops = f", FLOPs {self.flops_pruned / self.flops_dense:.0%}" if self.flops_dense and self.flops_pruned else ""
@@ -118,10 +119,20 @@ def summarise(record: PrefillRecord, config: Any, depth: int) -> Prefill:
     """Make a report entry of what the hooks recorded; reads tensors back from the device."""
     stages = [_stage(stage, record) for stage in record.stages]
     visual = _per_layer(record, depth)
-    cached = [stages_kept if layer >= record.compacted else visual[record.compacted] for layer, stages_kept in enumerate(visual)]
+    cached = [
+        stages_kept if layer >= record.compacted else visual[record.compacted]
+        for layer, stages_kept in enumerate(visual)
+    ]
     dense = sum(record.visual) * depth
-    pruned_flops = _mean([prefill_flops(config, [row + text for row in rows]) for rows, text in zip(zip(*visual), record.text)])
-    dense_flops = _mean([prefill_flops(config, [row + text] * depth) for row, text in zip(record.visual, record.text)])
+    pruned_flops = _mean(
+        [
+            prefill_flops(config, [row + text for row in rows])
+            for rows, text in zip(zip(*visual, strict=True), record.text, strict=True)
+        ]
+    )
+    dense_flops = _mean(
+        [prefill_flops(config, [row + text] * depth) for row, text in zip(record.visual, record.text, strict=True)]
+    )
     return Prefill(
         stages=stages,
         tokens_per_layer=[sum(rows) / len(rows) for rows in visual],
@@ -147,15 +158,18 @@ def _per_layer(record: PrefillRecord, depth: int) -> list[list[int]]:
 
 def _stage(stage: StageRecord, record: PrefillRecord) -> Stage:
     keep, position, image = stage.keep.cpu(), stage.position.cpu(), stage.image.cpu()
-    images = record.image.cpu() if record.image is not None else None
-    kept = [places[mask] for places, mask in zip(position, keep)]
+    kept = [places[mask] for places, mask in zip(position, keep, strict=True)]
     per_image = []
     for row, mask in enumerate(keep):
-        total = int(images[row].max()) + 1 if images is not None else 0
-        per_image.append(
-            [(int((image[row][mask] == number).sum()), int((images[row] == number).sum())) for number in range(total)]
-        )
+        dense = _count(record.image[row].cpu() + 1)[1:] if record.image is not None else []
+        left = _count(image[row][mask], len(dense))
+        per_image.append(list(zip(left, dense, strict=True)))
     return Stage(stage.layer, kept, list(record.visual), per_image)
+
+
+def _count(numbers: Tensor, least: int = 0) -> list[int]:
+    """How often each number from 0 occurs."""
+    return torch.bincount(numbers, minlength=least).tolist()
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -8,12 +8,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from foveate.engine.frame import Frame, StageRecord
+from foveate.engine.frame import Frame, Prompt, StageRecord
 from foveate.engine.gather import align_right, gather_positions
 from foveate.pruners.base import Pruner, VisualTokens
 
 
-def cut(hidden: Tensor, frame: Frame, pruner: Pruner, layer: int, last: bool, always: bool) -> tuple[Tensor, bool]:
+def cut(
+    hidden: Tensor, frame: Frame, prompt: Prompt, pruner: Pruner, layer: int, last: bool, always: bool
+) -> tuple[Tensor, bool]:
     """Shorten `hidden` (B, n, D) to what `pruner` keeps before `layer`.
 
     Parameters
@@ -30,12 +32,12 @@ def cut(hidden: Tensor, frame: Frame, pruner: Pruner, layer: int, last: bool, al
     """
     stopwatch = _stopwatch(hidden.device)
     places = frame.places(hidden.shape[0], hidden.device)
-    visual = _padded(frame.visual, frame.extra).gather(1, places)
+    visual = _padded(prompt.visual, frame.extra).gather(1, places)
     if frame.alive is not None:
         visual = visual & frame.alive
-    columns = torch.argsort((~visual).to(torch.uint8), dim=-1, stable=True)[:, : max(frame.counts)]
+    columns = torch.argsort((~visual).to(torch.uint8), dim=-1, stable=True)[:, : max(prompt.counts)]
     with torch.no_grad():
-        tokens = _show(hidden.detach(), frame, layer, places, columns, visual)
+        tokens = _show(hidden.detach(), frame, prompt, layer, places, columns, visual)
         keep = pruner.select(tokens)
     if keep.dtype != torch.bool or keep.shape != tokens.valid.shape:
         raise TypeError(
@@ -45,32 +47,34 @@ def cut(hidden: Tensor, frame: Frame, pruner: Pruner, layer: int, last: bool, al
     keep = keep & tokens.valid
     elapsed = stopwatch()
     kept = keep.sum(-1).tolist()  # the one host sync of a stage
-    frame.record.stages.append(StageRecord(layer, tokens.position, tokens.image, keep, kept, elapsed))
+    prompt.record.stages.append(StageRecord(layer, tokens.position, tokens.image, keep, kept, elapsed))
     leaving = frame.extra if last else 0
-    if kept == frame.counts and not leaving and not always:
+    if kept == prompt.counts and not leaving and not always:
         return hidden, False
-    stay = torch.zeros_like(visual).scatter(1, columns, keep) | _others(frame, places, visual, leaving)
-    lengths = [text + visible + frame.extra - leaving for text, visible in zip(frame.record.text, kept)]
+    stay = torch.zeros_like(visual).scatter(1, columns, keep) | _others(frame, prompt, places, visual, leaving)
+    lengths = [text + visible + frame.extra - leaving for text, visible in zip(prompt.record.text, kept, strict=True)]
     picked = align_right(stay, max(lengths))
     left = places.gather(1, picked)
     alive = None
     if min(lengths) != max(lengths):
         alive = stay.gather(1, picked)
         left = left.masked_fill(~alive, 0)  # any place will do, but one that every tensor has
-    frame.counts = kept
+    prompt.counts = kept
     frame.extra -= leaving
     frame.cut(left, alive)
     return gather_positions(hidden, picked, 1), True
 
 
-def _show(hidden: Tensor, frame: Frame, layer: int, places: Tensor, columns: Tensor, visual: Tensor) -> VisualTokens:
+def _show(
+    hidden: Tensor, frame: Frame, prompt: Prompt, layer: int, places: Tensor, columns: Tensor, visual: Tensor
+) -> VisualTokens:
     """The method's view of the tokens in `columns` (B, N)."""
-    counts = torch.tensor(frame.counts, device=hidden.device)
+    counts = torch.tensor(prompt.counts, device=hidden.device)
     valid = torch.arange(columns.shape[1], device=hidden.device) < counts[:, None]
     position = places.gather(1, columns)
-    image = _padded(frame.image, frame.extra).gather(1, position).masked_fill(~valid, -1)
-    query = (places == frame.query[:, None]).to(torch.uint8).argmax(-1)
-    text = _others(frame, places, visual, frame.extra).to(hidden.dtype)
+    image = _padded(prompt.image, frame.extra).gather(1, position).masked_fill(~valid, -1)
+    query = (places == prompt.query[:, None]).to(torch.uint8).argmax(-1)
+    text = _others(frame, prompt, places, visual, frame.extra).to(hidden.dtype)
     features = gather_positions(hidden, columns, 1)
     attention = frame.attention
     if attention is not None:
@@ -80,9 +84,9 @@ def _show(hidden: Tensor, frame: Frame, layer: int, places: Tensor, columns: Ten
         frame.attention = None
     return VisualTokens(
         layer=layer,
-        features=features if min(frame.counts) == max(frame.counts) else features.masked_fill(~valid[..., None], 0),
+        features=features if min(prompt.counts) == max(prompt.counts) else features.masked_fill(~valid[..., None], 0),
         valid=valid,
-        dense=torch.tensor(frame.record.visual, device=hidden.device),
+        dense=torch.tensor(prompt.record.visual, device=hidden.device),
         position=(position + frame.past).masked_fill(~valid, -1),
         image=image,
         query=gather_positions(hidden, query[:, None], 1)[:, 0],
@@ -92,13 +96,13 @@ def _show(hidden: Tensor, frame: Frame, layer: int, places: Tensor, columns: Ten
     )
 
 
-def _others(frame: Frame, places: Tensor, visual: Tensor, leaving: int) -> Tensor:
+def _others(frame: Frame, prompt: Prompt, places: Tensor, visual: Tensor, leaving: int) -> Tensor:
     """(B, n) bool, everything but visual tokens, padding and the method's own tokens that leave."""
     others = ~visual
     if frame.alive is not None:
         others = others & frame.alive
-    if frame.prompt is not None:
-        others = others & _padded(frame.prompt, frame.extra, True).gather(1, places)
+    if prompt.real is not None:
+        others = others & _padded(prompt.real, frame.extra, True).gather(1, places)
     return others & (places < frame.length) if leaving else others
 
 

@@ -32,7 +32,7 @@ def family_of(model: nn.Module) -> Family:
     UnsupportedModelError
         When it is not one that foveate knows; the message says what the default finds and what it lacks.
     """
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    model_type: Any = getattr(getattr(model, "config", None), "model_type", None)
     if model_type in FAMILIES:
         return FAMILIES[model_type]
     known = f"foveate knows {', '.join(FAMILIES)}"

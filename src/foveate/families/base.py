@@ -1,10 +1,10 @@
-"""What the engine has to know about a model family, and the default that finds it in any `AutoModelForImageTextToText`."""
+"""What the engine must know of a model family; the default finds it in any `AutoModelForImageTextToText`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ class Family:
     title: str
     example: str
 
-    def parts(self, model: nn.Module) -> Parts:
+    def parts(self, model: Any) -> Parts:
         """Find the pieces.
 
         Raises
@@ -88,19 +88,22 @@ class Family:
         rotary = getattr(decoder, "rotary_emb", None)
         attention = tuple(getattr(layer, "self_attn", None) for layer in layers or ())
         ids = self.visual_ids(model.config)
+        found = [module for module in attention if isinstance(module, nn.Module)]
         missing = [
             what
-            for what, found in (
+            for what, there in (
                 ("a decoder with `layers` (get_decoder())", isinstance(layers, nn.ModuleList)),
-                ("`self_attn` in each decoder layer", bool(attention) and None not in attention),
+                ("`self_attn` in each decoder layer", 0 < len(found) == len(attention)),
                 ("`rotary_emb` in the decoder", isinstance(rotary, nn.Module)),
                 ("`image_token_id` in the config", bool(ids)),
             )
-            if not found
+            if not there
         ]
         if missing:
             raise UnsupportedModelError(f"{type(model).__name__} cannot be pruned: it lacks {'; '.join(missing)}")
-        return Parts(base, decoder, layers, attention, rotary, ids)
+        return Parts(
+            base, cast(nn.Module, decoder), cast(nn.ModuleList, layers), tuple(found), cast(nn.Module, rotary), ids
+        )
 
     def visual_ids(self, config: Any) -> tuple[int, ...]:
         """Ids of the image and video placeholder tokens."""
@@ -154,5 +157,6 @@ def visual_mask(parts: Parts, kwargs: Mapping[str, Any]) -> Tensor | None:
         return mask & (types > 0) if types is not None and types.shape == ids.shape else mask
     if types is not None:
         return types > 0
-    placeholder = parts.base.get_input_embeddings()(torch.tensor(parts.visual_ids, device=embeds.device))
-    return (embeds[:, :, None] == placeholder).all(-1).any(-1)
+    embed: nn.Module = cast(Any, parts.base).get_input_embeddings()
+    placeholder = embed(torch.tensor(parts.visual_ids, device=tokens.device))
+    return (tokens[:, :, None] == placeholder).all(-1).any(-1)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from foveate import __version__
 from foveate.errors import BudgetError, ModelNotReachable
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def save_pretrained(pruner: Pruner, folder: str | Path) -> None:
     """Write `pruner` to `folder`, which is made if it is not there."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"foveate_version": version("foveate"), "method": pruner.name, "options": dataclasses.asdict(pruner)}
+    config = {"foveate_version": __version__, "method": pruner.name, "options": dataclasses.asdict(pruner)}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 

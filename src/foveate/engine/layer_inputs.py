@@ -1,0 +1,70 @@
+"""A decoder layer's arguments for the tokens that are there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.engine.cache import PrunedLayer
+from foveate.engine.frame import Frame
+from foveate.engine.gather import gather_positions, gather_rotary
+from foveate.engine.mask import pick_mask
+from foveate.errors import UnsupportedModelError
+
+KNOWN = {"hidden_states", "attention_mask", "position_ids", "position_embeddings", "past_key_values", "use_cache"}
+
+
+def pick_inputs(
+    kwargs: dict[str, Any], frame: Frame, hidden: Tensor, cached: PrunedLayer | None, group: int, flat: bool
+) -> dict[str, Any]:
+    """Rotary tables, position ids and mask picked for the tokens in `hidden`, and the cache layer told what comes.
+
+    Parameters
+    ----------
+    kwargs
+        The arguments as the model made them, for the dense prompt.
+    hidden
+        (B, n, D), the tokens that are there.
+    cached
+        The layer's KV cache; None without one.
+    group
+        Layers of one group lie between the same stages: their caches hold the same positions.
+    flat
+        Whether the attention backend takes (B, K) padding masks.
+    """
+    places = frame.places(hidden.shape[0], hidden.device)
+    kwargs = dict(kwargs)
+    if frame.index is not None:
+        _refuse_unknown(kwargs, frame.length)
+        tables, ids = kwargs.get("position_embeddings"), kwargs.get("position_ids")
+        if tables is not None:
+            kwargs["position_embeddings"] = frame.once("rotary", tables, lambda: gather_rotary(tables, places))
+        if ids is not None:
+            picked = frame.once("ids", ids, lambda: gather_positions(frame.continued(ids), places, -1))
+            kwargs["position_ids"] = picked
+    past = frame.past if cached is None else cached.dense_length
+    padded = frame.alive is not None or (cached is not None and cached.padded)
+    rows = frame.once("rows", None, lambda: frame.positions(places, past))
+    slots = rows
+    if cached is not None:
+        slots = frame.once(("slots", group), None, lambda: torch.cat([cached.slots, rows], -1))
+        cached.expect(slots, past + frame.length, padded)
+    last = frame.prompt.query + past if frame.prompt is not None and frame.extra else None
+    mask = kwargs.get("attention_mask")
+    kwargs["attention_mask"] = frame.once(
+        ("mask", group), mask, lambda: pick_mask(mask, rows, slots, past + frame.length, last, padded, flat)
+    )
+    return kwargs
+
+
+def _refuse_unknown(kwargs: dict[str, Any], length: int) -> None:
+    """An argument with one entry a token that the engine does not know would no longer fit the tokens."""
+    for name, value in kwargs.items():
+        if name.startswith("cu_seq") and value is not None:
+            raise UnsupportedModelError("pruning does not support packed sequences (cu_seq_lens)")
+        if name not in KNOWN and isinstance(value, Tensor) and length in value.shape:
+            raise UnsupportedModelError(
+                f"the decoder layers take {name!r}, one entry a token, which foveate cannot cut"
+            )

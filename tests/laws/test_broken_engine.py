@@ -1,0 +1,146 @@
+"""Each law, and the removal tests, must fail when the engine is broken on purpose."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from transformers.cache_utils import DynamicLayer
+
+from foveate.engine import gather, hooks, layer_inputs, mask, prompt, stage
+from foveate.engine.cache import PrunedLayer
+from foveate.families import Family
+from foveate.families.qwen3_vl import Qwen3VL
+from foveate.pruners import Random
+from tests.engine import test_removal
+from tests.families import test_families
+from tests.laws import test_generate_preencoded, test_laws
+from tests.tiny_models import build
+
+
+def law(name, family, layout, method):
+    return lambda: getattr(test_laws, f"test_{name}")(build(family), family, layout, method)
+
+
+REFERENCE = "pruned_equals_masked_reference"
+
+
+def rotary_of_the_first_rows(monkeypatch):
+    """Kept tokens get the positions of the first tokens."""
+    monkeypatch.setattr(
+        layer_inputs,
+        "gather_rotary",
+        lambda tables, index: gather.gather_rotary(tables, torch.arange(index.shape[1]).expand_as(index)),
+    )
+
+
+def padding_is_visible(monkeypatch):
+    """Slots of shorter samples are attended to."""
+    monkeypatch.setattr(layer_inputs, "pick_mask", lambda *args: None)
+
+
+def physical_cache_lengths(monkeypatch):
+    """The cache reports what it holds, so masks and positions of the answer come out too short."""
+    monkeypatch.setattr(PrunedLayer, "get_seq_length", DynamicLayer.get_seq_length)
+    monkeypatch.setattr(PrunedLayer, "get_mask_sizes", DynamicLayer.get_mask_sizes)
+
+
+def features_of_other_layers_left_in_place(monkeypatch):
+    """Deep-stack features stay with the decoder, which no longer has their tokens."""
+    monkeypatch.setattr(Qwen3VL, "take_additions", Family.take_additions)
+    monkeypatch.setattr(Qwen3VL, "has_additions", False)
+
+
+def the_report_lies(monkeypatch):
+    """Other tokens leave than the report says."""
+    align = gather.align_right
+    monkeypatch.setattr(stage, "align_right", lambda keep, length: align(keep.roll(1, -1), length))
+
+
+def gathering_is_not_exact(monkeypatch):
+    """Hidden states change by one rounding step on the way."""
+    pick = gather.gather_positions
+    monkeypatch.setattr(
+        stage,
+        "gather_positions",
+        lambda tensor, index, dim: pick(tensor, index, dim) * (1 + torch.finfo(torch.float32).eps),
+    )
+
+
+def padding_counts_as_text(monkeypatch):
+    """The mean text token depends on how long the other samples are."""
+    monkeypatch.setattr(stage, "_others", lambda frame, prompt, places, visual, leaving: ~visual)
+
+
+def the_draw_depends_on_the_row(monkeypatch):
+    """A sample's choice depends on its place in the batch."""
+
+    def choose(self, tokens, k):
+        score = torch.arange(tokens.valid.numel()).view_as(tokens.valid) * 7.0
+        return (
+            stage.torch.zeros_like(tokens.valid).scatter(1, score.sin().argsort(-1)[:, : int(k.min())], True)
+            & tokens.valid
+        )
+
+    monkeypatch.setattr(Random, "choose", choose)
+
+
+def nothing_leaves(monkeypatch):
+    """Pruning is reported but every token goes on."""
+
+    def cut(hidden, frame, prompt, *args):
+        stage.cut(hidden, dataclasses.replace(frame), dataclasses.replace(prompt), *args)
+        return hidden, False
+
+    monkeypatch.setattr(hooks, "cut", cut)
+
+
+def images_are_runs(monkeypatch):
+    """Neighbouring images are taken for one."""
+    monkeypatch.setattr(prompt, "_image_ends", lambda counts, lengths: None)
+
+
+def hidden_slots_show(monkeypatch):
+    """The additive mask of the eager backend is not picked but cut off."""
+    pick = mask.pick_mask
+
+    def broken(dense, rows, slots, *args):
+        picked = pick(dense, rows, slots, *args)
+        return None if dense is None else dense[:, :, -rows.shape[1] :, -slots.shape[1] :].expand_as(picked)
+
+    monkeypatch.setattr(layer_inputs, "pick_mask", broken)
+
+
+CASES = [
+    (rotary_of_the_first_rows, law(REFERENCE, "llava", "one image", "fastv")),
+    (rotary_of_the_first_rows, law(REFERENCE, "qwen2_5_vl", "two images", "random")),
+    (
+        rotary_of_the_first_rows,
+        lambda: test_removal.test_layers_see_short_sequences_at_their_old_positions("qwen3_vl"),
+    ),
+    (padding_is_visible, law(REFERENCE, "llava", "ragged", "ladder")),
+    (padding_is_visible, law("batch_equals_its_samples_alone", "qwen2_5_vl", "ragged", "fastv")),
+    (hidden_slots_show, law(REFERENCE, "qwen3_vl", "ragged", "greedyprune")),
+    (physical_cache_lengths, law(REFERENCE, "llava", "ragged", "random")),
+    (physical_cache_lengths, lambda: test_removal.test_second_turn_on_a_pruned_cache(0)),
+    (features_of_other_layers_left_in_place, law(REFERENCE, "qwen3_vl", "two images", "random")),
+    (the_report_lies, law(REFERENCE, "llava", "one image", "divprune")),
+    (gathering_is_not_exact, law("keep_all_is_bit_identical", "llava", "ragged", "greedyprune")),
+    (padding_counts_as_text, law("batch_equals_its_samples_alone", "llava", "ragged", "greedyprune relax")),
+    (the_draw_depends_on_the_row, law("batch_equals_its_samples_alone", "llava", "ragged", "random")),
+    (nothing_leaves, lambda: test_removal.test_kv_cache_lengths_per_layer("llava", "sdpa")),
+    (
+        nothing_leaves,
+        lambda: test_generate_preencoded.test_generate_shortens_the_cache("qwen2_5_vl", "ragged", Random(keep=0.3)),
+    ),
+    (images_are_runs, lambda: test_families.test_per_image_counts("llava", "adjacent images", "generate")),
+]
+
+
+@pytest.mark.parametrize(("broken", "check"), CASES, ids=[f"{case[0].__name__}-{n}" for n, case in enumerate(CASES)])
+def test_a_broken_engine_is_caught(broken, check, monkeypatch):
+    check()
+    broken(monkeypatch)
+    with pytest.raises((AssertionError, IndexError, RuntimeError, ValueError)):
+        check()
