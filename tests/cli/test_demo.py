@@ -24,7 +24,7 @@ def test_tables_picture_and_json(demo, tmp_path):
     assert found.exit_code == 0, found.output
     assert "embedded model" in found.output
     assert found.output.count("4 of 16") == 3
-    assert "prefill time" in found.output
+    assert "prefill of the batch" in found.output
     assert Image.open(tmp_path / "demo.png").width > 1000
     data = json.loads((tmp_path / "demo.json").read_text())
     assert data["format"] == "foveate-demo-1"
@@ -44,4 +44,4 @@ def test_any_method_and_budget(demo):
 
 @pytest.mark.parametrize(("ratio", "word"), [(0.5, "50 %"), (1.0, "no faster"), (1.4, "SLOWER")])
 def test_a_loss_of_time_is_said_as_plainly_as_a_gain(ratio, word):
-    assert word in time_note(PrefillTime(ratio, 10.0, 10.0 * ratio, 9))
+    assert word in time_note(PrefillTime(ratio, 10.0, 10.0 * ratio, 1.0, 9))

@@ -1,8 +1,9 @@
 import pytest
 
+from foveate import make
 from foveate.errors import BudgetError, UnknownMethodError
 from foveate.measure.arms import plan_arms
-from foveate.measure.spec import MethodSpec, parse_methods, parse_value
+from foveate.measure.spec import MethodSpec, brief, parse_methods, parse_value
 
 
 def test_options_belong_to_the_method_before_them():
@@ -17,6 +18,11 @@ def test_a_list_is_one_value():
     (spec,) = parse_methods("some:layers=[2,4,8],center=true")
     assert spec.options == {"layers": [2, 4, 8], "center": True}
     assert str(spec) == "some:layers=[2,4,8],center=True"
+
+
+def test_a_pruner_in_brief():
+    assert brief(make("greedyprune", keep=0.25)) == "GreedyPrune(keep=0.25)"
+    assert brief(make("greedyprune", keep=0.5, layer=0)) == "GreedyPrune(keep=0.5, layer=0)"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+WRONG = "(wrong)"  # ends a cell that is to be seen at once
 PLAIN_WIDTH = 200  # a file or a pipe has no width; tables take what they need up to this
 
 
@@ -66,7 +68,7 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     for at, column in enumerate(columns):
         table.add_column(escape(column), justify="left" if at < text_columns else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(Text(cell, style="red" if cell.endswith(WRONG) else "") for cell in row))
     out.print(table)
 
 

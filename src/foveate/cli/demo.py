@@ -5,8 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-from foveate.cli.console import console, quiet_loading, say, show_table, warn, write_json
+from foveate.cli.console import WRONG, console, quiet_loading, say, show_table, warn, write_json
 from foveate.cli.options import JsonFile, Keep, Method, MethodOptions
+
+NEXT = "On a model of yours: foveate run --model MODEL --image photo.jpg --prompt 'What is this?' --overlay kept.png"
 
 
 def demo(
@@ -26,6 +28,7 @@ def demo(
         from foveate.measure.compare import compare
         from foveate.measure.cost import cost_lines, time_note
         from foveate.measure.loading import TINY, load_model
+        from foveate.measure.spec import brief
         from foveate.measure.suite import load_suite
 
         quiet_loading()
@@ -38,7 +41,7 @@ def demo(
         f"This is foveate's embedded model: {parameters / 1e6:.1f} million parameters, trained on rendered scenes. "
         f"It shows that pruning works and what it costs; it says little about large models."
     )
-    say(f"{pruner}\n")
+    say(f"Dense beside {brief(pruner)}.\n")
     show_table("Answers", ["task", "question", "truth", "dense", "pruned", "tokens kept"], _answers(found), 5)
     say(f"right: dense {found.right(found.dense)} of {len(examples)}, pruned {found.right(found.pruned)}\n")
     if found.prefill.skipped:
@@ -47,7 +50,8 @@ def demo(
         show_table("Cost and saving", ["", "dense", "pruned", "share"], cost_lines(found.prefill, found.timed))
         say(time_note(found.timed))
         found.draw(picture)
-        say(f"picture of the kept tokens: {picture}")
+        say(f"picture of the kept tokens: {picture}\n")
+    say(NEXT)
     if json_file:
         write_json(json_file, _json(found, pruner))
 
@@ -56,7 +60,7 @@ def _answers(found: Any) -> list[list[str]]:
     from foveate.measure.suite import is_correct
 
     def marked(text: str, truth: str) -> str:
-        return text if is_correct(text, truth) else f"{text or '(nothing)'} (wrong)"
+        return text if is_correct(text, truth) else f"{text or '(nothing)'} {WRONG}"
 
     return [
         [one.task, one.question, one.answer, marked(dense, one.answer), marked(pruned, one.answer), f"{kept} of {of}"]

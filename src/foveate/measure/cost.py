@@ -12,7 +12,7 @@ def where(layer: int) -> str:
 
 
 def cost_lines(prefill: Any, timed: PrefillTime | None = None) -> list[list[str]]:
-    """Return ``[what, dense, pruned, share]`` lines of one prefill.
+    """Return ``[what, dense, pruned, share]`` lines of one prefill; counts are means over its samples.
 
     Parameters
     ----------
@@ -23,34 +23,26 @@ def cost_lines(prefill: Any, timed: PrefillTime | None = None) -> list[list[str]
     """
     lines = []
     for stage in prefill.stages:
-        dense, kept = sum(stage.dense), sum(len(positions) for positions in stage.kept)
-        lines.append([f"visual tokens {where(stage.layer)}", str(dense), str(kept), percent(kept / dense)])
+        samples, dense = len(stage.dense), sum(stage.dense)
+        kept = sum(len(positions) for positions in stage.kept)
+        lines.append([f"visual tokens {where(stage.layer)}", *_counts(dense, kept, samples), percent(kept / dense)])
     mean = sum(prefill.tokens_per_layer) / len(prefill.tokens_per_layer)
     share = prefill.mean_tokens_per_layer
-    lines.append(["visual tokens per layer, mean", f"{mean / share:.0f}", f"{mean:.0f}", percent(share)])
+    lines.append(["visual tokens a layer, mean", *_counts(mean / share, mean), percent(share)])
     lines.append(["visual tokens in the KV cache", "", "", percent(prefill.kv_share)])
     if prefill.flops_dense:
         ratio = prefill.flops_pruned / prefill.flops_dense
-        dense, pruned = prefill.flops_dense / 1e9, prefill.flops_pruned / 1e9
-        lines.append(["language model's prefill, GFLOPs", f"{dense:.3g}", f"{pruned:.3g}", percent(ratio)])
-    if timed:
-        lines.append(
-            [
-                "prefill time, image encoder included, ms",
-                f"{timed.dense_ms:.1f}",
-                f"{timed.pruned_ms:.1f}",
-                percent(timed.ratio),
-            ]
-        )
-    lines.append(
-        [
-            "of it choosing the tokens, ms" if timed else "choosing the tokens, ms",
-            "",
-            f"{prefill.selection_ms:.1f}",
-            "",
-        ]
-    )
-    return lines
+        billions = [f"{flops / 1e9:.3g}" for flops in (prefill.flops_dense, prefill.flops_pruned)]
+        lines.append(["language model's prefill, GFLOPs", *billions, percent(ratio)])
+    if timed is None:
+        return [*lines, ["choosing the tokens, ms", "", f"{prefill.selection_ms:.1f}", ""]]
+    times = [f"{timed.dense_ms:.1f}", f"{timed.pruned_ms:.1f}", percent(timed.ratio)]
+    lines.append(["prefill of the batch, image encoder included, ms", *times])
+    return [*lines, ["of it choosing the tokens, ms", "", f"{timed.selection_ms:.1f}", ""]]
+
+
+def _counts(dense: float, kept: float, samples: int = 1) -> list[str]:
+    return [f"{count / samples:.1f}".removesuffix(".0") for count in (dense, kept)]
 
 
 def time_note(timed: PrefillTime) -> str:

@@ -21,6 +21,8 @@ class PrefillTime:
         Median over the runs of pruned time over the time of the dense run beside it; under 1 is a gain.
     dense_ms, pruned_ms : float
         Median milliseconds, image encoder included. They belong to the machine and its load; the ratio travels.
+    selection_ms : float
+        Median milliseconds of ``pruned_ms`` that went into choosing.
     runs : int
         Pairs that were timed.
     """
@@ -28,6 +30,7 @@ class PrefillTime:
     ratio: float
     dense_ms: float
     pruned_ms: float
+    selection_ms: float
     runs: int
 
     def to_dict(self) -> dict[str, float]:
@@ -50,24 +53,20 @@ def time_prefill(model: Any, inputs: Mapping[str, Any], pruner: Any, runs: int =
     runs : int
         Pairs to time, after a warm-up.
     """
-    dense, pruned = [], []
+    dense: list[float] = []
+    pruned: list[float] = []
+    selection: list[float] = []
     for turn in range(runs + WARM_UP):
-        pair = [None, pruner] if turn % 2 else [pruner, None]  # neither is always the one that finds the caches warm
-        times = {one is None: _once(model, inputs, one) for one in pair}
-        if turn >= WARM_UP:
-            dense.append(times[True])
-            pruned.append(times[False])
-    ratios = [after / before for before, after in zip(dense, pruned, strict=True)]
-    return PrefillTime(
-        statistics.median(ratios), 1000 * statistics.median(dense), 1000 * statistics.median(pruned), runs
-    )
-
-
-def _once(model: Any, inputs: Mapping[str, Any], pruner: Any) -> float:
-    if pruner is None:
-        return _forward(model, inputs)
-    with pruner(model):
-        return _forward(model, inputs)
+        if turn % 2:  # neither is always the one that finds the caches warm
+            dense.append(_forward(model, inputs))
+        with pruner(model) as handle:
+            pruned.append(_forward(model, inputs))
+        selection.append(handle.report.selection_ms)
+        if not turn % 2:
+            dense.append(_forward(model, inputs))
+    ratios = [after / before for before, after in zip(dense[WARM_UP:], pruned[WARM_UP:], strict=True)]
+    times = (1000 * statistics.median(dense[WARM_UP:]), 1000 * statistics.median(pruned[WARM_UP:]))
+    return PrefillTime(statistics.median(ratios), *times, statistics.median(selection[WARM_UP:]), runs)
 
 
 def _forward(model: Any, inputs: Mapping[str, Any]) -> float:

@@ -32,6 +32,13 @@ def _written(value: Any) -> str:
     return value if isinstance(value, str) else repr(value).replace(" ", "")
 
 
+def brief(pruner: Any) -> str:
+    """Return a pruner as its budget and what is not the default, for people; ``repr`` has it all."""
+    options = {item.name: (getattr(pruner, item.name), item.default) for item in fields(pruner) if item.repr}
+    told = [f"{name}={value!r}" for name, (value, default) in options.items() if name == "keep" or value != default]
+    return f"{type(pruner).__name__}({', '.join(told)})"
+
+
 def parse_value(text: str) -> Any:
     """Return the Python value that an option's text stands for; a text that is none stays a text."""
     lowered = text.strip().lower()
