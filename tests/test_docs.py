@@ -1,0 +1,68 @@
+"""README and docs: links lead somewhere, examples run, the two commands are those that CI runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from foveate.families import FAMILIES
+from foveate.pruners import METHODS
+from foveate.tiny.model import WEIGHTS
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLES = [ROOT / "docs" / name for name in ("attach.md", "add-a-method.md")]
+
+page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+@page
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith(("http", "#")):
+            assert (page.parent / target.split("#")[0]).exists(), f"{page.name} links to {target}"
+
+
+@page
+def test_python_compiles(page):
+    for number, code in enumerate(blocks(page, every=True)):
+        compile(code, f"{page.name}, block {number}", "exec")
+
+
+@pytest.mark.skipif(not (WEIGHTS / "model.safetensors").is_file(), reason="the embedded model has no weights here")
+@pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.name)
+def test_examples_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"__name__": "example"}
+    for number, code in enumerate(blocks(page)):
+        exec(compile(code, f"{page.name}, block {number}", "exec"), names)
+
+
+def blocks(page: Path, every: bool = False) -> list[str]:
+    """The Python of a page, in order; without those under a no-run comment unless `every`."""
+    found = re.findall(r"(<!-- no-run -->\n)?```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return [code for skip, code in found if every or not skip]
+
+
+def test_readme_lists_what_exists():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    methods = text.split("## Methods")[1].split("### Not yet")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", methods, flags=re.MULTILINE)) == set(METHODS)
+    models = text.split("## Models")[1].split("##")[0]
+    rows = re.findall(r"^\| ([^|]+) \| `(\w+)` \| `([^`]+)` \|", models, flags=re.MULTILINE)
+    assert {(title.strip(), kind, example) for title, kind, example in rows} == {
+        (family.title, kind, family.example) for kind, family in FAMILIES.items()
+    }
+
+
+def test_the_two_commands():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = [block.strip() for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)]
+    make, demo, test = "python3.11 -m venv .venv", "-c constraints.txt . ", "-c constraints.txt -e '.[test]' "
+    assert commands[0] == f"{make} && .venv/bin/pip install {demo}&& .venv/bin/foveate demo"
+    assert commands[1] == f"{make} && .venv/bin/pip install {test}&& .venv/bin/pytest"
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert f'pip" install --quiet {test.strip()}' in ci  # what CI installs is what README says
