@@ -223,7 +223,7 @@ def test_two_threads_on_one_model(model):
             try:
                 for _ in range(3):
                     together[layout] = generate(model, inputs(family, layout), 4)
-            except BaseException as error:  # noqa: BLE001
+            except BaseException as error:
                 errors.append(error)
 
         threads = [threading.Thread(target=work, args=(layout,)) for layout in layouts]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foveate import select
-from foveate.pruners import Pruner, PromptRows, VisualTokens
+from foveate.pruners import PromptRows, Pruner, VisualTokens
 from tests.laws.reference import NEVER, prompt_positions, reference_logits
 from tests.tiny_models import BUILDERS, IMAGE, LAYERS, build, generate, inputs
 

@@ -7,6 +7,7 @@ import torch
 
 from foveate import DivPrune, FastV, GreedyPrune, Random
 from tests.laws.methods import Ladder
+from tests.laws.reference import NEVER, hidden_from, reference_logits
 from tests.tiny_models import BUILDERS, IMAGE, LAYERS, build, generate, inputs
 
 
@@ -143,3 +144,46 @@ def test_second_turn_on_a_pruned_cache(layer):
     assert len(pruned.report.prefills) == 2  # the turn without an image is none
     for ours, theirs in zip(second.logits, whole.logits, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_prompt_that_ends_in_an_image_keeps_its_last_token(family, attention):
+    """The answer is read off the last token; if it were dropped, the logits would be those of nothing."""
+    model = build(family, attention)
+    batch = inputs(family, [[4, None], [2, 3, None]])
+    batch = {
+        name: value[:, :-1]
+        if family != "llava" and value.ndim == 2 and value.shape[0] == 2 and name != "image_grid_thw"
+        else value
+        for name, value in batch.items()
+    }
+    assert (batch["input_ids"][:, -1] == IMAGE).all()
+    with Random(keep=0.3, layer=1)(model) as pruned:
+        out = generate(model, batch, 4)
+    kept = pruned.report.stages[0].kept
+    gone = hidden_from(pruned.report, batch["input_ids"] == IMAGE)
+    gone[:, -1] = NEVER
+    assert all(batch["input_ids"].shape[1] - 1 not in row for row in kept)
+    for step, logits in enumerate(out.logits):
+        sequences = out.sequences[:, : batch["input_ids"].shape[1] + step]
+        torch.testing.assert_close(logits, reference_logits(model, batch, sequences, gone), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(family, dtype):
+    model = build.__wrapped__(family, "sdpa").to(dtype)
+    batch = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in inputs(family, "ragged").items()
+    }
+    dense = generate(model, batch, 3)
+    for keep in (1.0, 0.3):
+        for pruner in (FastV(keep=keep), GreedyPrune(keep=keep), DivPrune(keep=keep)):
+            with pruner(model) as pruned:
+                out = generate(model, batch, 3)
+            assert all(torch.isfinite(logits).all() for logits in out.logits)
+            assert pruned.report.last_layer_tokens == pytest.approx(keep, abs=0.05)
+            if keep == 1.0:
+                assert all(torch.equal(a, b) for a, b in zip(dense.logits, out.logits, strict=True))

@@ -36,16 +36,18 @@ def read_prompt(
         real = mask[:, -frame.length :].bool()
         visual = visual & real
     query = last_prompt_token(frame.length, real, labels, tokens)
-    visual = visual & (torch.arange(frame.length, device=visual.device) <= query[:, None])
+    # The last prompt token speaks the answer's first word: it stays, even if it is part of an image.
+    before = visual & (torch.arange(frame.length, device=visual.device) < query[:, None])
     lengths = torch.full_like(query, frame.length) if real is None else real.sum(-1)
-    counts, present = torch.stack([visual.sum(-1), lengths]).tolist()  # one host sync a prefill
+    # one host sync a prefill
+    everywhere, counts, present = torch.stack([visual.sum(-1), before.sum(-1), lengths]).tolist()
     frame.record = PrefillRecord([number - count for number, count in zip(present, counts, strict=True)], counts, None)
     if not any(counts):
         frame.record.skipped = "no visual token in the prompt"
         return frame
-    image = number_images(visual, counts, family.image_lengths(config, kwargs, sum(counts)))
-    frame.record.image = image
-    frame.prompt = Prompt(visual, image, real, query, counts, frame.record)
+    image = number_images(visual, everywhere, family.image_lengths(config, kwargs, sum(everywhere)))
+    frame.record.image = image = image.masked_fill(~before, -1)
+    frame.prompt = Prompt(before, image, real, query, counts, frame.record)
     return frame
 
 
