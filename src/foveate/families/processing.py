@@ -123,7 +123,7 @@ def load_processor(name_or_folder: str | os.PathLike[str], **kwargs: Any) -> Any
     name_or_folder
         A Hub id, or a folder written by `save_pretrained`.
     **kwargs
-        Handed to `from_pretrained`: `revision`, `token`, `min_pixels`, …
+        Handed to `from_pretrained`: `revision`, `token`, `size`, …
 
     Returns
     -------
