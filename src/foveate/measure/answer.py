@@ -22,10 +22,9 @@ class Answer:
         What the model said.
     kept, visual : int
         Visual tokens after the last stage, and before any pruning.
-    prompt : int
-        Tokens of the dense prompt, without padding.
     mean_tokens_per_layer, kv_share, flops_share : float
-        Shares of the dense run, of the batch that the question was in; ``None`` where the report knows no FLOPs.
+        Shares of the dense run, the first two of its visual tokens, of the batch that the question was in; ``None``
+        where the report knows no FLOPs.
     skipped : str or None
         Why nothing was pruned although it was asked for.
     """
@@ -33,7 +32,6 @@ class Answer:
     text: str
     kept: int
     visual: int
-    prompt: int
     mean_tokens_per_layer: float = 1.0
     kv_share: float = 1.0
     flops_share: float | None = 1.0
@@ -108,8 +106,7 @@ def answer_batch(
     images = [[downsample(example.image, shrink)] for example in examples]
     batch = run_batch(loaded, [example.question for example in examples], images, pruner, max_new_tokens)
     visual = [visual_positions(loaded.model.config, row).numel() for row in batch.inputs["input_ids"]]
-    lengths = batch.inputs["attention_mask"].sum(-1).tolist()
-    dense = [Answer("", count, count, length) for count, length in zip(visual, lengths, strict=True)]
+    dense = [Answer("", count, count) for count in visual]
     spent = dense if batch.report is None else _after(batch.report, dense)
     return [replace(cost, text=text) for cost, text in zip(spent, batch.texts, strict=True)]
 

@@ -1,5 +1,6 @@
 """A picture of the kept tokens: kept patches as they are, the rest dimmed, one panel a stage."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,28 +116,32 @@ def draw_panels(
 
 def _block(row: Sequence[Panel], caption: str | None) -> Image.Image:
     pictures = [_picture(panel) for panel in row]
+    font = ImageFont.load_default(13)
+    widths = [
+        max(picture.width, math.ceil(font.getlength(panel.title)))
+        for panel, picture in zip(row, pictures, strict=True)
+    ]
     over = HEAD if caption else 0
-    width = sum(picture.width for picture in pictures) + GAP * (len(pictures) - 1)
+    width = sum(widths) + GAP * (len(widths) - 1)
     block = Image.new("RGB", (width, over + HEAD + max(picture.height for picture in pictures)), BACKGROUND)
     pen = ImageDraw.Draw(block)
     if caption:
-        pen.text((0, 2), _fit(pen, caption, width, 16), fill=TEXT, font=ImageFont.load_default(16))
+        pen.text((0, 2), _fit(caption, width), fill=TEXT, font=ImageFont.load_default(16))
     left = 0
-    for panel, picture in zip(row, pictures, strict=True):
-        title = _fit(pen, panel.title, picture.width, 13)
-        pen.text((left, over + 5), title, fill=FAINT, font=ImageFont.load_default(13))
+    for panel, picture, space in zip(row, pictures, widths, strict=True):
+        pen.text((left, over + 5), panel.title, fill=FAINT, font=font)
         block.paste(picture, (left, over + HEAD))
-        left += picture.width + GAP
+        left += space + GAP
     return block
 
 
-def _fit(pen: ImageDraw.ImageDraw, text: str, width: int, size: int) -> str:
-    font = ImageFont.load_default(size)
-    if pen.textlength(text, font=font) <= width:
-        return text
-    while text and pen.textlength(f"{text}…", font=font) > width:
-        text = text[:-1]
-    return f"{text}…"
+def _fit(caption: str, width: int) -> str:
+    font = ImageFont.load_default(16)
+    if font.getlength(caption) <= width:
+        return caption
+    while caption and font.getlength(f"{caption}…") > width:
+        caption = caption[:-1]
+    return f"{caption}…"
 
 
 def _picture(panel: Panel) -> Image.Image:

@@ -6,6 +6,7 @@ from typing import Any
 from foveate.measure.arms import DOWNSAMPLE, RANDOM, Arm
 from foveate.measure.statistics import LEVEL, RESAMPLES, accuracy_gap, accuracy_kept
 
+SHARES = ("mean_tokens_per_layer", "kv_share", "flops_share")
 Rows = list[dict[str, Any]]
 DOWNSAMPLE_NOTE = (
     "downsample gives the processor an image with that share of the pixels. Where visual tokens stay at 100 %, the "
@@ -52,17 +53,11 @@ def _arm(arm: Arm, rows: Rows, dense: Rows, random: Rows | None, tasks: list[str
 
 
 def _measured(arm: Arm, rows: Rows, dense: Rows) -> dict[str, float | None]:
-    measured: dict[str, float | None] = {
-        "visual_tokens": _mean([row["kept"] for row in rows]),
-        "visual_tokens_share": _ratio(sum(row["kept"] for row in rows), sum(row["visual"] for row in dense)),
-        **{
-            share: _mean([row[share] for row in rows])
-            for share in ("mean_tokens_per_layer", "kv_share", "flops_share")
-        },
-    }
-    prompt = _ratio(sum(row["prompt"] for row in rows), sum(row["prompt"] for row in dense))
-    if prompt != 1:  # the processor made fewer tokens: every layer has that many fewer; nobody counted the FLOPs
-        measured |= {"mean_tokens_per_layer": prompt, "kv_share": prompt, "flops_share": None}
+    share = _ratio(sum(row["kept"] for row in rows), sum(row["visual"] for row in dense))
+    measured = {"visual_tokens": _mean([row["kept"] for row in rows]), "visual_tokens_share": share}
+    measured |= {name: _mean([row[name] for row in rows]) for name in SHARES}
+    if arm.method == DOWNSAMPLE and share != 1:  # fewer tokens in every layer from the start; nobody counted the FLOPs
+        measured |= {"mean_tokens_per_layer": share, "kv_share": share, "flops_share": None}
     return measured
 
 

@@ -74,7 +74,7 @@ def result_tables(result: dict[str, Any]) -> list[Cells]:
             [
                 "method @ keep",
                 "visual tokens",
-                "tokens / layer",
+                "mean over layers",
                 "KV cache",
                 "FLOPs",
                 "accuracy",
@@ -91,9 +91,10 @@ def result_tables(result: dict[str, Any]) -> list[Cells]:
 def result_notes(result: dict[str, Any]) -> list[str]:
     """Return what a reader must know beside the tables."""
     notes = [
-        "Shares are of the dense run and measured, not asked for. Accuracy kept is the method's accuracy over the "
-        "dense model's; intervals are a paired bootstrap over the questions "
-        f"({result['bootstrap']['resamples']} resamples).",
+        "Shares are of the dense run and measured, not asked for: visual tokens after the last cut, their mean over "
+        "the decoder layers, their place in the KV cache, FLOPs of the language model's prefill.",
+        "Accuracy kept is the method's accuracy over the dense model's; intervals are a paired bootstrap over the "
+        f"questions ({result['bootstrap']['resamples']} resamples).",
         *result["notes"],
     ]
     for arm in result["arms"]:
