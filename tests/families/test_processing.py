@@ -21,6 +21,7 @@ from transformers.utils import is_torchvision_available
 import foveate
 from foveate.errors import FoveateError, ModelNotReachable
 from foveate.families.processing import explain_missing, load_processor
+from tests.tiny_models import IMAGE, PAD, VIDEO, VISION_END, VISION_START, build
 
 needs_no_torchvision = pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
 
@@ -49,8 +50,8 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
 
 
-def tokenizer(padding_side: str = "left") -> PreTrainedTokenizerFast:
-    words = [*SPECIAL, *VISION, "user", "assistant", "system", *[f"w{i}" for i in range(50)]]
+def tokenizer(words: list[str] | None = None) -> PreTrainedTokenizerFast:
+    words = words or [*SPECIAL, *VISION, "user", "assistant", "system", *[f"w{i}" for i in range(50)]]
     bare = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     bare.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -58,15 +59,18 @@ def tokenizer(padding_side: str = "left") -> PreTrainedTokenizerFast:
         pad_token="<pad>",
         unk_token="<unk>",
         eos_token="</s>",
-        padding_side=padding_side,
-        additional_special_tokens=["<|im_start|>", "<|im_end|>", "<image>", *VISION],
+        padding_side="left",
+        additional_special_tokens=[word for word in (*SPECIAL[4:], *VISION) if word in words],
     )
 
 
-def qwen_folder(folder: Path, model_type: str, layout: str) -> Path:
+def qwen_folder(
+    folder: Path, model_type: str, layout: str, words: PreTrainedTokenizerFast | None = None, patch: int | None = None
+) -> Path:
     """A folder as the Hub has it (`old`: one file a part) or as transformers 5 saves it (`new`: one file for all)."""
-    processor_class, patch = QWEN[model_type]
-    tokenizer().save_pretrained(folder)
+    processor_class = QWEN[model_type][0]
+    patch = patch or QWEN[model_type][1]
+    (words or tokenizer()).save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     image = {
@@ -215,6 +219,23 @@ def test_is_the_class_it_stands_for_and_saves_as_it(tmp_path, model_type, layout
     assert saved["video_processor"]["video_processor_type"] == "Qwen2VLVideoProcessor"
     copy = pickle.loads(pickle.dumps(processor))  # as a data loader's workers need it
     assert copy.image_token_id == processor.image_token_id
+
+
+@needs_images
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_model_takes_what_it_gives(tmp_path, family):
+    words = [f"w{i}" for i in range(128)]
+    words[PAD], words[1], words[2] = "<pad>", "<unk>", "</s>"
+    words[VISION_START], words[VISION_END], words[IMAGE], words[VIDEO] = VISION
+    folder = qwen_folder(tmp_path, family, "new", tokenizer(words), patch=4)
+    batch = [messages(picture(32, 16)), messages(picture(48, 40, 1), picture(16, 16, 2), text="w3 w4 w5")]
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "padding": True}
+    inputs = load_processor(folder).apply_chat_template(batch, add_generation_prompt=True, **options)
+    with foveate.GreedyPrune(keep=0.5)(build(family)) as pruned:
+        build(family).generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert pruned.report.stages[0].dense == [8, 34]
+    assert [len(kept) for kept in pruned.report.stages[0].kept] == [4, 17]
+    assert [[dense for _, dense in images] for images in pruned.report.stages[0].per_image] == [[8], [30, 4]]
 
 
 @needs_images
