@@ -1,0 +1,146 @@
+"""Tokens as different from each other as can be."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from foveate.select.checks import check_budget, check_features, check_mask, exact, widest
+from foveate.select.cosine import unit_rows
+
+CHUNK = 256  # tokens of a start set compared at a time
+CROWD = 256  # candidates that a round looks at closely
+ROUND = 32  # most picks in a round
+
+
+@exact
+def max_min_diversity(
+    features: Tensor, k: int | Tensor, start: Tensor | None = None, valid: Tensor | None = None
+) -> Tensor:
+    """Pick farthest points by cosine distance: each next token is the one whose nearest kept token is farthest.
+
+    Only the cosine of each token to its nearest kept one is carried along, never an N x N matrix: O(N k D) in all.
+
+    Parameters
+    ----------
+    features
+        (B, N, D) floating point; cosines are computed in float32 (float64 for float64). A row of zeros or with a NaN
+        or infinity has cosine 0 to every other.
+    k
+        Tokens to keep, the start set among them: an int, or (B,) whole numbers, one for each row.
+    start
+        (B, N) bool, tokens kept from the outset; where there are more than k, the first k of them. None, or a row
+        without any: the first pick is the token farthest from the mean direction of the row's valid tokens, an outlier
+        found in O(N D). (DivPrune takes the token whose nearest neighbour is farthest, which compares all pairs.)
+    valid
+        (B, N) bool, False for padding, which is never kept; None: all tokens count.
+
+    Returns
+    -------
+    Tensor
+        keep (B, N) bool with exactly min(k, valid tokens) True in a row. Ties go to the lowest index.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument has the wrong type or shape, or k is negative.
+
+    Notes
+    -----
+    The greedy 2-approximation of max-min diversity (Gonzalez 1985; DivPrune, Alvar et al., arXiv 2503.02175).
+    """
+    features = check_features(features)
+    shape, device = features.shape[:2], features.device
+    valid = check_mask("valid", valid, shape, device)
+    start = torch.zeros_like(valid) if start is None else check_mask("start", start, shape, device) & valid
+    budget = check_budget(k, valid)
+    most = widest(budget)
+    if not most:
+        return torch.zeros_like(valid)
+
+    unit = unit_rows(features)
+    keep = start & (start.cumsum(-1) <= budget[:, None])
+    mean = (unit * valid[..., None]).sum(1)
+    outlier = _product(unit, mean).masked_fill_(~valid, torch.inf).argmin(-1, keepdim=True)
+    seeded = keep.any(-1, keepdim=True) | (budget == 0)[:, None]
+    keep.scatter_(1, outlier, keep.gather(1, outlier) | ~seeded)
+    nearest = _to_set(unit, keep, most).masked_fill_(keep | ~valid, torch.inf)
+    pick = _in_rounds if device.type == "cpu" else _one_by_one
+    return pick(unit, nearest, keep, budget)
+
+
+def _product(unit: Tensor, vector: Tensor) -> Tensor:
+    """Product (B, N) of each row of unit (B, N, D) with its sample's vector (B, D)."""
+    return torch.bmm(unit, vector[..., None]).squeeze(-1)
+
+
+def _rows(unit: Tensor, index: Tensor) -> Tensor:
+    """Rows (B, C, D) of unit (B, N, D) at index (B, C)."""
+    return unit.gather(1, index[..., None].expand(-1, -1, unit.shape[2]))
+
+
+def _to_set(unit: Tensor, chosen: Tensor, most: int) -> Tensor:
+    """Cosine (B, N) of each token to the nearest of at most `most` chosen ones; -inf in a row without any."""
+    nearest = unit.new_full(unit.shape[:2], -torch.inf)
+    members = (~chosen).to(torch.uint8).argsort(dim=-1, stable=True)[:, :most]
+    for first in range(0, members.shape[1], CHUNK):
+        part = members[:, first : first + CHUNK]
+        absent = ~chosen.gather(1, part)
+        if bool(absent.all()):  # one read from the device a chunk
+            break
+        cosine = torch.bmm(unit, _rows(unit, part).mT).masked_fill_(absent[:, None], -torch.inf)
+        torch.maximum(nearest, cosine.amax(-1), out=nearest)
+    return nearest
+
+
+def _one_by_one(unit: Tensor, nearest: Tensor, keep: Tensor, budget: Tensor) -> Tensor:
+    """The plain form: one pick a step, no read from the device inside the loop.
+
+    Parameters
+    ----------
+    nearest
+        (B, N) cosine to the nearest kept token, inf for those that cannot be picked; used up.
+    keep
+        (B, N) bool, the tokens kept so far; filled in place.
+    budget
+        (B,) long, kept tokens wanted in all.
+    """
+    missing = budget - keep.sum(-1)
+    for step in range(widest(missing)):
+        pick = nearest.argmin(-1, keepdim=True)
+        keep.scatter_(1, pick, keep.gather(1, pick) | (step < missing)[:, None])
+        torch.maximum(nearest, _product(unit, _rows(unit, pick).squeeze(1)), out=nearest)
+        nearest.scatter_(1, pick, torch.inf)
+    return keep
+
+
+def _in_rounds(unit: Tensor, nearest: Tensor, keep: Tensor, budget: Tensor) -> Tensor:
+    """The same picks with far less memory traffic, for a CPU, where the plain form reads all features for each pick.
+
+    `nearest` only ever rises. So as long as the best of a small crowd, kept up to date, is under the lowest value that
+    anyone outside had when the round began, it is the best of all; those outside catch up once a round.
+    """
+    number = unit.shape[1]
+    missing = budget - keep.sum(-1)
+    while bool((missing > 0).any()):
+        index = nearest.topk(min(CROWD, number), largest=False, sorted=False).indices.sort(-1).values
+        crowd, value = _rows(unit, index), nearest.gather(1, index)
+        bound = value.amax(-1, keepdim=True)
+        # The first pick of a round is the best of all, whether or not ties keep it out of the crowd.
+        pick = nearest.argmin(-1, keepdim=True)
+        wanted = (missing > 0)[:, None]
+        picked = []
+        for _ in range(ROUND):
+            keep.scatter_(1, pick, keep.gather(1, pick) | wanted)
+            missing -= wanted.squeeze(1).long()
+            vector = _rows(unit, pick).squeeze(1)
+            picked.append(vector)
+            nearest.scatter_(1, pick, torch.inf)
+            value = value.maximum(_product(crowd, vector)).masked_fill_(index == pick, torch.inf)
+            place = value.argmin(-1, keepdim=True)
+            wanted = (value.gather(1, place) < bound) & (missing > 0)[:, None]
+            if not bool(wanted.any()):
+                break
+            pick = torch.where(wanted, index.gather(1, place), pick)  # a row that is done repeats itself
+        torch.maximum(nearest, torch.bmm(torch.stack(picked, 1), unit.mT).amax(1), out=nearest)
+    return keep
