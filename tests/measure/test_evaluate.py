@@ -101,7 +101,7 @@ def test_tables_and_page(result):
         assert all(len(row) == len(table.columns) for row in table.rows)
     page = markdown(result)
     assert "| dense |" in page
-    assert "| evidence @ 0.5 |" in page
+    assert "| evidence | 0.5 |" in page
     assert not any(note.startswith((NOT_PRUNED, OFF_BUDGET)) for note in result_notes(result))
 
 

@@ -18,7 +18,7 @@ class Cells:
     title : str
         What it shows.
     columns : list of str
-        Heads; the first column is text, the others are figures.
+        Heads; the first column is text, the others are figures without a unit, which the title has.
     rows : list of list of str
         One list a line.
     """
@@ -33,68 +33,61 @@ def percent(share: float | None, digits: int = 1) -> str:
     return "–" if share is None else f"{100 * share:.{digits}f} %"
 
 
-def _interval(figure: dict[str, float | None]) -> str:
-    if figure["value"] is None:
-        return "–"
-    if figure["low"] == figure["high"]:
-        return percent(figure["value"])
-    return f"{100 * figure['value']:.1f} % [{100 * figure['low']:.1f}, {100 * figure['high']:.1f}]"  # type: ignore[operator]
-
-
-def _gap(figure: dict[str, float | None] | None) -> str:
+def _figure(figure: dict[str, float | None] | None, form: str) -> str:
+    """Return a figure and its interval in per cent, which the head of the column says."""
     if figure is None or figure["value"] is None:
         return "–"
-    return f"{100 * figure['value']:+.1f} [{100 * figure['low']:+.1f}, {100 * figure['high']:+.1f}]"  # type: ignore[operator]
+    value, low, high = (f"{100 * (figure[key] or 0):{form}}" for key in ("value", "low", "high"))
+    return value if low == high else f"{value} [{low}, {high}]"
+
+
+def _number(share: float | None, digits: int = 1) -> str:
+    return percent(share, digits).removesuffix(" %")
 
 
 def result_tables(result: dict[str, Any]) -> list[Cells]:
-    """Return the tables of a result: what was kept and what it cost, then accuracy by task."""
+    """Return the tables of a result: accuracy, what it cost, and accuracy by task."""
     arms, tasks = result["arms"], result["tasks"]
     shared = result["configuration"]
+    level = f"{100 * result['bootstrap']['level']:.0f} %"
+    asked = f"{shared['samples']} questions of '{shared['suite']}', seed {shared['seed']}"
+    names = [[arm["method"], "own" if arm["keep"] is None else f"{arm['keep']:g}"] for arm in arms]
     skips = any(arm["skipped"]["questions"] for arm in arms)
-    overview = [
+    accuracy = [
         [
-            arm["arm"],
-            percent(arm["measured"]["visual_tokens_share"]),
-            percent(arm["measured"]["mean_tokens_per_layer"]),
-            percent(arm["measured"]["kv_share"]),
-            percent(arm["measured"]["flops_share"]),
-            percent(arm["accuracy"]),
-            _interval(arm["accuracy_kept"]),
-            _gap(arm["over_random"]),
+            _number(arm["measured"]["visual_tokens_share"]),
+            _number(arm["accuracy"]),
+            _figure(arm["accuracy_kept"], ".1f"),
+            _figure(arm["over_random"], "+.1f"),
             *([str(arm["skipped"]["questions"])] if skips else []),
         ]
         for arm in arms
     ]
-    by_task = [[arm["arm"], *(percent(arm["tasks"][task]["accuracy"], 0) for task in tasks)] for arm in arms]
-    level = f"{100 * result['bootstrap']['level']:.0f} %"
-    return [
-        Cells(
-            f"{shared['model']} on {shared['samples']} questions of '{shared['suite']}', seed {shared['seed']}",
-            [
-                "method @ keep",
-                "visual tokens",
-                "mean over layers",
-                "KV cache",
-                "FLOPs",
-                "accuracy",
-                f"accuracy kept [{level}]",
-                "over random, points",
-                *(["not pruned"] if skips else []),
-            ],
-            overview,
+    shares = ("visual_tokens_share", "mean_tokens_per_layer", "kv_share", "flops_share")
+    cost = [[_number(arm["measured"][share]) for share in shares] for arm in arms]
+    by_task = [[_number(arm["tasks"][task]["accuracy"], 0) for task in tasks] for arm in arms]
+    heads = {
+        f"Accuracy of {shared['model']} on {asked}, %": (
+            ["tokens", "accuracy", f"accuracy kept [{level}]", f"over random [{level}]"] + ["not pruned"] * skips,
+            accuracy,
         ),
-        Cells("Accuracy by task", ["method @ keep", *tasks], by_task),
+        "What was kept, % of the dense run": (["tokens", "mean over layers", "KV cache", "FLOPs"], cost),
+        "Accuracy by task, %": (tasks, by_task),
+    }
+    return [
+        Cells(title, ["method", "keep", *columns], [[*name, *row] for name, row in zip(names, rows, strict=True)])
+        for title, (columns, rows) in heads.items()
     ]
 
 
 def result_notes(result: dict[str, Any]) -> list[str]:
     """Return what a reader must know beside the tables."""
     notes = [
-        "Shares are of the dense run and measured, not asked for: visual tokens after the last cut, their mean over "
-        "the decoder layers, their place in the KV cache, FLOPs of the language model's prefill.",
-        "Accuracy kept is the method's accuracy over the dense model's; intervals are a paired bootstrap over the "
-        f"questions ({result['bootstrap']['resamples']} resamples).",
+        "What was kept is measured, not asked for: visual tokens after the last cut, their mean over the decoder "
+        "layers, their share of the KV cache, FLOPs of the language model's prefill.",
+        "Accuracy kept is the method's accuracy over the dense model's, over random is accuracy in points against "
+        "random tokens of the same budget; intervals are a paired bootstrap over the questions "
+        f"({result['bootstrap']['resamples']} resamples).",
         *result["notes"],
     ]
     for arm in result["arms"]:
