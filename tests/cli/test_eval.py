@@ -30,6 +30,7 @@ def test_result_tables_and_json(evaluate, tmp_path):
         "dense",
         "downsample @ 0.5",
         "random @ 0.5",
+        "random:layer=2 @ 0.5",
         "greedyprune:layer=0,threshold=0.7 @ 0.5",
         "fastv @ 0.5",
     ]

@@ -78,8 +78,8 @@ def test_a_file_that_is_no_journal_is_left_alone(loaded, tmp_path):
 def test_what_was_kept_is_measured(result):
     measured = {arm["arm"]: arm["measured"] for arm in result["arms"]}
     assert measured["dense"]["visual_tokens"] == 16
-    assert measured["random @ 0.25"]["visual_tokens"] == 4
-    assert measured["random @ 0.25"]["kv_share"] == pytest.approx(0.25)
+    assert measured["random:layer=2 @ 0.25"]["visual_tokens"] == 4
+    assert measured["random:layer=2 @ 0.25"]["kv_share"] == pytest.approx((2 + 4 * 0.25) / 6)
     assert measured["greedyprune @ 0.5"]["visual_tokens_share"] == pytest.approx(0.5)
     # cut before layer 2 of 6: a third of the layers sees everything
     assert measured["greedyprune @ 0.5"]["mean_tokens_per_layer"] == pytest.approx((2 + 4 * 0.5) / 6)

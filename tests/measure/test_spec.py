@@ -39,23 +39,41 @@ def test_what_is_no_method_list_is_refused(text):
         parse_methods(text)
 
 
+def labels(*arguments, layer=None, oracle=False):
+    return [arm.label for arm in plan_arms(*arguments, layer, oracle)]
+
+
 def test_the_baselines_are_always_there_and_dense_is_first():
-    labels = [arm.label for arm in plan_arms(parse_methods("greedyprune"), [0.5, 0.22], None, oracle=False)]
-    assert labels == [
+    assert labels([], [0.5, 0.22]) == [
         "dense",
         "downsample @ 0.5",
         "downsample @ 0.22",
         "random @ 0.5",
         "random @ 0.22",
-        "greedyprune @ 0.5",
-        "greedyprune @ 0.22",
     ]
+
+
+@pytest.mark.parametrize(
+    ("methods", "layer", "stages"),
+    [
+        ("divprune", None, ["random"]),
+        ("greedyprune", None, ["random:layer=2"]),
+        ("divprune,greedyprune,fastv:layer=4", None, ["random", "random:layer=2", "random:layer=4"]),
+        ("greedyprune,random:layer=2", None, ["random:layer=2"]),
+        ("random:seed=3", None, ["random:seed=3"]),
+        ("divprune,greedyprune", 3, ["random:layer=3"]),
+        ("", 3, ["random:layer=3"]),
+    ],
+)
+def test_random_tokens_at_every_stage_that_a_method_cuts_at(methods, layer, stages):
+    found = labels(parse_methods(methods), [0.5], layer=layer)
+    assert [label for label in found if label.startswith("random")] == [f"{one} @ 0.5" for one in stages]
 
 
 def test_one_layer_for_all_but_those_that_say_their_own():
     arms = plan_arms(parse_methods("greedyprune,divprune:layer=1"), [0.5], 3, oracle=True)
-    layers = {arm.spec.name: arm.pruner().layer for arm in arms if arm.spec}
-    assert layers == {"random": 3, "greedyprune": 3, "divprune": 1, "evidence": 3}
+    layers = {(arm.spec.name, arm.pruner().layer) for arm in arms if arm.spec}
+    assert layers == {("random", 1), ("random", 3), ("greedyprune", 3), ("divprune", 1), ("evidence", 3)}
 
 
 def test_a_batch_draws_by_its_seed():

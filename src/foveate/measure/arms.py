@@ -6,7 +6,7 @@ from typing import Any
 
 from foveate.errors import BudgetError, UnknownMethodError
 from foveate.measure.evidence import Evidence
-from foveate.measure.spec import MethodSpec, has_option
+from foveate.measure.spec import MethodSpec, has_option, method_class
 
 DENSE, DOWNSAMPLE, RANDOM = "dense", "downsample", "random"
 
@@ -74,6 +74,8 @@ def _evidence(options: dict[str, Any], seed: int, masks: Any) -> Any:
 def plan_arms(methods: Sequence[MethodSpec], keeps: Sequence[float], layer: int | None, oracle: bool) -> list[Arm]:
     """Return the arms of an evaluation: dense first, the baselines always, then the methods.
 
+    The baselines are a smaller image, and random tokens at each stage that a method cuts at.
+
     Parameters
     ----------
     methods : sequence of MethodSpec
@@ -94,17 +96,35 @@ def plan_arms(methods: Sequence[MethodSpec], keeps: Sequence[float], layer: int 
     """
     if not keeps or any(not 0 < keep < 1 for keep in keeps):
         raise BudgetError(f"--keep takes shares over 0 and under 1, got {', '.join(f'{keep:g}' for keep in keeps)}")
-    wanted = list(methods)
-    if RANDOM not in [spec.name for spec in wanted]:
-        wanted.insert(0, MethodSpec(RANDOM))
+    wanted = [_placed(spec, layer) for spec in methods]
     if oracle and Evidence.name not in [spec.name for spec in wanted]:
-        wanted.append(MethodSpec(Evidence.name))
+        wanted.append(_placed(MethodSpec(Evidence.name), layer))
+    wanted = [*_baselines(wanted, layer), *wanted]
     arms = [Arm(DENSE)] + [Arm(DOWNSAMPLE, keep) for keep in dict.fromkeys(keeps)]
-    for spec in {str(spec): spec for spec in (_placed(spec, layer) for spec in wanted)}.values():
+    for spec in {str(spec): spec for spec in wanted}.values():
         arms += _budgets(spec, keeps)
     for arm in arms:
         arm.pruner()  # a wrong option is said now, not after an hour
     return arms
+
+
+def _baselines(specs: Sequence[MethodSpec], layer: int | None) -> list[MethodSpec]:
+    """Random tokens at every stage that a method cuts at: a later cut loses less, whatever it keeps."""
+    default = stage(MethodSpec(RANDOM))
+    there = [stage(spec) for spec in specs if spec.name == RANDOM]
+    wanted: list[int | None] = [at for at in dict.fromkeys(map(stage, specs)) if at is not None and at not in there]
+    if not wanted and not there:
+        wanted = [default if layer is None else layer]
+    return [MethodSpec(RANDOM, {} if at == default else {"layer": at}) for at in wanted]
+
+
+def stage(spec: MethodSpec) -> int | None:
+    """Return the layer that a method with one cut cuts before; ``None`` for a method of several cuts."""
+    if not has_option(spec.name, "layer"):
+        return None
+    default = next(item.default for item in fields(method_class(spec.name)) if item.name == "layer")
+    layer = spec.options.get("layer", default)
+    return layer if isinstance(layer, int) else None
 
 
 def _placed(spec: MethodSpec, layer: int | None) -> MethodSpec:

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from foveate.measure.arms import DOWNSAMPLE, RANDOM, Arm
+from foveate.measure.arms import DOWNSAMPLE, RANDOM, Arm, stage
 from foveate.measure.statistics import LEVEL, RESAMPLES, accuracy_gap, accuracy_kept
 
 SHARES = ("mean_tokens_per_layer", "kv_share", "flops_share")
@@ -25,17 +25,19 @@ def summarise(answered: list[tuple[Arm, Rows]], seed: int) -> dict[str, Any]:
         Of the bootstrap.
     """
     dense = answered[0][1]
-    random: dict[float, Rows] = {}
-    for arm, rows in answered:
-        if arm.spec is not None and arm.spec.name == RANDOM:
-            random.setdefault(arm.keep, rows)
+    random = {_place(arm): rows for arm, rows in answered if arm.spec is not None and arm.spec.name == RANDOM}
     tasks = list(dict.fromkeys(row["task"] for row in dense))
     return {
         "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": seed, "paired": True},
         "tasks": tasks,
-        "arms": [_arm(arm, rows, dense, random.get(arm.keep), tasks, seed) for arm, rows in answered],
+        "arms": [_arm(arm, rows, dense, random.get(_place(arm)), tasks, seed) for arm, rows in answered],
         "notes": [DOWNSAMPLE_NOTE] if any(arm.method == DOWNSAMPLE for arm, _ in answered) else [],
     }
+
+
+def _place(arm: Arm) -> tuple[int | None, float]:
+    """Stage and budget: what a fair comparison shares."""
+    return (None if arm.spec is None else stage(arm.spec)), arm.keep
 
 
 def _arm(arm: Arm, rows: Rows, dense: Rows, random: Rows | None, tasks: list[str], seed: int) -> dict[str, Any]:
@@ -44,6 +46,7 @@ def _arm(arm: Arm, rows: Rows, dense: Rows, random: Rows | None, tasks: list[str
         "arm": arm.label,
         "method": arm.method,
         "keep": None if arm.own_budget else arm.keep,
+        "layer": _place(arm)[0],
         "measured": _measured(arm, rows, dense),
         "skipped": {"questions": sum(skipped.values()), "reasons": dict(skipped)},
         **_accuracy(rows, dense, seed),

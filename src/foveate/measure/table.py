@@ -86,7 +86,7 @@ def result_notes(result: dict[str, Any]) -> list[str]:
         "What was kept is measured, not asked for: visual tokens after the last cut, their mean over the decoder "
         "layers, their share of the KV cache, FLOPs of the language model's prefill.",
         "Accuracy kept is the method's accuracy over the dense model's, over random is accuracy in points against "
-        "random tokens of the same budget; intervals are a paired bootstrap over the questions "
+        "random tokens of the same budget at the same stage; intervals are a paired bootstrap over the questions "
         f"({result['bootstrap']['resamples']} resamples).",
         *result["notes"],
     ]
