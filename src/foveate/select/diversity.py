@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from foveate.select.checks import check_budget, check_features, check_mask, exact, widest
-from foveate.select.cosine import unit_rows
+from foveate.select.cosine import take_rows, unit_rows
 
 CHUNK = 256  # tokens of a start set compared at a time
-CROWD = 256  # candidates that a round looks at closely
-ROUND = 32  # most picks in a round
+CROWD = 128  # candidates that a round looks at closely
+ROUND = 64  # most picks in a round
 
 
 @exact
@@ -74,11 +74,6 @@ def _product(unit: Tensor, vector: Tensor) -> Tensor:
     return torch.bmm(unit, vector[..., None]).squeeze(-1)
 
 
-def _rows(unit: Tensor, index: Tensor) -> Tensor:
-    """Rows (B, C, D) of unit (B, N, D) at index (B, C)."""
-    return unit.gather(1, index[..., None].expand(-1, -1, unit.shape[2]))
-
-
 def _to_set(unit: Tensor, chosen: Tensor, most: int) -> Tensor:
     """Cosine (B, N) of each token to the nearest of at most `most` chosen ones; -inf in a row without any."""
     nearest = unit.new_full(unit.shape[:2], -torch.inf)
@@ -88,7 +83,7 @@ def _to_set(unit: Tensor, chosen: Tensor, most: int) -> Tensor:
         absent = ~chosen.gather(1, part)
         if bool(absent.all()):  # one read from the device a chunk
             break
-        cosine = torch.bmm(unit, _rows(unit, part).mT).masked_fill_(absent[:, None], -torch.inf)
+        cosine = torch.bmm(unit, take_rows(unit, part).mT).masked_fill_(absent[:, None], -torch.inf)
         torch.maximum(nearest, cosine.amax(-1), out=nearest)
     return nearest
 
@@ -109,7 +104,7 @@ def _one_by_one(unit: Tensor, nearest: Tensor, keep: Tensor, budget: Tensor) -> 
     for step in range(widest(missing)):
         pick = nearest.argmin(-1, keepdim=True)
         keep.scatter_(1, pick, keep.gather(1, pick) | (step < missing)[:, None])
-        torch.maximum(nearest, _product(unit, _rows(unit, pick).squeeze(1)), out=nearest)
+        torch.maximum(nearest, _product(unit, take_rows(unit, pick).squeeze(1)), out=nearest)
         nearest.scatter_(1, pick, torch.inf)
     return keep
 
@@ -124,7 +119,7 @@ def _in_rounds(unit: Tensor, nearest: Tensor, keep: Tensor, budget: Tensor) -> T
     missing = budget - keep.sum(-1)
     while bool((missing > 0).any()):
         index = nearest.topk(min(CROWD, number), largest=False, sorted=False).indices.sort(-1).values
-        crowd, value = _rows(unit, index), nearest.gather(1, index)
+        crowd, value = take_rows(unit, index), nearest.gather(1, index)
         bound = value.amax(-1, keepdim=True)
         # The first pick of a round is the best of all, whether or not ties keep it out of the crowd.
         pick = nearest.argmin(-1, keepdim=True)
@@ -133,7 +128,7 @@ def _in_rounds(unit: Tensor, nearest: Tensor, keep: Tensor, budget: Tensor) -> T
         for _ in range(ROUND):
             keep.scatter_(1, pick, keep.gather(1, pick) | wanted)
             missing -= wanted.squeeze(1).long()
-            vector = _rows(unit, pick).squeeze(1)
+            vector = take_rows(unit, pick).squeeze(1)
             picked.append(vector)
             nearest.scatter_(1, pick, torch.inf)
             value = value.maximum(_product(crowd, vector)).masked_fill_(index == pick, torch.inf)

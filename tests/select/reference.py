@@ -1,0 +1,77 @@
+"""The rules of foveate.select as plain Python loops over one row, straight from their definitions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+Row = Sequence[float]
+
+
+def cosine(a: Row, b: Row) -> float:
+    length = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(x * x for x in b))
+    return sum(x * y for x, y in zip(a, b, strict=True)) / length if length else 0.0
+
+
+def top_k(scores: Row, k: int, valid: Sequence[bool]) -> set[int]:
+    kept: set[int] = set()
+    while len(kept) < min(k, sum(valid)):
+        best = None
+        for i, score in enumerate(scores):
+            if valid[i] and i not in kept and (best is None or score > scores[best]):
+                best = i
+        kept.add(best)
+    return kept
+
+
+def greedy(features: Sequence[Row], scores: Row, k: int, threshold: float, valid: Sequence[bool]) -> list[int]:
+    active, chosen = {i for i, real in enumerate(valid) if real}, []
+    while active and len(chosen) < k:
+        best = min(active, key=lambda i: (-scores[i], i))
+        chosen.append(best)
+        active -= {best, *(i for i in active if cosine(features[i], features[best]) > threshold)}
+    return chosen
+
+
+def suppression(
+    features: Sequence[Row], scores: Row, k: int, threshold: float, fill: str, valid: Sequence[bool], steps: int
+) -> set[int]:
+    wanted = min(k, sum(valid))
+    if threshold >= 1:
+        return top_k(scores, k, valid)
+    kept = set(greedy(features, scores, k, threshold, valid))
+    if fill == "saliency":
+        left = sorted((i for i in range(len(scores)) if valid[i] and i not in kept), key=lambda i: (-scores[i], i))
+        return kept | set(left[: wanted - len(kept)])
+    if fill == "relax" and len(kept) < wanted:
+        kept, low, high = top_k(scores, k, valid), math.acos(max(threshold, -1)), 0.0
+        for _ in range(steps):
+            middle = (low + high) / 2
+            trial = greedy(features, scores, k, math.cos(middle), valid)
+            if len(trial) == wanted:
+                kept, high = set(trial), middle
+            else:
+                low = middle
+    return kept
+
+
+def outlier(features: Sequence[Row], valid: Sequence[bool]) -> int:
+    """The valid token farthest from the mean direction."""
+    mean = [0.0] * len(features[0])
+    for i, row in enumerate(features):
+        length = math.sqrt(sum(x * x for x in row))
+        if valid[i] and length:
+            mean = [m + x / length for m, x in zip(mean, row, strict=True)]
+    return min((i for i, real in enumerate(valid) if real), key=lambda i: (cosine(features[i], mean), i))
+
+
+def max_min_diversity(features: Sequence[Row], k: int, start: Sequence[bool], valid: Sequence[bool]) -> set[int]:
+    wanted = min(k, sum(valid))
+    kept = {i for i, given in enumerate(start) if given and valid[i]}
+    kept = set(sorted(kept)[:wanted])
+    if not kept and wanted:
+        kept.add(outlier(features, valid))
+    while len(kept) < wanted:
+        left = [i for i, real in enumerate(valid) if real and i not in kept]
+        kept.add(min(left, key=lambda i: (max(cosine(features[i], features[j]) for j in kept), i)))
+    return kept

@@ -1,0 +1,105 @@
+"""Wrong arguments: a TypeError or ValueError that says what was given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from foveate import select
+
+SCORES, FEATURES = torch.zeros(2, 3), torch.ones(2, 3, 4)
+
+BUDGETS: list[tuple[Any, type[Exception], str]] = [
+    (-1, ValueError, "-1"),
+    (True, TypeError, "True"),
+    (1.5, TypeError, "1.5"),
+    ("2", TypeError, "'2'"),
+    (torch.tensor([1, -2]), ValueError, "-2"),
+    (torch.tensor([1.0, 2.0]), TypeError, "float32"),
+    (torch.tensor([True, False]), TypeError, "bool"),
+    (torch.tensor([1, 2, 3]), ValueError, r"\(3,\)"),
+]
+
+
+@pytest.mark.parametrize(("k", "error", "message"), BUDGETS)
+def test_budget(k: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        select.top_k(SCORES, k)
+    with pytest.raises(error, match=message):
+        select.suppression(FEATURES, SCORES, k, 0.5)
+    with pytest.raises(error, match=message):
+        select.max_min_diversity(FEATURES, k)
+
+
+@pytest.mark.parametrize(
+    ("valid", "error", "message"),
+    [
+        (torch.ones(2, 3), TypeError, "float32"),
+        ([[True] * 3] * 2, TypeError, "list"),
+        (torch.ones(2, 4, dtype=torch.bool), ValueError, r"\(2, 4\)"),
+    ],
+)
+def test_masks(valid: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        select.top_k(SCORES, 1, valid)
+    with pytest.raises(error, match=message):
+        select.suppression(FEATURES, SCORES, 1, 0.5, valid=valid)
+    with pytest.raises(error, match=message):
+        select.max_min_diversity(FEATURES, 1, valid=valid)
+    with pytest.raises(error, match=f"start.*{message}"):
+        select.max_min_diversity(FEATURES, 1, start=valid)
+
+
+@pytest.mark.parametrize(
+    ("scores", "error", "message"),
+    [
+        ([[1.0]], TypeError, "list"),
+        (torch.zeros(3), ValueError, r"\(3,\)"),
+        (torch.zeros(2, 3, dtype=torch.complex64), TypeError, "complex64"),
+    ],
+)
+def test_scores(scores: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        select.top_k(scores, 1)
+
+
+@pytest.mark.parametrize(
+    ("features", "error", "message"),
+    [
+        (None, TypeError, "NoneType"),
+        (torch.ones(2, 3), ValueError, r"\(2, 3\)"),
+        (torch.ones(2, 3, 0), ValueError, r"\(2, 3, 0\)"),
+        (torch.ones(2, 3, 4, dtype=torch.int64), TypeError, "int64"),
+    ],
+)
+def test_features(features: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        select.max_min_diversity(features, 1)
+    with pytest.raises(error, match=message):
+        select.suppression(features, SCORES, 1, 0.5)
+
+
+def test_scores_of_another_shape_than_the_features() -> None:
+    with pytest.raises(ValueError, match=r"\(2, 3\).*\(2, 5\)"):
+        select.suppression(torch.ones(2, 5, 4), SCORES, 1, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "error", "message"),
+    [
+        (float("nan"), ValueError, "NaN"),
+        ("0.5", TypeError, "'0.5'"),
+        (True, TypeError, "True"),
+        (None, TypeError, "None"),
+    ],
+)
+def test_threshold(threshold: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        select.suppression(FEATURES, SCORES, 1, threshold)
+
+
+def test_fill() -> None:
+    with pytest.raises(ValueError, match="'fill_saliency'"):
+        select.suppression(FEATURES, SCORES, 1, 0.5, fill="fill_saliency")  # type: ignore[arg-type]

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+from typing import Literal
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from foveate import select
+from foveate.select import greedy
+from tests.select import reference
+from tests.select.cases import Case, continuous, sets, tied
+
+Fill = Literal["saliency", "stop", "relax"]
+FILLS = st.sampled_from(("saliency", "stop", "relax"))
+BLOCKS = st.sampled_from((1, 3, 128))
+
+
+def expected(case: Case, threshold: float, fill: str) -> list[set[int]]:
+    return [
+        reference.suppression(features, scores, k, threshold, fill, valid, greedy.BISECTIONS)
+        for features, scores, k, _, valid in case.rows()
+    ]
+
+
+@given(tied(), st.sampled_from((-2.0, -0.75, -0.5, 0.0, 0.25, 0.5, 0.9)), FILLS, BLOCKS, st.integers(1, 4))
+def test_agrees_with_the_definition(case: Case, threshold: float, fill: Fill, block: int, rounds: int) -> None:
+    # Bisected, these angles meet a cosine of the case, and rounding decides.
+    assume(fill != "relax" or threshold not in (-2.0, -0.5))
+    with mock.patch.object(greedy, "BLOCK", block), mock.patch.object(greedy, "ROUNDS", rounds):
+        keep = select.suppression(case.features, case.scores, case.k, threshold, fill, case.valid)
+    assert sets(keep) == expected(case, threshold, fill)
+
+
+@given(continuous(), st.floats(-1, 1, exclude_max=True), st.sampled_from(("saliency", "stop")), BLOCKS)
+def test_agrees_on_continuous_features(case: Case, threshold: float, fill: Fill, block: int) -> None:
+    unit = torch.nn.functional.normalize(case.features.double(), dim=-1)
+    assume(bool(((unit @ unit.mT - threshold).abs() > 1e-5).all()))  # no pair on the brink, where rounding decides
+    with mock.patch.object(greedy, "BLOCK", block):
+        keep = select.suppression(case.features, case.scores, case.k, threshold, fill, case.valid)
+    assert sets(keep) == expected(case, threshold, fill)
+
+
+@given(tied(), st.floats(-1, 1), st.sampled_from(("saliency", "relax")))
+def test_reaches_the_budget_exactly(case: Case, threshold: float, fill: Fill) -> None:
+    keep = select.suppression(case.features, case.scores, case.k, threshold, fill, case.valid)
+    assert torch.equal(keep.sum(-1), torch.minimum(case.k, case.valid.sum(-1)))
+    assert not (keep & ~case.valid).any()
+
+
+@given(tied(), st.sampled_from((1.0, 1, 1.5, float("inf"))), FILLS)
+def test_threshold_of_one_is_plain_top_k(case: Case, threshold: float, fill: Fill) -> None:
+    # Copies of one token included: their cosine may come out a rounding above 1.
+    features = case.features + 0.1
+    keep = select.suppression(features, case.scores, case.k, threshold, fill, case.valid)
+    assert torch.equal(keep, select.top_k(case.scores, case.k, case.valid))
+
+
+@given(continuous(), st.floats(-1, 0.99))
+def test_before_filling_no_pair_is_too_alike(case: Case, threshold: float) -> None:
+    keep = select.suppression(case.features, case.scores, case.k, threshold, "stop", case.valid)
+    unit = torch.nn.functional.normalize(case.features.double(), dim=-1)
+    for row, kept in zip(unit, keep, strict=True):
+        cosine = (row[kept] @ row[kept].T).fill_diagonal_(-2)
+        assert not (cosine > threshold + 1e-6).any()
+
+
+@given(continuous(), st.floats(-1, 0.99))
+def test_filling_only_adds(case: Case, threshold: float) -> None:
+    stopped = select.suppression(case.features, case.scores, case.k, threshold, "stop", case.valid)
+    filled = select.suppression(case.features, case.scores, case.k, threshold, "saliency", case.valid)
+    assert not (stopped & ~filled).any()
+
+
+def test_relax_keeps_rows_that_had_enough() -> None:
+    generator = torch.Generator().manual_seed(3)
+    features, scores = torch.randn(2, 30, 8, generator=generator), torch.randn(2, 30, generator=generator)
+    features[1] = features[1, :1] + 0.01 * features[1]  # all alike: falls short
+    stopped = select.suppression(features, scores, 5, 0.6, "stop")
+    assert stopped.sum(-1).tolist() == [5, 1]
+    relaxed = select.suppression(features, scores, 5, 0.6, "relax")
+    assert torch.equal(relaxed[0], stopped[0])
+    assert relaxed.sum(-1).tolist() == [5, 5]
+    assert not torch.equal(relaxed[1], select.suppression(features, scores, 5, 0.6)[1])  # not the fill by score
+
+
+@pytest.mark.parametrize("fill", ["saliency", "stop", "relax"])
+def test_batch_equals_singles(fill: Fill) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(3, 300, 12, generator=generator)
+    scores = torch.randn(3, 300, generator=generator)
+    valid = torch.arange(300) < torch.tensor([300, 170, 40])[:, None]
+    k = torch.tensor([60, 55, 50])
+    keep = select.suppression(features, scores, k, 0.35, fill, valid)
+    for row, length in enumerate((300, 170, 40)):
+        part = features[row : row + 1, :length], scores[row : row + 1, :length]
+        alone = select.suppression(*part, int(k[row]), 0.35, fill)
+        assert torch.equal(alone[0], keep[row, :length])
+        assert not keep[row, length:].any()
+
+
+@pytest.mark.parametrize("fill", ["saliency", "stop", "relax"])
+def test_follows_a_permutation(fill: Fill) -> None:
+    generator = torch.Generator().manual_seed(1)
+    features, scores = torch.randn(1, 200, 8, generator=generator), torch.randn(1, 200, generator=generator)
+    order = torch.randperm(200, generator=generator)
+    keep = select.suppression(features, scores, 40, 0.4, fill)
+    assert torch.equal(select.suppression(features[:, order], scores[:, order], 40, 0.4, fill), keep[:, order])
+
+
+def test_long_chains_inside_a_block_are_settled() -> None:
+    # Neighbours on a circle exclude each other: every other one must stay, and each depends on the one before.
+    angle = torch.arange(100) * 0.05
+    features = torch.stack([angle.cos(), angle.sin()], -1)[None]
+    keep = select.suppression(features, -torch.arange(100.0)[None], 100, 0.99799, "stop")  # cos 0.0632
+    assert keep[0].nonzero().flatten().tolist() == list(range(0, 100, 2))
+
+
+def test_halves_are_compared_in_single_precision() -> None:
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(1, 80, 64, generator=generator).bfloat16()
+    scores = torch.randn(1, 80, generator=generator).bfloat16()
+    keep = select.suppression(features, scores, 30, 0.1, "stop")
+    assert torch.equal(keep, select.suppression(features.float(), scores.float(), 30, 0.1, "stop"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(keep, select.suppression(features.float(), scores.float(), 30, 0.1, "stop"))
+
+
+def test_no_gradient_is_kept() -> None:
+    features = torch.randn(1, 5, 3, requires_grad=True)
+    assert not select.suppression(features, features.sum(-1), 2, 0.5).requires_grad
+
+
+def test_rows_without_direction_suppress_nothing() -> None:
+    features = torch.tensor([[[0.0, 0], [torch.nan, 1], [torch.inf, 1], [0, 0]]])
+    scores = torch.tensor([[4.0, 3, 2, 1]])
+    assert select.suppression(features, scores, 4, 0.0, "stop").all()
+    assert select.suppression(features, scores, 4, -0.5, "stop").sum() == 1  # cosine 0 is above -0.5
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0)])
+@pytest.mark.parametrize("fill", ["saliency", "stop", "relax"])
+def test_nothing_to_choose_from(shape: tuple[int, int], fill: Fill) -> None:
+    assert select.suppression(torch.zeros(*shape, 4), torch.zeros(shape), 2, 0.5, fill).shape == shape
+
+
+def test_a_budget_of_zero() -> None:
+    assert not select.suppression(torch.ones(2, 3, 4), torch.zeros(2, 3), 0, 0.5).any()
