@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 from PIL import Image
@@ -117,6 +118,17 @@ def test_models_that_are_not_there(run, image_file, tmp_path, monkeypatch):
     rest = ("--image", image_file, "--prompt", "what ?")
     in_one_line(run("run", "--model", tmp_path / "none", *rest), "folder")
     in_one_line(run("run", "--model", tmp_path, *rest), str(tmp_path))
+
+
+def test_a_hub_out_of_reach_is_asked_once(run, image_file, monkeypatch):
+    """A closed port on this machine stands for a Hub that does not answer."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    start = time.monotonic()
+    in_one_line(run("run", "--model", "someone/something", "--image", image_file, "--prompt", "what ?"), "network")
+    assert time.monotonic() - start < 20
 
 
 def test_a_model_for_text_alone(run, image_file, tmp_path):

@@ -1,7 +1,10 @@
 """A model by name, its processor, and how a question is put to it."""
 
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,16 +86,33 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedMo
 
     from foveate.families.processing import explain_missing, load_processor
 
+    # a Hub that does not answer is asked once: left to itself, transformers asks for each of ten files, six times each
+    local = not Path(name).is_dir() and not hub_answers()
     try:
-        processor = load_processor(name)
+        processor = load_processor(name, local_files_only=local)
         with explain_missing(name):
-            model = AutoModelForImageTextToText.from_pretrained(name, dtype=kind)
+            model = AutoModelForImageTextToText.from_pretrained(name, dtype=kind, local_files_only=local)
     except ModelNotReachable:
         raise
     except (OSError, ValueError, ImportError) as error:  # found, but not what it should be
         raise LoadError(f"transformers cannot load '{name}' for images and text: {_line(error)}") from error
     model = model.to(place).eval()
     return LoadedModel(name, model, processor, lambda question, images: _prompt(processor, question, images))
+
+
+def hub_answers(timeout: float = 6.0) -> bool:
+    """Say whether the Hub can be reached at all; never asked where the environment says to stay offline."""
+    from huggingface_hub import constants, is_offline_mode
+
+    if is_offline_mode():
+        return False
+    try:
+        with urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=timeout):
+            return True
+    except urllib.error.HTTPError:  # an answer, if not a kind one
+        return True
+    except (OSError, ValueError):
+        return False
 
 
 def _line(error: Exception) -> str:

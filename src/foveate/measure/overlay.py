@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from foveate.measure.cost import where
 from foveate.measure.grid import ImageGrid
 
 SMALLEST, LARGEST = 336, 640  # pixels of a panel's longer side
@@ -68,8 +69,7 @@ def overlay_row(image: Image.Image, stages: Sequence[Any], grid: ImageGrid, samp
     for stage in stages:
         mask = grid.mask(stage.kept[sample])
         kept = int(mask.sum())
-        where = "before the language model" if stage.layer == 0 else f"before layer {stage.layer}"
-        panels.append(Panel(image, f"{where}: {kept} of {cells} ({100 * kept / cells:.0f} %)", mask))
+        panels.append(Panel(image, f"{where(stage.layer)}: {kept} of {cells} ({100 * kept / cells:.0f} %)", mask))
     return panels
 
 
