@@ -134,3 +134,14 @@ def test_a_hub_out_of_reach_is_asked_once(run, image_file, monkeypatch):
 def test_a_model_for_text_alone(run, image_file, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     in_one_line(run("run", "--model", tmp_path, "--image", image_file, "--prompt", "what ?"), str(tmp_path))
+
+
+def test_a_family_that_is_not_supported_is_refused_before_its_weights_are_read(
+    run, image_file, llava_folder, tmp_path
+):
+    for path in llava_folder.iterdir():
+        if path.suffix != ".safetensors":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "vipllava"}))
+    in_one_line(run("run", "--model", tmp_path, "--image", image_file, "--prompt", "what ?"), "vipllava", "qwen3_vl")

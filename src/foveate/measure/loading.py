@@ -10,13 +10,17 @@ from typing import Any
 import torch
 from PIL import Image
 
-from foveate.errors import FoveateError, ModelNotReachable
+from foveate.errors import FoveateError, ModelNotReachable, UnsupportedModelError
 
 TINY = "tiny"
 
 
 class LoadError(FoveateError, ValueError):
     """A model was named, or a device or type asked for, that cannot be had; the message says what can."""
+
+
+class InputError(FoveateError, ValueError):
+    """An image or a question that a model's processor refuses."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +43,27 @@ class LoadedModel:
     prompt: Callable[[str, int], str]
 
     def inputs(self, questions: list[str], images: list[list[Image.Image]]) -> Any:
-        """Return the processed batch, padded on the left, on the model's device and in its floating type."""
+        """Return the processed batch, padded on the left, on the model's device and in its floating type.
+
+        Raises
+        ------
+        InputError
+            The processor refuses an image or a question; the message says why.
+        """
         texts = [self.prompt(question, len(own)) for question, own in zip(questions, images, strict=True)]
         start = getattr(self.processor.tokenizer, "bos_token", None)
-        batch = self.processor(
-            text=texts,
-            images=[image for own in images for image in own] or None,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-            # a prompt that brings its own start token must not get a second one
-            add_special_tokens=not (start and texts[0].startswith(start)),
-        )
+        try:
+            batch = self.processor(
+                text=texts,
+                images=[image for own in images for image in own] or None,
+                padding=len(texts) > 1,  # alone it needs none, and some tokenizers have no padding token
+                padding_side="left",
+                return_tensors="pt",
+                # a prompt that brings its own start token must not get a second one
+                add_special_tokens=not (start and texts[0].startswith(start)),
+            )
+        except ValueError as error:
+            raise InputError(f"the processor of {self.name} refuses this: {_line(error)}") from error
         return batch.to(self.model.device, dtype=self.model.dtype)
 
 
@@ -70,8 +83,10 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedMo
     ------
     ModelNotReachable
         No such folder, and the Hub did not answer or has no such model.
+    UnsupportedModelError
+        A model of a family that foveate does not know.
     LoadError
-        The device or the type does not exist here, or the model answers no questions about images.
+        The device or the type does not exist here, or transformers cannot make a model of the files.
     """
     place, kind = _device(device), _dtype(dtype)
     if name == TINY:
@@ -82,7 +97,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedMo
         except FileNotFoundError as error:
             raise LoadError(f"the embedded model is not here: {_line(error)}") from error
         return LoadedModel(name, model.to(place).eval(), processor, _tiny_prompt)
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     from foveate.families.processing import explain_missing, load_processor
 
@@ -91,6 +106,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedMo
     try:
         processor = load_processor(name, local_files_only=local)
         with explain_missing(name):
+            _check_family(AutoConfig.from_pretrained(name, local_files_only=local))
             model = AutoModelForImageTextToText.from_pretrained(name, dtype=kind, local_files_only=local)
     except ModelNotReachable:
         raise
@@ -98,6 +114,16 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedMo
         raise LoadError(f"transformers cannot load '{name}' for images and text: {_line(error)}") from error
     model = model.to(place).eval()
     return LoadedModel(name, model, processor, lambda question, images: _prompt(processor, question, images))
+
+
+def _check_family(config: Any) -> None:
+    """Refuse a model that cannot be pruned before its weights are fetched."""
+    from foveate.families import FAMILIES
+
+    if config.model_type not in FAMILIES:
+        raise UnsupportedModelError(
+            f"a model of type '{config.model_type}' is not supported; foveate knows {', '.join(FAMILIES)}"
+        )
 
 
 def hub_answers(timeout: float = 6.0) -> bool:
