@@ -58,8 +58,8 @@ def eval_(
     with progress() as bar:
         task = bar.add_task("preparing", total=None)
 
-        def advance(arm: str, done: int, total: int) -> None:
-            bar.update(task, description=arm, completed=done, total=total)
+        def advance(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
 
         try:
             result = evaluate(loaded, settings, out, fresh, advance)

@@ -75,7 +75,7 @@ def evaluate(
     fresh : bool
         Start over instead of continuing.
     progress : callable or None
-        Called with the arm, the questions done and the questions in all, after each batch.
+        Called with what is done (an arm), how many questions of how many, after each batch.
 
     Returns
     -------
@@ -88,7 +88,7 @@ def evaluate(
         The folder holds answers of another configuration.
     """
     arms = plan_arms(settings.methods, settings.keeps, settings.layer, settings.oracle)
-    examples = load_suite(settings.suite, settings.samples, settings.seed)
+    examples = load_suite(settings.suite, settings.samples, settings.seed, progress)
     shared = _configuration(loaded, settings, examples)
     journal = Journal(folder / JOURNAL, shared, fresh)
     batches = [examples[at : at + settings.batch_size] for at in range(0, len(examples), settings.batch_size)]

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,14 +42,12 @@ class Example:
     evidence: torch.Tensor | None = None
 
 
-def scenes(samples: int, seed: int) -> list[Example]:
-    """Return held-out scenes of the embedded model, balanced over its tasks."""
+def scenes(samples: int, seed: int) -> Iterator[Example]:
+    """Yield held-out scenes of the embedded model, balanced over its tasks."""
     from foveate import tiny
 
-    return [
-        Example(index, question.task, scene.pil(), question.text, question.answer, _indices(question))
-        for index, (scene, question) in enumerate(tiny.held_out(samples, seed=seed))
-    ]
+    for index, (scene, question) in enumerate(tiny.held_out(samples, seed=seed)):
+        yield Example(index, question.task, scene.pil(), question.text, question.answer, _indices(question))
 
 
 def _indices(question: Any) -> torch.Tensor:
@@ -58,11 +56,22 @@ def _indices(question: Any) -> torch.Tensor:
     return torch.as_tensor(tiny.evidence_tokens(question)).flatten().nonzero().flatten()
 
 
-SUITES: Mapping[str, Callable[[int, int], list[Example]]] = {"scenes": scenes}
+SUITES: Mapping[str, Callable[[int, int], Iterable[Example]]] = {"scenes": scenes}
 
 
-def load_suite(name: str, samples: int, seed: int) -> list[Example]:
+def load_suite(
+    name: str, samples: int, seed: int, progress: Callable[[str, int, int], None] | None = None
+) -> list[Example]:
     """Return the examples of a suite.
+
+    Parameters
+    ----------
+    name : str
+        One of ``SUITES``.
+    samples, seed : int
+        How many, and which.
+    progress : callable or None
+        Called with what is done, how many and of how many, after each example.
 
     Raises
     ------
@@ -73,7 +82,12 @@ def load_suite(name: str, samples: int, seed: int) -> list[Example]:
         raise UnknownSuiteError(f"no suite '{name}'; there are {', '.join(SUITES)}")
     if samples < 1:
         raise UnknownSuiteError(f"a suite needs at least one sample, got {samples}")
-    return SUITES[name](samples, seed)
+    examples = []
+    for example in SUITES[name](samples, seed):
+        examples.append(example)
+        if progress:
+            progress("making the questions", len(examples), samples)
+    return examples
 
 
 def suite_fingerprint(examples: list[Example]) -> str:
