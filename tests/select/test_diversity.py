@@ -126,11 +126,16 @@ def test_follows_a_permutation_and_ignores_lengths() -> None:
 
 
 def test_halves_are_compared_in_single_precision() -> None:
-    features = torch.randn(1, 80, 64, generator=torch.Generator().manual_seed(7)).bfloat16()
-    keep = select.max_min_diversity(features, 30)
-    assert torch.equal(keep, select.max_min_diversity(features.float(), 30))
+    features = torch.randn(1, 500, 64, generator=torch.Generator().manual_seed(7)).bfloat16()
+    keep = select.max_min_diversity(features, 100)
+    assert torch.equal(keep, select.max_min_diversity(features.float(), 100))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(keep, select.max_min_diversity(features.float(), 30))
+        assert torch.equal(keep, select.max_min_diversity(features.float(), 100))
+
+
+def test_features_that_ask_for_a_gradient() -> None:
+    features = torch.randn(2, 9, 3, requires_grad=True)
+    assert select.max_min_diversity(features, 4).sum() == 8
 
 
 def test_copies_of_a_token_come_last() -> None:
@@ -159,3 +164,10 @@ def test_a_budget_of_zero_and_a_row_without_tokens() -> None:
     assert not select.max_min_diversity(features, 0).any()
     valid = torch.tensor([[False] * 4, [True] * 4])
     assert select.max_min_diversity(features, 2, valid=valid).sum(-1).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("crowd", [1, 4, 40])
+def test_ties_with_tokens_outside_the_crowd_go_to_the_lowest_index(crowd: int) -> None:
+    with mock.patch.object(diversity, "CROWD", crowd):
+        keep = select.max_min_diversity(torch.eye(200)[None], 50)  # all at the same distance
+    assert keep[0].nonzero().flatten().tolist() == list(range(50))

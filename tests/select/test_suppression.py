@@ -120,17 +120,12 @@ def test_long_chains_inside_a_block_are_settled() -> None:
 
 def test_halves_are_compared_in_single_precision() -> None:
     generator = torch.Generator().manual_seed(2)
-    features = torch.randn(1, 80, 64, generator=generator).bfloat16()
-    scores = torch.randn(1, 80, generator=generator).bfloat16()
-    keep = select.suppression(features, scores, 30, 0.1, "stop")
-    assert torch.equal(keep, select.suppression(features.float(), scores.float(), 30, 0.1, "stop"))
+    features = torch.randn(1, 500, 64, generator=generator).bfloat16()
+    scores = torch.randn(1, 500, generator=generator).bfloat16()
+    keep = select.suppression(features, scores, 500, 0.2, "stop")
+    assert torch.equal(keep, select.suppression(features.float(), scores.float(), 500, 0.2, "stop"))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(keep, select.suppression(features.float(), scores.float(), 30, 0.1, "stop"))
-
-
-def test_no_gradient_is_kept() -> None:
-    features = torch.randn(1, 5, 3, requires_grad=True)
-    assert not select.suppression(features, features.sum(-1), 2, 0.5).requires_grad
+        assert torch.equal(keep, select.suppression(features.float(), scores.float(), 500, 0.2, "stop"))
 
 
 def test_rows_without_direction_suppress_nothing() -> None:

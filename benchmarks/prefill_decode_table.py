@@ -1,0 +1,73 @@
+"""Turn a result of prefill_decode.py into a Markdown page beside it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def times(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['q25']:.2f}–{ratio['q75']:.2f})"
+
+
+def milliseconds(value: dict[str, float]) -> str:
+    return f"{1e3 * value['median']:.0f}"
+
+
+def page(result: dict[str, Any], source: str) -> str:
+    settings, machine = result["settings"], result["machine"]
+    where = machine.get("gpu") or f"{machine['cpu']}, {settings['threads']} thread(s) of {machine['cores']} cores"
+    dense = result["arms"][0]
+    lines = [
+        "# Prefill and decode, dense beside pruned",
+        "",
+        f"Made by `prefill_decode_table.py` from `{source}`; do not edit.",
+        "",
+        f"A random-weight LLaVA (Llama, {settings['layers']} layers, hidden {settings['hidden']}, "
+        f"{result['parameters'] / 1e6:.0f} M parameters, {settings['dtype']}, {settings['attention']}), "
+        f"{settings['visual']} visual and {settings['text']} text tokens, batch {settings['batch']}, on {where}; "
+        f"torch {result['versions']['torch']}, transformers {result['versions']['transformers']}; "
+        f"{settings['rounds']} rounds, arms in turn; {result['started']}.",
+        "The language model alone: images are encoded before. *Faster* is dense time / pruned time of the same round, "
+        "median and quartiles, by CPU time; *wall* by wall-clock time on a machine that was doing other things too. "
+        "*Implied* is the ratio of the FLOPs that the report states.",
+        "",
+        f"Dense: prefill {milliseconds(dense['prefill']['cpu_s'])} ms, decode "
+        f"{milliseconds(dense['decode']['cpu_s'])} ms a token.",
+        "",
+        "| method | keep | before layer | prefill ms | faster | implied | realised / implied | wall | choosing ms "
+        "| decode faster | KV cache |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for arm in result["arms"][1:]:
+        lines.append(
+            f"| {arm['method']} | {arm['keep']:g} | {arm['layer']} | {milliseconds(arm['prefill']['cpu_s'])} "
+            f"| {times(arm['prefill']['faster_cpu'])} | {arm['implied']:.2f} "
+            f"| **{arm['realised_to_implied_cpu']:.2f}** "
+            f"| {arm['prefill']['faster_wall']['median']:.2f} | {arm['choosing_ms']['median']:.1f} "
+            f"| {times(arm['decode']['faster_cpu'])} | {arm['kv_share']:.0%} |"
+        )
+    if result["keep_all"]:
+        lines += ["", "Hooks attached with keep=1.0, time as a multiple of dense:", ""]
+        lines += ["| | CPU time | wall |", "|---|---|---|"]
+        lines += [
+            f"| {phase} | {found['cpu_ratio']['median']:.3f} ({found['cpu_ratio']['q25']:.3f}–"
+            f"{found['cpu_ratio']['q75']:.3f}) | {found['wall_ratio']['median']:.3f} |"
+            for phase, found in result["keep_all"].items()
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: prefill_decode_table.py RESULT.json")
+    source = Path(sys.argv[1])
+    target = source.with_suffix(".md")
+    target.write_text(page(json.loads(source.read_text()), source.name))
+    print(target)
+
+
+if __name__ == "__main__":
+    main()
