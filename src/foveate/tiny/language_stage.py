@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .packing import NO_TARGET, PREFIX, TOKENS, Packed, attention_mask, pack, positions
+from .packing import NO_TARGET, PREFIX, SLOT, TOKENS, Packed, masks, pack, positions
 from .pool import Pool
 from .questions import TASKS
 from .vision_stage import LABEL_IDS, see, to_pixels
@@ -69,26 +68,53 @@ def gather(cache: torch.Tensor, chosen: np.ndarray, packed: Packed) -> torch.Ten
     return cache[torch.from_numpy(chosen)[:, None], torch.from_numpy(packed.keep)]
 
 
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: tuple[torch.Tensor, torch.Tensor], slot: int
+) -> torch.Tensor:
+    """Causal attention (B, H, S, E) of one front and many questions that see the front and themselves only.
+
+    It skips what the mask of the whole would hide, and plain matrix products beat the fused kernel on a CPU.
+    """
+    among, hidden = mask
+    size, heads, length, width = q.shape
+    front = among.shape[-1]
+    q = (q * width**-0.5).flatten(0, 1)
+    k, v = k.flatten(0, 1), v.flatten(0, 1)
+    kf, vf = k[:, :front], v[:, :front]
+    scores = (q[:, :front] @ kf.mT).unflatten(0, (size, heads)) + among[:, None]
+    seen = scores.softmax(-1).flatten(0, 1) @ vf
+    text = length - front
+    own_q, own_k, own_v = (x[:, front:].reshape(-1, slot, width) for x in (q, k, v))
+    causal = torch.full((slot, slot), -1e4, dtype=q.dtype, device=q.device).triu(1)
+    to_front = (q[:, front:] @ kf.mT).unflatten(0, (size, heads)) + hidden[:, None]
+    to_own = (own_q @ own_k.mT + causal).view(size, heads, text, slot)
+    share = torch.cat([to_front, to_own], -1).softmax(-1).flatten(0, 1)
+    told = (share[..., front:].reshape(-1, slot, slot) @ own_v).view(size * heads, text, width)
+    told = told + share[..., :front] @ vf
+    return torch.cat([seen, told], 1).view(size, heads, length, width)
+
+
 def decoder_layer(
     hidden: torch.Tensor,
     weights: tuple[torch.Tensor, ...],
-    mask: torch.Tensor,
+    mask: tuple[torch.Tensor, torch.Tensor],
     rope: tuple[torch.Tensor, torch.Tensor],
     heads: int,
+    slot: int = SLOT,
 ) -> torch.Tensor:
-    """One Llama decoder layer as a function of its weights: lean, compiled once for all layers.
+    """One Llama decoder layer as a function of its weights.
 
     Parameters
     ----------
     hidden : torch.Tensor
-        (B, S, D).
+        (B, S, D): the front (2 + V positions), then Q slots of ``slot`` positions.
     weights : tuple of torch.Tensor
         In the order of ``layer_weights``.
-    mask : torch.Tensor
-        Additive, (B, 1, S, S).
+    mask : tuple of torch.Tensor
+        See ``masks``.
     rope : tuple of torch.Tensor
         Cosines and sines, (B, S, D / heads).
-    heads : int
+    heads, slot : int
     """
     norm1, query, key, value, output, norm2, gate, up, down = (w.to(hidden.dtype) for w in weights)
     size, length, width = hidden.shape
@@ -98,7 +124,7 @@ def decoder_layer(
     half = q.shape[-1] // 2
     q = q * cos + torch.cat([-q[..., half:], q[..., :half]], -1) * sin
     k = k * cos + torch.cat([-k[..., half:], k[..., :half]], -1) * sin
-    x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    x = attend(q, k, v, mask, slot)
     hidden = hidden + F.linear(x.transpose(1, 2).reshape(size, length, width), output)
     x = F.rms_norm(hidden, (width,), norm2, 1e-6)
     gated = F.silu(F.linear(x, gate)) * F.linear(x, up)
@@ -123,42 +149,48 @@ def run_layers(
     model: nn.Module,
     tokens: torch.Tensor,
     ids: torch.Tensor,
-    mask: torch.Tensor,
+    mask: tuple[torch.Tensor, torch.Tensor],
     places: torch.Tensor,
-    layer_function: Callable[..., torch.Tensor] = decoder_layer,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Logits (B, T, vocabulary) of the text part, and the input of each led layer, (B, S, D) each.
+    """Logits (B, Q, SLOT, vocabulary), and the input of each led layer, (B, S, D) each.
 
     The dtype of ``mask`` is the one that is computed in.
     """
-    language, dtype = model.model.language_model, mask.dtype
+    language, dtype = model.model.language_model, mask[0].dtype
     front = language.embed_tokens(torch.tensor(PREFIX, device=ids.device)).expand(len(ids), -1, -1)
-    hidden = torch.cat([front.to(dtype), tokens.to(dtype), language.embed_tokens(ids).to(dtype)], 1)
+    text = language.embed_tokens(ids.flatten(1))
+    hidden = torch.cat([front.to(dtype), tokens.to(dtype), text.to(dtype)], 1)
     rope = language.rotary_emb(hidden, places)
     heads = language.config.num_attention_heads
     led = []
     for index, layer in enumerate(language.layers):
         if index in LED_LAYERS:
             led.append(hidden)
-        hidden = layer_function(hidden, layer_weights(layer), mask, rope, heads)
+        hidden = decoder_layer(hidden, layer_weights(layer), mask, rope, heads, ids.shape[2])
     last = language.norm(hidden[:, len(PREFIX) + tokens.shape[1] :]).to(dtype)
-    return F.linear(last, model.lm_head.weight.to(dtype)), led
+    return F.linear(last, model.lm_head.weight.to(dtype)).view(*ids.shape, -1), led
 
 
 def evidence_loss(
-    model: nn.Module, led: list[torch.Tensor], mask: torch.Tensor, places: torch.Tensor, packed: Packed
+    model: nn.Module,
+    led: list[torch.Tensor],
+    mask: tuple[torch.Tensor, torch.Tensor],
+    places: torch.Tensor,
+    packed: Packed,
 ) -> torch.Tensor:
     """How little the last prompt tokens look at their evidence boxes in the led layers: mean of -log(share)."""
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-    language, device = model.model.language_model, mask.device
-    visual = packed.keep.shape[1]
-    front = len(PREFIX) + visual
-    picture, end = (torch.tensor(v, device=device) for v in zip(*packed.ends, strict=True))
-    box_end = torch.tensor(packed.box_end, device=device)
+    language, device = model.model.language_model, places.device
+    size, slots = packed.ends.shape
+    front = mask[1].shape[-1]
+    ends = torch.from_numpy(packed.ends).to(device)
+    rows = front + torch.arange(slots, device=device) * SLOT + ends  # (B, Q)
+    later = torch.arange(SLOT, device=device) > ends[..., None]  # (B, Q, SLOT)
+    picture, slot = (torch.tensor(v, device=device) for v in zip(*packed.box_slot, strict=True))
     box_tokens = torch.from_numpy(np.stack(packed.box_tokens)).to(device)
-    per_question = torch.bincount(box_end, minlength=len(end)).float()
-    weight = 1 / per_question[box_end]
+    boxes = torch.zeros(size, slots, device=device).index_put_((picture, slot), torch.ones(1, device=device), True)
+    weight = 1 / boxes[picture, slot]
     loss = torch.zeros((), device=device)
     for index, hidden in zip(LED_LAYERS, led, strict=True):
         layer = language.layers[index]
@@ -167,11 +199,12 @@ def evidence_loss(
         query = attention.q_proj(x).view(shape).transpose(1, 2)
         key = attention.k_proj(x).view(shape).transpose(1, 2)
         query, key = apply_rotary_pos_emb(query, key, *language.rotary_emb(x, places))
-        rows = query[picture, :, front + end]  # (questions, heads, head_dim)
-        scores = torch.einsum("qhd,qhsd->qhs", rows.float(), key[picture].float()) * attention.scaling
-        scores = scores + mask[picture, :, front + end].float()
-        share = scores.softmax(-1)[..., len(PREFIX) : front].mean(1)
-        on_box = (share[box_end] * box_tokens).sum(-1)
+        query = query.gather(2, rows[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
+        to_front = query @ key[:, :, :front].mT + mask[1][:, None].float()
+        own = key[:, :, front:].unflatten(2, (slots, SLOT))
+        to_own = (query[..., None, :] @ own.mT)[..., 0, :].masked_fill(later[:, None], -1e4)
+        share = (torch.cat([to_front, to_own], -1) * attention.scaling).softmax(-1)[..., len(PREFIX) : front].mean(1)
+        on_box = (share[picture, slot] * box_tokens).sum(-1)
         loss = loss - (torch.log(on_box + 1e-3) * weight).sum() / weight.sum() / len(led)
     return loss
 
@@ -180,7 +213,7 @@ def answer_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Cross entropy of the answers; the end token counts a tenth, it is easy."""
     flat = targets.flatten()
     asked = flat != NO_TARGET
-    each = F.cross_entropy(logits.flatten(0, 1)[asked].float(), flat[asked], reduction="none")
+    each = F.cross_entropy(logits.flatten(0, -2)[asked].float(), flat[asked], reduction="none")
     weight = torch.where(flat[asked] == WORD_ID[EOS], 0.1, 1.0)
     return (each * weight).sum() / weight.sum()
 
@@ -204,14 +237,15 @@ def check_language(
         packed = pack(rng, pool, chosen, even=True)
         logits, _ = run_layers(model, *to_device(gather(cache, chosen, packed), packed, device))
         targets = torch.from_numpy(packed.targets).to(device)
-        good = (logits.argmax(-1) == targets).cpu()
-        for (b, end), span, task in zip(packed.ends, packed.spans, packed.tasks, strict=True):
-            right[task].append(bool(good[b, end : end + span].all()))
+        good = ((logits.argmax(-1) == targets) | (targets == NO_TARGET)).all(-1).cpu()
+        for b, slot, task in packed.tasks:
+            right[task].append(bool(good[b, slot]))
     out = {task: 100 * float(np.mean(values)) for task, values in right.items() if values}
     return {**out, "mean": float(np.mean(list(out.values())))}
 
 
-def to_device(tokens: torch.Tensor, packed: Packed, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """The inputs of ``run_layers``: tokens, ids, mask, positions."""
-    mask = attention_mask(packed, torch.bfloat16)
-    return tuple(x.to(device) for x in (tokens, torch.from_numpy(packed.ids), mask, positions(packed)))
+def to_device(tokens: torch.Tensor, packed: Packed, device: torch.device) -> tuple:
+    """The inputs of ``run_layers``: tokens, ids, masks, positions."""
+    mask = masks(torch.from_numpy(packed.visible).to(device), torch.bfloat16)
+    places = positions(torch.from_numpy(packed.keep).to(device), packed.ids.shape[1])
+    return tokens.to(device), torch.from_numpy(packed.ids).to(device), mask, places

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from .pool import Pool
-from .questions import TASKS, ask, overlap
+from .questions import TASKS, Question, ask, overlap
 from .scenes import Scene
 from .vocabulary import ASSISTANT, BOS, EOS, NEWLINE, USER, WORD_ID, question_ids
 
@@ -20,28 +20,27 @@ SHARES = dict(zip(TASKS, (1.0, 0.8, 0.8, 1.6, 1.3, 2.0, 1.0, 1.8, 1.0), strict=T
 _P = np.array([SHARES[task] for task in TASKS]) / sum(SHARES.values())
 
 
+SLOT = 13  # text positions of a question: its longest form with all but the last answer token
+
+
 @dataclass
 class Packed:
-    """A batch of B pictures, V visual tokens each, with T text positions of several questions each."""
+    """A batch of B pictures with V visual tokens each and Q questions each, every question in a slot of its own."""
 
     keep: np.ndarray
     """Indices of the visual tokens that are there, int64 (B, V), ascending."""
     visible: np.ndarray
     """bool (B, V); False where ``keep`` is only padding."""
     ids: np.ndarray
+    """int64 (B, Q, SLOT)."""
     targets: np.ndarray
-    """int64 (B, T): the next token where it belongs to an answer, else -100."""
-    block: np.ndarray
-    """int64 (B, T): number of the question, from 1; 0 is padding."""
-    place: np.ndarray
-    """int64 (B, T): position within the question."""
-    ends: list[tuple[int, int]] = field(default_factory=list)
-    """Picture and text position of each question's last prompt token."""
-    spans: list[int] = field(default_factory=list)
-    """Number of target tokens of each question."""
-    tasks: list[str] = field(default_factory=list)
-    box_end: list[int] = field(default_factory=list)
-    """For each evidence box, which of ``ends`` it belongs to."""
+    """int64 (B, Q, SLOT): the next token where it belongs to an answer, else -100."""
+    ends: np.ndarray
+    """int64 (B, Q): place of the last prompt token in the slot; 0 in an empty slot."""
+    tasks: list[tuple[int, int, str]] = field(default_factory=list)
+    """Picture, slot and task of each question."""
+    box_slot: list[tuple[int, int]] = field(default_factory=list)
+    """For each evidence box, picture and slot of its question."""
     box_tokens: list[np.ndarray] = field(default_factory=list)
     """For each evidence box, its tokens among the V, bool (V,)."""
 
@@ -79,11 +78,11 @@ def pack(
     pool: Pool,
     chosen: np.ndarray,
     visual: int = TOKENS,
-    text: int = 192,
+    slots: int = 15,
     few: float = 0.0,
     even: bool = False,
 ) -> Packed:
-    """Ask as many questions as fit about each chosen scene.
+    """Ask up to ``slots`` questions about each chosen scene.
 
     Parameters
     ----------
@@ -91,8 +90,8 @@ def pack(
     pool : Pool
     chosen : numpy.ndarray
         Numbers of the scenes, (B,).
-    visual, text : int
-        Number of visual tokens V and of text positions T.
+    visual, slots : int
+        Number of visual tokens V and of questions Q.
     few : float
         Chance that a picture shows only the tokens of a few objects.
     even : bool
@@ -102,10 +101,9 @@ def pack(
     out = Packed(
         np.zeros((size, visual), dtype=np.int64),
         np.zeros((size, visual), dtype=bool),
-        np.zeros((size, text), dtype=np.int64),
-        np.full((size, text), NO_TARGET, dtype=np.int64),
-        np.zeros((size, text), dtype=np.int64),
-        np.zeros((size, text), dtype=np.int64),
+        np.zeros((size, slots, SLOT), dtype=np.int64),
+        np.full((size, slots, SLOT), NO_TARGET, dtype=np.int64),
+        np.zeros((size, slots), dtype=np.int64),
     )
     for b, number in enumerate(chosen):
         scene = pool.scene(int(number))
@@ -113,55 +111,54 @@ def pack(
         kept = np.flatnonzero(show)
         out.keep[b, : len(kept)] = kept
         out.visible[b, : len(kept)] = True
-        at, asked, misses = 0, set(), 0
-        while misses < 40 and text - at > 8:
-            task = TASKS[int(rng.choice(len(TASKS), p=None if even else _P))]
-            question = ask(rng, scene, task)
-            shown = question is not None and all(box in whole for box in question.boxes)
-            if not shown or question.text in asked or (not question.boxes and len(whole) < len(scene.objects)):
-                misses += 1
-                continue
-            head = [WORD_ID[NEWLINE], *question_ids(question.text), WORD_ID[ASSISTANT]]
-            tail = [*question_ids(question.answer), WORD_ID[EOS]]
-            length = len(head) + len(tail) - 1
-            if at + length > text:
+        asked: set[str] = set()
+        for _ in range(4 * slots):
+            if len(asked) == slots:
                 break
+            question = ask(rng, scene, TASKS[int(rng.choice(len(TASKS), p=None if even else _P))])
+            if question is None or question.text in asked or any(box not in whole for box in question.boxes):
+                continue
+            if not question.boxes and len(whole) < len(scene.objects):
+                continue  # "none" is only true where everything is shown
+            slot = len(asked)
             asked.add(question.text)
-            end = at + len(head) - 1
-            out.ids[b, at : at + length] = head + tail[:-1]
-            out.targets[b, end : at + length] = tail
-            out.block[b, at : at + length] = len(asked)
-            out.place[b, at : at + length] = np.arange(length)
-            for box in question.boxes if question.answer != "no" else ():
-                out.box_end.append(len(out.ends))
-                row = np.zeros(visual, dtype=bool)
-                row[: len(kept)] = whole[box][kept]
-                out.box_tokens.append(row)
-            out.ends.append((b, end))
-            out.spans.append(len(tail))
-            out.tasks.append(task)
-            at += length
+            _fill(out, b, slot, question, kept, whole)
     return out
 
 
-def attention_mask(packed: Packed, dtype: torch.dtype) -> torch.Tensor:
-    """Additive mask (B, 1, S, S), S = 2 + V + T: causal, and a question sees the picture and itself only."""
-    size, visual = packed.keep.shape
-    front = len(PREFIX) + visual
-    length = front + packed.block.shape[1]
-    block = torch.full((size, length), -1)
-    block[:, front:] = torch.from_numpy(packed.block)
-    there = torch.ones(size, length, dtype=torch.bool)
-    there[:, len(PREFIX) : front] = torch.from_numpy(packed.visible)
-    allow = (block[:, None, :] == -1) | (block[:, None, :] == block[:, :, None])
-    allow &= torch.ones(length, length, dtype=torch.bool).tril()
-    allow &= there[:, None, :] | torch.eye(length, dtype=torch.bool)
-    return torch.zeros(size, 1, length, length, dtype=dtype).masked_fill_(~allow[:, None], -1e4)
+def _fill(
+    out: Packed, b: int, slot: int, question: Question, kept: np.ndarray, whole: dict[tuple, np.ndarray]
+) -> None:
+    """Write one question into its slot."""
+    head = [WORD_ID[NEWLINE], *question_ids(question.text), WORD_ID[ASSISTANT]]
+    tail = [*question_ids(question.answer), WORD_ID[EOS]]
+    length, end = len(head) + len(tail) - 1, len(head) - 1
+    out.ids[b, slot, :length] = head + tail[:-1]
+    out.targets[b, slot, end:length] = tail
+    out.ends[b, slot] = end
+    out.tasks.append((b, slot, question.task))
+    for box in question.boxes if question.answer != "no" else ():
+        out.box_slot.append((b, slot))
+        row = np.zeros(out.keep.shape[1], dtype=bool)
+        row[: len(kept)] = whole[box][kept]
+        out.box_tokens.append(row)
 
 
-def positions(packed: Packed) -> torch.Tensor:
+def masks(visible: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Additive masks: among the front (B, P, P), causal, and from the text to the front (B, 1, P); P = 2 + V."""
+    size, front = len(visible), len(PREFIX) + visible.shape[1]
+    there = torch.ones(size, front, dtype=torch.bool, device=visible.device)
+    there[:, len(PREFIX) :] = visible
+    hidden = torch.zeros(size, 1, front, dtype=dtype, device=visible.device).masked_fill_(~there[:, None], -1e4)
+    square = torch.ones(front, front, dtype=torch.bool, device=visible.device)
+    allow = (there[:, None, :] & square.tril()) | torch.eye(front, dtype=torch.bool, device=visible.device)
+    among = torch.zeros(size, front, front, dtype=dtype, device=visible.device).masked_fill_(~allow, -1e4)
+    return among, hidden
+
+
+def positions(keep: torch.Tensor, slots: int, slot: int = SLOT) -> torch.Tensor:
     """Position ids (B, S) as in a prompt with all 196 visual tokens and one question."""
-    size = len(packed.keep)
-    front = torch.arange(len(PREFIX)).expand(size, -1)
-    seen = torch.from_numpy(packed.keep) + len(PREFIX)
-    return torch.cat([front, seen, torch.from_numpy(packed.place) + len(PREFIX) + TOKENS], 1)
+    size = len(keep)
+    front = torch.arange(len(PREFIX), device=keep.device).expand(size, -1)
+    text = torch.arange(slot, device=keep.device).repeat(slots).expand(size, -1) + len(PREFIX) + TOKENS
+    return torch.cat([front, keep + len(PREFIX), text], 1)

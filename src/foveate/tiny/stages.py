@@ -154,7 +154,7 @@ def train_language(
         if step % 50 == 0 or step == steps:
             due = step % recipe.check_every == 0 or step == steps
             extra = check_language(model, held_out_cache, held_out, device) if due else {}
-            count = len(packed.ends) / len(chosen)
+            count = len(packed.tasks) / len(chosen)
             run.log(stage="language", step=step, threads=torch.get_num_threads(), per_scene=count, **means, **extra)
         if progress:
             progress("language", step, steps, f"loss {means['answer']:.3f}")
