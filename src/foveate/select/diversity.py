@@ -54,8 +54,7 @@ def max_min_diversity(
     valid = check_mask("valid", valid, shape, device)
     start = torch.zeros_like(valid) if start is None else check_mask("start", start, shape, device) & valid
     budget = check_budget(k, valid)
-    most = widest(budget)
-    if not most:
+    if not widest(budget):
         return torch.zeros_like(valid)
 
     unit = unit_rows(features)
@@ -64,7 +63,7 @@ def max_min_diversity(
     outlier = _product(unit, mean).masked_fill_(~valid, torch.inf).argmin(-1, keepdim=True)
     seeded = keep.any(-1, keepdim=True) | (budget == 0)[:, None]
     keep.scatter_(1, outlier, keep.gather(1, outlier) | ~seeded)
-    nearest = _to_set(unit, keep, most).masked_fill_(keep | ~valid, torch.inf)
+    nearest = _to_set(unit, keep).masked_fill_(keep | ~valid, torch.inf)
     pick = _in_rounds if device.type == "cpu" else _one_by_one
     return pick(unit, nearest, keep, budget)
 
@@ -74,15 +73,13 @@ def _product(unit: Tensor, vector: Tensor) -> Tensor:
     return torch.bmm(unit, vector[..., None]).squeeze(-1)
 
 
-def _to_set(unit: Tensor, chosen: Tensor, most: int) -> Tensor:
-    """Cosine (B, N) of each token to the nearest of at most `most` chosen ones; -inf in a row without any."""
+def _to_set(unit: Tensor, chosen: Tensor) -> Tensor:
+    """Cosine (B, N) of each token to the nearest chosen one; -inf in a row without any."""
     nearest = unit.new_full(unit.shape[:2], -torch.inf)
-    members = (~chosen).to(torch.uint8).argsort(dim=-1, stable=True)[:, :most]
+    members = (~chosen).to(torch.uint8).argsort(dim=-1, stable=True)[:, : widest(chosen.sum(-1))]
     for first in range(0, members.shape[1], CHUNK):
         part = members[:, first : first + CHUNK]
         absent = ~chosen.gather(1, part)
-        if bool(absent.all()):  # one read from the device a chunk
-            break
         cosine = torch.bmm(unit, take_rows(unit, part).mT).masked_fill_(absent[:, None], -torch.inf)
         torch.maximum(nearest, cosine.amax(-1), out=nearest)
     return nearest
