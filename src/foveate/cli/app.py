@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from foveate import __version__
-from foveate.cli import demo, eval, list, run
+from foveate.cli import demo, eval, list, run, train_tiny
 from foveate.cli.console import complain
 from foveate.errors import FoveateError
 
@@ -50,6 +50,9 @@ app.command("demo")(demo.demo)
 app.command("run")(run.run)
 app.command("list")(list.list_)
 app.command("eval")(eval.eval_)
+train = typer.Typer(help="Train the parts that are learned.", no_args_is_help=True)
+train.command("tiny")(train_tiny.run)
+app.add_typer(train, name="train")
 
 
 def main() -> None:
