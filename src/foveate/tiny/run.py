@@ -25,11 +25,11 @@ class Recipe:
     signs_from: int = 553
     muon_vision: float = 0.02
     adam_vision: float = 0.003
-    muon_language: float = 0.006
-    adam_language: float = 0.001
+    muon_language: float = 0.008
+    adam_language: float = 0.002
     decay_vision: float = 0.5
     decay_language: float = 0.5
-    texture_gain: float = 5.0
+    texture_gain: float = 6.0
     evidence_weight: float = 0.2
     evidence_until: float = 0.4
     check_every: int = 250
