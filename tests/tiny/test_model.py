@@ -76,8 +76,10 @@ def test_verdict_reads_the_table():
 
     row = {"all": 90.0, "of_dense": 91.0, "single_of_dense": 97.0, **dict.fromkeys(TASKS, 80.0)}
     names = ["dense", "wrong scene"]
-    names += [f"{n}, layer {k}" for k in (0, 2) for n in ("evidence only", "oracle", "random", "saliency", "diversity")]
-    met = {what: ok for what, _, _, ok in verdict({name: row for name in names})}
+    names += [
+        f"{n}, layer {k}" for k in (0, 2) for n in ("evidence only", "oracle", "random", "saliency", "diversity")
+    ]
+    met = {what: ok for what, _, _, ok in verdict(dict.fromkeys(names, row))}
     assert met["dense, all tasks"]
     assert met["dense, count"]
     assert not met["dense, read"]

@@ -1,4 +1,4 @@
-"""Training on a minute recipe: it runs, a resumed run equals one that never stopped, and fast paths equal the model."""
+"""Training on a minute recipe: a resumed run equals one that never stopped, and the fast paths equal the model."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path):
 
     for stage, step in (("vision", 2), ("language", 2)):
         with pytest.raises(Stopped):
-            train(tmp_path / "parts", MINUTE, None or "cpu", True, 1, -1.0, stop_at(stage, step))
+            train(tmp_path / "parts", MINUTE, "cpu", True, 1, -1.0, stop_at(stage, step))
     parts = train(tmp_path / "parts", MINUTE, resume=True, threads=1)
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
     lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Measure what the embedded model is wanted for: dense accuracy, the floor, evidence only, and four simple selections."""
+"""Measure what the embedded model is wanted for: dense accuracy, the floor, evidence only, four simple selections."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Select = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass
 class Items:
-    """Single questions, teacher-forced: exact match of all answer tokens and the end equals what greedy decoding gives.
+    """Single questions, teacher-forced: all answer tokens and the end right is what greedy decoding would get right.
 
     ``tokens`` (Q, 196, D) are the projected visual tokens, ``cover`` (Q, 196) the evidence's share of each patch.
     """
@@ -40,14 +40,15 @@ class Items:
 def make_items(model: torch.nn.Module, processor: object, n: int, seed: int) -> Items:
     """Held-out questions as tensors; the visual tokens come from the model's own ``get_image_features``."""
     pairs = list(held_out(n, seed))
-    images = torch.cat(
-        [processor.image_processor(s.pil(), return_tensors="pt")["pixel_values"] for s, _ in pairs]
-    ).to(model.dtype)
+    images = [processor.image_processor(s.pil(), return_tensors="pt")["pixel_values"] for s, _ in pairs]
+    images = torch.cat(images).to(model.dtype)
     tokens = []
     for i in range(0, n, 50):
         out = model.model.get_image_features(images[i : i + 50])
         out = out.pooler_output if hasattr(out, "pooler_output") else out
-        tokens.append(torch.stack(list(out)) if isinstance(out, (list, tuple)) else out.view(-1, TOKENS, out.shape[-1]))
+        tokens.append(
+            torch.stack(list(out)) if isinstance(out, (list, tuple)) else out.view(-1, TOKENS, out.shape[-1])
+        )
     heads = [[WORD_ID[NEWLINE], *question_ids(q.text), WORD_ID[ASSISTANT]] for _, q in pairs]
     tails = [[*question_ids(q.answer), WORD_ID[EOS]] for _, q in pairs]
     length = max(len(h) + len(t) - 1 for h, t in zip(heads, tails, strict=True))
@@ -67,8 +68,8 @@ def answer_right(
     """Which questions are answered exactly, bool (Q,), if ``select`` hides visual tokens from layer ``layer`` on.
 
     ``select(visual, prompt, index)`` gets the hidden states of the visual tokens (B, 196, D) and of the last prompt
-    token (B, D) at the input of that layer and the numbers of the questions (B,); it gives the kept ones, bool (B, 196).
-    Positions stay those of the dense prompt.
+    token (B, D) at the input of that layer and the numbers of the questions (B,); it gives the kept ones, bool
+    (B, 196). Positions stay those of the dense prompt.
     """
     language = model.model.language_model
     heads, front = language.config.num_attention_heads, len(PREFIX) + TOKENS

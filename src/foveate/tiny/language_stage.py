@@ -221,7 +221,7 @@ def answer_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def freeze_label_words(model: nn.Module) -> None:
     """Keep the embeddings that stage A aligned the visual tokens with: their gradient is dropped."""
     embedding = model.model.language_model.embed_tokens.weight
-    fixed = torch.cat([ids for ids in LABEL_IDS])
+    fixed = torch.cat(LABEL_IDS)
     embedding.register_hook(lambda grad: grad.index_fill(0, fixed.to(grad.device), 0.0))
 
 

@@ -24,7 +24,9 @@ def plot_log(log: Path, picture: Path) -> bool:
     rows = [line for line in lines if line["stage"] == "vision"]
     for name in ("kind", "colour", "size", "digit", "next_digit"):
         left.plot([r["step"] for r in rows], [100 * r[name] for r in rows], label=name.replace("_", " "))
-    left.set(title="stage A: patch labels (training batches)", xlabel="step", ylabel="% of labelled patches", ylim=(0, 100))
+    left.set(
+        title="stage A: patch labels (training batches)", xlabel="step", ylabel="% of labelled patches", ylim=(0, 100)
+    )
     rows = [line for line in lines if line["stage"] == "language" and "mean" in line]
     for name in TASKS:
         right.plot([r["step"] for r in rows], [r.get(name) for r in rows], label=name, linewidth=1)

@@ -54,7 +54,7 @@ def patch_labels(objects: list[Thing], grid: int = GRID, size: int = SIZE) -> np
 
 @dataclass
 class Pool:
-    """Rendered scenes: ``images`` (N, 224, 224, 3) uint8, ``labels`` (N, 6, 196) int8, ``objects`` one list a scene."""
+    """Scenes: ``images`` (N, 224, 224, 3) uint8, ``labels`` (N, 6, 196) int8, ``objects`` one list a scene."""
 
     images: np.ndarray
     labels: np.ndarray

@@ -148,9 +148,7 @@ def _position(rng: np.random.Generator, scene: Scene) -> Question | None:
     return Question("position", f"where is the {thing.colour} {thing.kind}?", answer, [thing.box])
 
 
-_MAKERS = dict(
-    zip(TASKS, (_colour, _shape, _size, _read, _find, _relation, _exist, _count, _position), strict=True)
-)
+_MAKERS = dict(zip(TASKS, (_colour, _shape, _size, _read, _find, _relation, _exist, _count, _position), strict=True))
 
 
 def ask(rng: np.random.Generator, scene: Scene, task: str) -> Question | None:

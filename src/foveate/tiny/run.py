@@ -19,7 +19,7 @@ class Recipe:
     seed: int = 0
     scenes: int = 24000
     steps_vision: int = 3200
-    steps_language: int = 6000
+    steps_language: int = 4500
     batch_vision: int = 32
     batch_language: int = 8
     signs_from: int = 553

@@ -1,4 +1,4 @@
-"""Rendered scenes: 1-14 outlined objects (shapes and numbered signs) before a cluttered, photograph-like background."""
+"""Rendered scenes: 1-14 outlined objects (shapes, numbered signs) before a cluttered, photograph-like background."""
 
 from __future__ import annotations
 

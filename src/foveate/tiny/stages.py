@@ -65,7 +65,10 @@ def train_vision(
     heads = PatchHeads(model.config.text_config.hidden_size, *basis)
     model.to(device)
     heads.to(device)
-    tower = [*model.model.vision_tower.named_parameters(), *model.model.multi_modal_projector.named_parameters("projector")]
+    tower = [
+        *model.model.vision_tower.named_parameters(),
+        *model.model.multi_modal_projector.named_parameters("projector"),
+    ]
     opts = optimisers(chain(tower, heads.named_parameters()), recipe.muon_vision, recipe.adam_vision)
     step = run.restore("vision", [model, heads], opts)
     words = model.model.language_model.embed_tokens.weight.detach()

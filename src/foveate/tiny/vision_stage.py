@@ -1,9 +1,9 @@
 """Stage A: the tower learns what each patch shows, in the language model's own words.
 
 Patch labels are read out as dot products with the word embeddings, so that a visual token comes to lie near the words
-for what it shows. Labels alone would give every background token the same vector, and picking diverse tokens would find
-all objects. So the last dimensions of a token hold a code of its patch's fine texture, as varied before the background
-as on the objects, and a reconstruction head keeps the coarse colours.
+for what it shows. Labels alone would give every background token the same vector, and picking diverse tokens would
+find all objects. So the last dimensions of a token hold a code of its patch's fine texture, as varied in the
+background as on the objects, and a reconstruction head keeps the coarse colours.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def body(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def principal_patches(images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean (768,), axes (768, 768), columns by falling variance, and variances (768,) of the patches of some pictures."""
+    """Mean (768,), axes (768, 768), columns by falling variance, and variances (768,) of the pictures' patches."""
     flat = torch.cat([patches(to_pixels(images[i : i + 50])).flatten(0, 1) for i in range(0, len(images), 50)])
     mean = flat.mean(0)
     variance, axes = torch.linalg.eigh(torch.cov((flat - mean).T))
