@@ -16,8 +16,8 @@ from foveate.measure.grid import ImageGrid
 SMALLEST, LARGEST = 336, 640  # pixels of a panel's longer side
 GAP, HEAD = 14, 26
 BACKGROUND, TEXT, FAINT = (17, 20, 24), (236, 239, 243), (150, 158, 168)
-EDGE = (255, 196, 61)
-DIM = 0.26  # brightness that is left of a dropped patch
+EDGE, EDGE_WIDTH = (255, 196, 61), 2
+DIM = 0.2  # brightness that is left of a dropped patch
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,9 @@ def _dimmed(image: Image.Image, mask: torch.Tensor) -> Image.Image:
 
 
 def _border(kept: np.ndarray) -> np.ndarray:
-    """Return the kept pixels that touch a dropped one."""
-    around = np.pad(kept, 1, constant_values=True)
-    inner = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
+    """Return the kept pixels that lie within ``EDGE_WIDTH`` of a dropped one."""
+    inner = kept
+    for _ in range(EDGE_WIDTH):
+        around = np.pad(inner, 1, mode="edge")
+        inner = inner & around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
     return kept & ~inner
