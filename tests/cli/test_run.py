@@ -133,7 +133,7 @@ def test_a_hub_out_of_reach_is_asked_once(run, image_file, monkeypatch):
 
 def test_a_model_for_text_alone(run, image_file, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    in_one_line(run("run", "--model", tmp_path, "--image", image_file, "--prompt", "what ?"), str(tmp_path))
+    in_one_line(run("run", "--model", tmp_path, "--image", image_file, "--prompt", "what ?"))
 
 
 def test_a_family_that_is_not_supported_is_refused_before_its_weights_are_read(

@@ -1,7 +1,7 @@
 """`foveate train tiny`: make the embedded model again, from a seed."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +27,7 @@ def run(
     quiet_loading()
     asked = {"scenes": scenes, "steps_vision": steps_vision, "steps_language": steps_language}
     recipe = Recipe(seed=seed, **{name: value for name, value in asked.items() if value is not None})
-    bars: dict[str, int] = {}
+    bars: dict[str, Any] = {}
     with progress() as display:
 
         def show(stage: str, done: int, total: int, text: str) -> None:
