@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -36,9 +38,10 @@ def test_python_compiles(page):
 @pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.name)
 def test_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names: dict = {"__name__": "example"}
+    example = types.ModuleType("example")
+    monkeypatch.setitem(sys.modules, "example", example)  # where dataclasses look for the module of a class
     for number, code in enumerate(blocks(page)):
-        exec(compile(code, f"{page.name}, block {number}", "exec"), names)
+        exec(compile(code, f"{page.name}, block {number}", "exec"), vars(example))
 
 
 def blocks(page: Path, every: bool = False) -> list[str]:
