@@ -168,3 +168,22 @@ def write(path: Path, table: dict, command: str, n: int, seed: int) -> None:
     rounded = {name: {k: round(v, 2) for k, v in row.items()} for name, row in table.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"made": made, "wanted": wanted, "figures": rounded}, indent=1) + "\n")
+
+
+def main() -> None:
+    """``python -m foveate.tiny.check FILE``: check the shipped weights and write the figures."""
+    import argparse
+
+    from .model import load
+
+    parser = argparse.ArgumentParser(prog="python -m foveate.tiny.check", description=main.__doc__)
+    parser.add_argument("file", type=Path, help="JSON file to write")
+    parser.add_argument("--questions", type=int, default=900)
+    parser.add_argument("--seed", type=int, default=1)
+    asked = parser.parse_args()
+    command = f"python -m foveate.tiny.check {asked.file} --questions {asked.questions} --seed {asked.seed}"
+    write(asked.file, check(*load(), asked.questions, asked.seed), command, asked.questions, asked.seed)
+
+
+if __name__ == "__main__":
+    main()

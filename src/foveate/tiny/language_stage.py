@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .packing import NO_TARGET, PREFIX, SLOT, TOKENS, Packed, masks, pack, positions
+from .packing import EVEN, NO_TARGET, PREFIX, SHARES, SLOT, TOKENS, Packed, masks, pack, positions
 from .pool import Pool
 from .questions import TASKS
 from .vision_stage import LABEL_IDS, see, to_pixels
@@ -28,9 +28,16 @@ class Phase:
     most_objects: int
     visual: int
     few: float = 0.15
+    shares: tuple[float, ...] = SHARES
+    """How often each task is asked, in the order of ``TASKS``."""
 
 
-PHASES = (Phase(0.2, 5, 64), Phase(0.55, 14, 112), Phase(1.0, 14, TOKENS))
+PHASES = (
+    Phase(3 / 14, 5, 64),
+    Phase(0.5, 14, 112),
+    # what is learned last is asked most
+    Phase(1.0, 14, TOKENS, shares=(0.9, 0.8, 0.7, 1.3, 1.1, 3.0, 0.9, 2.4, 0.7)),
+)
 
 
 @torch.no_grad()
@@ -60,7 +67,8 @@ class LanguageBatches:
         rng = np.random.default_rng([7, self.seed, step])
         which = next(i for i, p in enumerate(self.phases) if step < p.until * self.steps or p is self.phases[-1])
         chosen = rng.choice(self.members[which], self.batch, replace=False)
-        return chosen, pack(rng, self.pool, chosen, self.phases[which].visual, few=self.phases[which].few)
+        phase = self.phases[which]
+        return chosen, pack(rng, self.pool, chosen, phase.visual, few=phase.few, shares=phase.shares)
 
 
 def gather(cache: torch.Tensor, chosen: np.ndarray, packed: Packed) -> torch.Tensor:
@@ -234,7 +242,7 @@ def check_language(
     rng = np.random.default_rng(123)
     for first in range(0, min(scenes, len(pool)), 16):
         chosen = np.arange(first, min(first + 16, scenes, len(pool)))
-        packed = pack(rng, pool, chosen, even=True)
+        packed = pack(rng, pool, chosen, shares=EVEN)
         logits, _ = run_layers(model, *to_device(gather(cache, chosen, packed), packed, device))
         targets = torch.from_numpy(packed.targets).to(device)
         good = ((logits.argmax(-1) == targets) | (targets == NO_TARGET)).all(-1).cpu()

@@ -15,11 +15,9 @@ from .vocabulary import ASSISTANT, BOS, EOS, NEWLINE, USER, WORD_ID, question_id
 PREFIX = [WORD_ID[BOS], WORD_ID[USER]]
 TOKENS = 196
 NO_TARGET = -100
-# Chance of each task in training: what is learned last is asked most.
-SHARES = dict(zip(TASKS, (1.0, 0.8, 0.8, 1.6, 1.3, 2.0, 1.0, 1.8, 1.0), strict=True))
-_P = np.array([SHARES[task] for task in TASKS]) / sum(SHARES.values())
-
-
+# How often each task is asked in training, in the order of TASKS.
+SHARES = (1.0, 0.8, 0.8, 1.6, 1.3, 2.0, 1.0, 1.8, 1.0)
+EVEN = (1.0,) * len(TASKS)
 SLOT = 13  # text positions of a question: its longest form with all but the last answer token
 
 
@@ -80,7 +78,7 @@ def pack(
     visual: int = TOKENS,
     slots: int = 15,
     few: float = 0.0,
-    even: bool = False,
+    shares: tuple[float, ...] = SHARES,
 ) -> Packed:
     """Ask up to ``slots`` questions about each chosen scene.
 
@@ -94,10 +92,11 @@ def pack(
         Number of visual tokens V and of questions Q.
     few : float
         Chance that a picture shows only the tokens of a few objects.
-    even : bool
-        Ask the tasks equally often, for evaluation.
+    shares : tuple of float
+        How often each task is asked, in the order of ``TASKS``.
     """
     size = len(chosen)
+    chance = np.array(shares) / sum(shares)
     out = Packed(
         np.zeros((size, visual), dtype=np.int64),
         np.zeros((size, visual), dtype=bool),
@@ -115,7 +114,7 @@ def pack(
         for _ in range(4 * slots):
             if len(asked) == slots:
                 break
-            question = ask(rng, scene, TASKS[int(rng.choice(len(TASKS), p=None if even else _P))])
+            question = ask(rng, scene, TASKS[int(rng.choice(len(TASKS), p=chance))])
             if question is None or question.text in asked or any(box not in whole for box in question.boxes):
                 continue
             if not question.boxes and len(whole) < len(scene.objects):

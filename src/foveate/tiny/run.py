@@ -19,7 +19,7 @@ class Recipe:
     seed: int = 0
     scenes: int = 24000
     steps_vision: int = 3200
-    steps_language: int = 4500
+    steps_language: int = 4200
     batch_vision: int = 32
     batch_language: int = 8
     signs_from: int = 553
@@ -31,7 +31,7 @@ class Recipe:
     decay_language: float = 0.5
     texture_gain: float = 6.0
     evidence_weight: float = 0.2
-    evidence_until: float = 0.4
+    evidence_until: float = 1800 / 4200
     check_every: int = 250
     held_out_scenes: int = 600
 
