@@ -66,7 +66,7 @@ def test_batch_equals_its_samples_alone(model, family, layout, method):
         padding = batch["input_ids"].shape[1] - alone["input_ids"].shape[1]
         with METHODS[method](model) as pruned:
             out = generate(model, alone, STEPS)
-        for ours, theirs in zip(pruned.report.stages, report.stages):
+        for ours, theirs in zip(pruned.report.stages, report.stages, strict=False):  # a sample without images has none
             assert torch.equal(ours.kept[0] + padding, theirs.kept[row])
         assert torch.equal(out.sequences[0, -STEPS:], together.sequences[row, -STEPS:])
         for ours, theirs in zip(out.logits, together.logits, strict=True):
