@@ -59,7 +59,7 @@ def max_min_diversity(
 
     unit = unit_rows(features)
     keep = start & (start.cumsum(-1) <= budget[:, None])
-    mean = (unit * valid[..., None]).sum(1)
+    mean = torch.bmm(valid[:, None].to(unit), unit).squeeze(1)
     outlier = _product(unit, mean).masked_fill_(~valid, torch.inf).argmin(-1, keepdim=True)
     seeded = keep.any(-1, keepdim=True) | (budget == 0)[:, None]
     keep.scatter_(1, outlier, keep.gather(1, outlier) | ~seeded)
@@ -112,27 +112,33 @@ def _in_rounds(unit: Tensor, nearest: Tensor, keep: Tensor, budget: Tensor) -> T
     `nearest` only ever rises. So as long as the best of a small crowd, kept up to date, is under the lowest value that
     anyone outside had when the round began, it is the best of all; those outside catch up once a round.
     """
-    number = unit.shape[1]
+    size = min(CROWD, unit.shape[1])
     missing = budget - keep.sum(-1)
     while bool((missing > 0).any()):
-        index = nearest.topk(min(CROWD, number), largest=False, sorted=False).indices.sort(-1).values
+        index = nearest.topk(size, largest=False, sorted=False).indices.sort(-1).values
         crowd, value = take_rows(unit, index), nearest.gather(1, index)
         bound = value.amax(-1, keepdim=True)
+        begun = wanted = (missing > 0)[:, None]
         # The first pick of a round is the best of all, whether or not ties keep it out of the crowd.
         pick = nearest.argmin(-1, keepdim=True)
-        wanted = (missing > 0)[:, None]
-        picked = []
-        for _ in range(ROUND):
-            keep.scatter_(1, pick, keep.gather(1, pick) | wanted)
-            missing -= wanted.squeeze(1).long()
-            vector = take_rows(unit, pick).squeeze(1)
-            picked.append(vector)
-            nearest.scatter_(1, pick, torch.inf)
-            value = value.maximum(_product(crowd, vector)).masked_fill_(index == pick, torch.inf)
+        value.masked_fill_(index == pick, torch.inf)
+        picks, vectors = [pick], [take_rows(unit, pick)]
+        while len(picks) < ROUND:
+            value = value.maximum(_product(crowd, vectors[-1].squeeze(1)))
             place = value.argmin(-1, keepdim=True)
-            wanted = (value.gather(1, place) < bound) & (missing > 0)[:, None]
+            wanted = wanted & (value.gather(1, place) < bound) & (len(picks) < missing)[:, None]
             if not bool(wanted.any()):
                 break
             pick = torch.where(wanted, index.gather(1, place), pick)  # a row that is done repeats itself
-        torch.maximum(nearest, torch.bmm(torch.stack(picked, 1), unit.mT).amax(1), out=nearest)
+            value.scatter_(1, place, torch.inf)
+            picks.append(pick)
+            vectors.append(take_rows(unit, pick))
+        picked = torch.cat(picks, 1)
+        fresh = torch.zeros_like(keep).scatter_(1, picked, begun.expand_as(picked))
+        keep |= fresh
+        missing = budget - keep.sum(-1)
+        nearest.masked_fill_(fresh, torch.inf)
+        if not bool((missing > 0).any()):
+            break  # nobody is left to catch up for
+        torch.maximum(nearest, torch.bmm(torch.cat(vectors, 1), unit.mT).amax(1), out=nearest)
     return keep
