@@ -12,8 +12,15 @@ def times(ratio: dict[str, float]) -> str:
     return f"{ratio['median']:.2f} ({ratio['q25']:.2f}–{ratio['q75']:.2f})"
 
 
-def milliseconds(value: dict[str, float]) -> str:
-    return f"{1e3 * value['median']:.0f}"
+def share_of_prefill(arm: dict[str, Any]) -> str:
+    """Choosing as a share of the pruned prefill that it is part of."""
+    return f"{arm['choosing_ms']['median'] / (1e3 * arm['prefill']['wall_s']['median']):.1%}"
+
+
+def absolute(dense: dict[str, Any]) -> str:
+    """Times of the dense run; only a GPU's mean something elsewhere."""
+    prefill, decode = (1e3 * dense[phase]["wall_s"]["median"] for phase in ("prefill", "decode"))
+    return f" Dense: prefill {prefill:.1f} ms, decode {decode:.2f} ms a token."
 
 
 def page(result: dict[str, Any], source: str) -> str:
@@ -32,21 +39,20 @@ def page(result: dict[str, Any], source: str) -> str:
         f"{settings['rounds']} rounds, arms in turn; {result['started']}.",
         "The language model alone: images are encoded before. *Faster* is dense time / pruned time of the same round, "
         "median and quartiles, by CPU time; *wall* by wall-clock time on a machine that was doing other things too. "
-        "*Implied* is the ratio of the FLOPs that the report states.",
+        "*Implied* is the ratio of the FLOPs that the report states, *choosing* a share of the pruned prefill, "
+        "*KV cache* the visual tokens in it as a share of the dense run's."
+        + (absolute(dense) if "gpu" in machine else ""),
         "",
-        f"Dense: prefill {milliseconds(dense['prefill']['cpu_s'])} ms, decode "
-        f"{milliseconds(dense['decode']['cpu_s'])} ms a token.",
-        "",
-        "| method | keep | before layer | prefill ms | faster | implied | realised / implied | wall | choosing ms "
+        "| method | keep | before layer | faster | implied | realised / implied | wall | choosing "
         "| decode faster | KV cache |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for arm in result["arms"][1:]:
         lines.append(
-            f"| {arm['method']} | {arm['keep']:g} | {arm['layer']} | {milliseconds(arm['prefill']['cpu_s'])} "
+            f"| {arm['method']} | {arm['keep']:g} | {arm['layer']} "
             f"| {times(arm['prefill']['faster_cpu'])} | {arm['implied']:.2f} "
             f"| **{arm['realised_to_implied_cpu']:.2f}** "
-            f"| {arm['prefill']['faster_wall']['median']:.2f} | {arm['choosing_ms']['median']:.1f} "
+            f"| {arm['prefill']['faster_wall']['median']:.2f} | {share_of_prefill(arm)} "
             f"| {times(arm['decode']['faster_cpu'])} | {arm['kv_share']:.0%} |"
         )
     if result["keep_all"]:
