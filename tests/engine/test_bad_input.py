@@ -54,6 +54,12 @@ def test_stage_beyond_the_model(model):
         foveate.attach(model, Random(keep=0.5, layer=6))
 
 
+@pytest.mark.parametrize("cuts", [(3, 1), (2, 2), (-1, 2), (2, 6)])
+def test_stages_that_make_no_sense(model, cuts):
+    with pytest.raises(BudgetError, match="ascending"):
+        foveate.attach(model, Ladder(cuts=cuts))
+
+
 @pytest.mark.parametrize(("keep", "kept"), [(1.0, "all"), (10**6, "all"), (0.001, 1), (2, 2)])
 def test_extreme_budgets_are_defined(model, batch, keep, kept):
     dense = generate(model, batch, 3)

@@ -16,6 +16,7 @@ from foveate.engine.frame import Frame, PrefillRecord, Prompt
 from foveate.engine.layer_inputs import pick_inputs
 from foveate.engine.prompt import read_prompt
 from foveate.engine.stage import cut
+from foveate.errors import BudgetError
 from foveate.families import Family
 from foveate.pruners.base import PromptRows, Pruner
 
@@ -29,7 +30,11 @@ class Hooks:
         self.config: Any = model.config
         self.text_config: Any = self.parts.decoder.config
         self.depth = len(self.parts.layers)
-        self.stages = pruner.layers(self.depth)
+        self.stages = tuple(pruner.layers(self.depth))
+        if list(self.stages) != sorted({*self.stages} & {*range(self.depth)}):
+            raise BudgetError(
+                f"{pruner.name}: stages must be layers from 0 to {self.depth - 1} in ascending order, got {self.stages}"
+            )
         self.extra = pruner.extra_tokens(model)
         self.records: list[PrefillRecord] = []
         self.thread = threading.local()
