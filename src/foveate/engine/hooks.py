@@ -33,7 +33,7 @@ class Hooks:
         self.stages = tuple(pruner.layers(self.depth))
         if list(self.stages) != sorted({*self.stages} & {*range(self.depth)}):
             raise BudgetError(
-                f"{pruner.name}: stages must be layers from 0 to {self.depth - 1} in ascending order, got {self.stages}"
+                f"{pruner.name}: stages must be layers of 0 to {self.depth - 1}, ascending, got {self.stages}"
             )
         self.extra = pruner.extra_tokens(model)
         self.records: list[PrefillRecord] = []
