@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import itertools
 import json
 import statistics
 import time
@@ -36,7 +37,7 @@ Clock = Callable[[], tuple[float, float]]
 
 @dataclass
 class Arm:
-    """One setting and its times, a number a round: seconds of a prefill, seconds a decoded token."""
+    """One setting and its times, a number a round: seconds of a prefill, seconds a decoded token (median of them)."""
 
     name: str
     pruner: Pruner | None
@@ -132,10 +133,11 @@ def run(model: LlavaForConditionalGeneration, inputs: dict[str, Any], arm: Arm, 
         for _ in range(steps):
             token = out.logits[:, -1].argmax(-1, keepdim=True)
             out = model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        marks.append(clock())
+            marks.append(clock())
     for times, position in ((arm.wall, 0), (arm.cpu, 1)):
-        times["prefill"].append(marks[1][position] - marks[0][position])
-        times["decode"].append((marks[2][position] - marks[1][position]) / steps)
+        prefill, *decode = [after[position] - before[position] for before, after in itertools.pairwise(marks)]
+        times["prefill"].append(prefill)
+        times["decode"].append(statistics.median(decode))
     if pruned is not None:
         arm.report = pruned.report.to_dict()["prefills"][-1]
         arm.choosing.append(arm.report["selection_ms"])
