@@ -151,7 +151,7 @@ def verdict(table: dict) -> list[tuple[str, float, str, bool]]:
 
 
 def write(path: Path, table: dict, command: str, n: int, seed: int) -> None:
-    """Write the figures with what made them."""
+    """Write the figures with what made them as JSON, and as a Markdown table beside it."""
     import transformers
 
     made = {
@@ -168,6 +168,31 @@ def write(path: Path, table: dict, command: str, n: int, seed: int) -> None:
     rounded = {name: {k: round(v, 2) for k, v in row.items()} for name, row in table.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"made": made, "wanted": wanted, "figures": rounded}, indent=1) + "\n")
+    path.with_suffix(".md").write_text(markdown(made, wanted, rounded))
+
+
+def markdown(made: dict, wanted: list[dict], figures: dict) -> str:
+    """The tables of a check as Markdown."""
+    lines = [
+        "# The embedded model, checked",
+        "",
+        f"Made by `{made['command']}`: {made['questions']} held-out questions.",
+    ]
+    error = 50 / (made["questions"] / len(TASKS)) ** 0.5
+    lines += [
+        f"One standard error is about {error / 3:.1f} points or less over all tasks, {error:.0f} or less in one."
+    ]
+    lines += ["", "| what | % | wanted | met |", "|---|--:|--:|---|"]
+    lines += [f"| {w['what']} | {w['figure']:.1f} | {w['wanted']} | {'yes' if w['met'] else 'no'} |" for w in wanted]
+    columns = ("all", "of_dense", *TASKS)
+    lines += [
+        "",
+        f"Right answers in %; selections keep {made['keep']:.0%} of the visual tokens from the layer on.",
+        "",
+    ]
+    lines += ["| | " + " | ".join(c.replace("_", " ") for c in columns) + " |", "|---|" + "--:|" * len(columns)]
+    lines += [f"| {name} | " + " | ".join(f"{row[c]:.0f}" for c in columns) + " |" for name, row in figures.items()]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
