@@ -58,7 +58,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--text", type=int, default=50)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--hidden", type=int, default=1024, help="a multiple of 64, the width of a head")
-    parser.add_argument("--keep", type=float, nargs="+", default=[0.22, 0.11])
+    parser.add_argument("--keep", type=float, nargs="*", default=[0.22, 0.11], help="none: only the cost of the hooks")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--overhead-rounds", type=int, default=15)
     parser.add_argument("--decode", type=int, default=16, help="tokens decoded in each run")

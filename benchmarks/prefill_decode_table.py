@@ -12,6 +12,10 @@ def times(ratio: dict[str, float]) -> str:
     return f"{ratio['median']:.2f} ({ratio['q25']:.2f}–{ratio['q75']:.2f})"
 
 
+def multiple(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.3f} ({ratio['q25']:.3f}–{ratio['q75']:.3f})"
+
+
 def share_of_prefill(arm: dict[str, Any]) -> str:
     """Choosing as a share of the pruned prefill that it is part of."""
     return f"{arm['choosing_ms']['median'] / (1e3 * arm['prefill']['wall_s']['median']):.1%}"
@@ -36,18 +40,40 @@ def page(result: dict[str, Any], source: str) -> str:
         f"{result['parameters'] / 1e6:.0f} M parameters, {settings['dtype']}, {settings['attention']}), "
         f"{settings['visual']} visual and {settings['text']} text tokens, batch {settings['batch']}, on {where}; "
         f"torch {result['versions']['torch']}, transformers {result['versions']['transformers']}; "
-        f"{settings['rounds']} rounds, arms in turn; {result['started']}.",
-        "The language model alone: images are encoded before. *Faster* is dense time / pruned time of the same round, "
+        f"{result['started']}.",
+        "",
+    ]
+    if result["arms"][1:]:
+        lines += arms(result["arms"], settings["rounds"], absolute(dense) if "gpu" in machine else "")
+    if result["keep_all"]:
+        lines += [
+            f"Hooks attached with keep=1.0, {settings['overhead_rounds']} pairs in alternating order, time as a "
+            "multiple of dense, median and quartiles:",
+            "",
+            "| | CPU time | wall |",
+            "|---|---|---|",
+        ]
+        lines += [
+            f"| {phase} | {multiple(found['cpu_ratio'])} | {multiple(found['wall_ratio'])} |"
+            for phase, found in result["keep_all"].items()
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def arms(found: list[dict[str, Any]], rounds: int, dense: str) -> list[str]:
+    """Lines on the pruned arms: how to read the table, and the table."""
+    lines = [
+        f"{rounds} rounds, arms in turn. The language model alone: images are encoded before. *Faster* is dense time / "
+        "pruned time of the same round, "
         "median and quartiles, by CPU time; *wall* by wall-clock time on a machine that was doing other things too. "
         "*Implied* is the ratio of the FLOPs that the report states, *choosing* a share of the pruned prefill, "
-        "*KV cache* the visual tokens in it as a share of the dense run's."
-        + (absolute(dense) if "gpu" in machine else ""),
+        "*KV cache* the visual tokens in it as a share of the dense run's." + dense,
         "",
         "| method | keep | before layer | faster | implied | realised / implied | wall | choosing "
         "| decode faster | KV cache |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for arm in result["arms"][1:]:
+    for arm in found[1:]:
         lines.append(
             f"| {arm['method']} | {arm['keep']:g} | {arm['layer']} "
             f"| {times(arm['prefill']['faster_cpu'])} | {arm['implied']:.2f} "
@@ -55,15 +81,7 @@ def page(result: dict[str, Any], source: str) -> str:
             f"| {arm['prefill']['faster_wall']['median']:.2f} | {share_of_prefill(arm)} "
             f"| {times(arm['decode']['faster_cpu'])} | {arm['kv_share']:.0%} |"
         )
-    if result["keep_all"]:
-        lines += ["", "Hooks attached with keep=1.0, time as a multiple of dense:", ""]
-        lines += ["| | CPU time | wall |", "|---|---|---|"]
-        lines += [
-            f"| {phase} | {found['cpu_ratio']['median']:.3f} ({found['cpu_ratio']['q25']:.3f}–"
-            f"{found['cpu_ratio']['q75']:.3f}) | {found['wall_ratio']['median']:.3f} |"
-            for phase, found in result["keep_all"].items()
-        ]
-    return "\n".join(lines) + "\n"
+    return [*lines, ""]
 
 
 def main() -> None:
