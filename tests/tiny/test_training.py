@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,6 +70,8 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path):
     assert 0 <= lines[-1]["mean"] <= 100
     with pytest.raises(FileExistsError, match="resume"):
         train(tmp_path / "whole", MINUTE)
+    with pytest.raises(ValueError, match="another recipe"):
+        train(tmp_path / "whole", replace(MINUTE, steps_language=4), resume=True)
 
 
 def test_packed_layers_equal_the_model(model, pool):
