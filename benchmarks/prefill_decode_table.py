@@ -63,9 +63,9 @@ def page(result: dict[str, Any], source: str) -> str:
 def arms(found: list[dict[str, Any]], rounds: int, dense: str) -> list[str]:
     """Lines on the pruned arms: how to read the table, and the table."""
     lines = [
-        f"{rounds} rounds, arms in turn. The language model alone: images are encoded before. *Faster* is dense time / "
-        "pruned time of the same round, "
-        "median and quartiles, by CPU time; *wall* by wall-clock time on a machine that was doing other things too. "
+        f"{rounds} rounds, arms in turn. The language model alone: images are encoded before. *Faster* is dense "
+        "time / pruned time of the same round, median and quartiles, by CPU time; *wall* by wall-clock time "
+        "on a machine that was doing other things too. "
         "*Implied* is the ratio of the FLOPs that the report states, *choosing* a share of the pruned prefill, "
         "*KV cache* the visual tokens in it as a share of the dense run's." + dense,
         "",
