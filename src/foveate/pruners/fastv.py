@@ -18,7 +18,8 @@ class FastV(SingleStagePruner):
     The attention is that of the layer before the cut: the paper's "after layer K = 2" (counted from 1) is `layer=2`
     here (counted from 0). Only that one row is computed, in fp32, for any attention backend.
 
-    Source: Chen et al., "An Image is Worth 1/2 Tokens After Layer 2", ECCV 2024 (arXiv 2403.06764), section 4.1.
+    Source: Chen et al., "An Image is Worth 1/2 Tokens After Layer 2", ECCV 2024 (arXiv 2403.06764). The paper's score
+    is the mean attention from all tokens; its authors' code takes the last token's row, as is done here.
     """
 
     name: ClassVar[str] = "fastv"
