@@ -96,32 +96,21 @@ def test_visual_mask_trusts_token_types_and_finds_embeddings():
 
 
 def test_deep_stack_features_follow_the_kept_tokens():
-    """Without the family's difference the features no longer fit; with it a late and an early stage agree with it."""
-    model, batch = build("qwen3_vl"), inputs("qwen3_vl", "ragged")
-    added = {}
-
-    def record(run):
-        def hook(module, args, output):
-            added[run] = output
-
-        return hook
-
-    decoder = model.get_decoder()
+    """Where attention and MLP add nothing, each kept token holds what it holds in the dense run: its own features."""
+    model, batch = build.__wrapped__("qwen3_vl", "sdpa"), inputs("qwen3_vl", "two images")
+    decoder, seen = model.get_decoder(), {}
     with torch.no_grad():
-        handle = decoder.layers[0].register_forward_pre_hook(lambda _, args: added.setdefault("first", args[0]))
-        with Random(keep=1.0, layer=0)(model):
-            model(**batch)
-        handle.remove()
-        inputs_of_second = {}
+        for layer in decoder.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
         for keep in (1.0, 0.5):
-            handle = decoder.layers[1].register_forward_pre_hook(
-                lambda _, args, keep=keep: inputs_of_second.update({keep: args[0]})
-            )
-            with Random(keep=keep, layer=1)(model) as pruned:
+            with Random(keep=keep, layer=0)(model) as pruned:
+                handle = decoder.layers[3].register_forward_pre_hook(
+                    lambda _, args, keep=keep: seen.update({keep: args[0][0]})
+                )
                 model(**batch)
-            handle.remove()
-    kept = pruned.report.stages[0].kept[1]  # the longest sample, so without padding
-    stay = torch.cat([kept, (batch["input_ids"][1] != IMAGE).nonzero()[:, 0]]).sort().values
-    short = inputs_of_second[0.5][1]
-    if short.shape[0] == stay.shape[0]:
-        assert torch.equal(short, inputs_of_second[1.0][1][stay])
+                handle.remove()
+    stay = batch["input_ids"][0] != IMAGE
+    stay[pruned.report.stages[0].kept[0]] = True
+    assert seen[0.5].shape[0] == int(stay.sum()) < seen[1.0].shape[0]
+    assert torch.equal(seen[0.5], seen[1.0][stay])
