@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,14 @@ def attention_tap(module: nn.Module, listener: Listener) -> Iterator[None]:
                 AttentionInterface.get_interface = _original
 
 
-def attention_rows(query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any], rows: Tensor) -> Tensor:
+def attention_rows(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    options: dict[str, Any],
+    rows: Tensor,
+    form: Literal["softmax", "logits"] = "softmax",
+) -> Tensor:
     """Rows of softmax(Q K^T) in fp32.
 
     Parameters
@@ -75,13 +82,21 @@ def attention_rows(query: Tensor, key: Tensor, mask: Tensor | None, options: dic
     options
         The other arguments of the attention function; `scaling` and `softcap` are honoured.
     rows
-        (B, R) long, which of the L queries.
+        (B, R) long, which of the L queries; -1 gives a row of zeros.
+    form
+        "logits" for the products before the softmax, -inf where the mask hides.
 
     Returns
     -------
     Tensor
         (B, H, R, K).
     """
+    absent = (rows < 0)[:, None, :, None]
+    scores = _masked_scores(query, key, mask, options, rows.clamp(min=0))
+    return (scores if form == "logits" else scores.softmax(-1)).masked_fill(absent, 0)
+
+
+def _masked_scores(query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any], rows: Tensor) -> Tensor:
     batch, heads, length, size = query.shape
     groups, keys = key.shape[1], key.shape[2]
     picked = query.gather(2, rows[:, None, :, None].expand(-1, heads, -1, size)).float()
@@ -96,9 +111,9 @@ def attention_rows(query: Tensor, key: Tensor, mask: Tensor | None, options: dic
         visible = (place <= rows[..., None] + keys - length)[:, None]
         if mask is not None:
             visible = visible & mask[:, None, None, -keys:].bool()
-        return scores.masked_fill(~visible, float("-inf")).softmax(-1)
+        return scores.masked_fill(~visible, float("-inf"))
     own = mask[..., :keys].expand(batch, -1, -1, -1)
     own = own.gather(2, rows[:, None, :, None].expand(-1, own.shape[1], -1, keys))
     if own.dtype == torch.bool:
-        return scores.masked_fill(~own, float("-inf")).softmax(-1)
-    return (scores + own.float()).softmax(-1)
+        return scores.masked_fill(~own, float("-inf"))
+    return scores + own.float()

@@ -36,6 +36,7 @@ class PrefillRecord:
     stages: list[StageRecord] = field(default_factory=list)
     compacted: int = 0
     skipped: str | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass

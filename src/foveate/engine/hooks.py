@@ -15,7 +15,7 @@ from foveate.engine.cache import PrunedLayer, cache_layer, check_cache, compact,
 from foveate.engine.frame import Frame, PrefillRecord, Prompt
 from foveate.engine.layer_inputs import pick_inputs
 from foveate.engine.prompt import read_prompt
-from foveate.engine.stage import cut
+from foveate.engine.stage import cut, text_rows
 from foveate.errors import BudgetError
 from foveate.families import Family
 from foveate.pruners.base import PromptRows, Pruner
@@ -35,6 +35,7 @@ class Hooks:
             raise BudgetError(
                 f"{pruner.name}: stages must be layers of 0 to {self.depth - 1}, ascending, got {self.stages}"
             )
+        self.notes = pruner.notes(self.depth)
         self.extra = pruner.extra_tokens(model)
         self.records: list[PrefillRecord] = []
         self.thread = threading.local()
@@ -111,6 +112,7 @@ class Hooks:
         if cache is not None:
             check_cache(cache, self.depth)
             frame.past = int(cache.get_seq_length())
+        frame.prompt.record.notes += self.notes
         if self.extra is not None:
             frame.extra = self.extra.shape[0]
         kwargs, frame.additions = self.family.take_additions(kwargs)
@@ -173,12 +175,13 @@ class Hooks:
         places = frame.places(hidden.shape[0], hidden.device)
         last = (places == frame.prompt.query[:, None]).to(torch.uint8).argmax(-1)
         extra = torch.arange(hidden.shape[1] - frame.extra, hidden.shape[1], device=hidden.device)
-        rows = self.pruner.attention_rows(number + 1, PromptRows(last, extra.expand(hidden.shape[0], -1)))
+        text = text_rows(frame, frame.prompt, places)
+        rows = self.pruner.attention_rows(number + 1, PromptRows(last, extra.expand(hidden.shape[0], -1), text))
         if rows is None:
             return
 
         def listen(query: Tensor, key: Tensor, mask: Any, options: dict) -> None:
-            frame.attention = attention_rows(query, key, mask, options, rows)
+            frame.attention = attention_rows(query, key, mask, options, rows, self.pruner.attention_form())
 
         frame.tap.enter_context(attention_tap(self.parts.attention[number], listen))
 

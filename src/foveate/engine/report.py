@@ -58,6 +58,8 @@ class Prefill:
         Floating-point operations of the decoder layers, mean over the batch, see `prefill_flops`; None if unknown.
     skipped
         Why nothing was pruned; None where a method ran.
+    notes
+        What the method or the engine warns of.
     """
 
     stages: list[Stage]
@@ -69,6 +71,7 @@ class Prefill:
     flops_dense: float | None
     flops_pruned: float | None
     skipped: str | None
+    notes: list[str]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -91,6 +94,7 @@ class Prefill:
         return (
             f"visual tokens kept {cuts}; mean per layer {self.mean_tokens_per_layer:.0%}, last layer "
             f"{self.last_layer_tokens:.0%}, KV cache {self.kv_share:.0%}{flops}; {self.selection_ms:.1f} ms choosing"
+            + "".join(f"\nnote: {note}" for note in self.notes)
         )
 
 
@@ -143,6 +147,7 @@ def summarise(record: PrefillRecord, config: Any, depth: int) -> Prefill:
         flops_dense=dense_flops,
         flops_pruned=pruned_flops,
         skipped=record.skipped,
+        notes=list(record.notes),
     )
 
 

@@ -74,7 +74,9 @@ def _show(
     position = places.gather(1, columns)
     image = _padded(prompt.image, frame.extra).gather(1, position).masked_fill(~valid, -1)
     query = (places == prompt.query[:, None]).to(torch.uint8).argmax(-1)
-    text = _others(frame, prompt, places, visual, frame.extra).to(hidden.dtype)
+    # up to the question's end: an answer that is scored with labels is not there yet while generating
+    text = _others(frame, prompt, places, visual, frame.extra) & (places <= prompt.query[:, None])
+    text = text.to(hidden.dtype)
     features = gather_positions(hidden, columns, 1)
     attention = frame.attention
     if attention is not None:
@@ -94,6 +96,21 @@ def _show(
         attention=attention,
         extra=hidden[:, hidden.shape[1] - frame.extra :],
     )
+
+
+def text_rows(frame: Frame, prompt: Prompt, places: Tensor) -> Tensor:
+    """(B, T) rows of the text tokens between the first visual token and the prompt's end; -1 where there are fewer.
+
+    Parameters
+    ----------
+    places
+        (B, n) places in the dense prompt of the rows that are there.
+    """
+    visual = _padded(prompt.visual, frame.extra).gather(1, places)
+    behind = _padded(prompt.visual.cumsum(-1) > 0, frame.extra, True).gather(1, places)
+    text = _others(frame, prompt, places, visual, frame.extra) & behind & (places <= prompt.query[:, None])
+    rows = torch.argsort((~text).to(torch.uint8), dim=-1, stable=True)[:, : max(prompt.record.text)]
+    return rows.masked_fill(~text.gather(1, rows), -1)
 
 
 def _others(frame: Frame, prompt: Prompt, places: Tensor, visual: Tensor, leaving: int) -> Tensor:

@@ -35,10 +35,14 @@ class PromptRows:
         (B,) row of the last prompt token.
     extra
         (B, G) rows of the tokens that the method itself added to the prompt; G = 0 without any.
+    text
+        (B, T) rows of the text tokens behind the first visual token, -1 where a sample has fewer; the attention of such
+        a row is all zeros.
     """
 
     last: Tensor
     extra: Tensor
+    text: Tensor
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ class VisualTokens:
         (B, D) mean hidden state of the prompt's text tokens.
     attention
         (B, H, R, N) attention from the R rows that `attention_rows` asked for to the visual tokens, from the layer
-        before the cut, softmaxed over the whole prompt, fp32; None where none was asked for.
+        before the cut, softmaxed over the whole prompt or as `attention_form` says, fp32; None where none was asked
+        for.
     extra
         (B, G, D) hidden states of the tokens that the method added.
     """
@@ -122,6 +127,7 @@ class Pruner:
     url: ClassVar[str] = ""
     summary: ClassVar[str]
     needs: ClassVar[str] = ""
+    uses_grids: ClassVar[bool] = False
 
     compact_cache: bool = option(
         False, "also cut the KV cache of the layers before a stage to that stage's survivors (GlimpsePrune does)"
@@ -138,6 +144,24 @@ class Pruner:
     def attention_rows(self, layer: int, rows: PromptRows) -> Tensor | None:
         """Rows (B, R) whose attention at layer - 1 the stage before `layer` wants, or None."""
         return None
+
+    def attention_form(self) -> Literal["softmax", "logits"]:
+        """Whether those rows are softmaxed or the scaled products of query and key, -inf where the mask hides."""
+        return "softmax"
+
+    def notes(self, depth: int) -> tuple[str, ...]:
+        """What a user of a model of `depth` layers should be warned of; goes into the report."""
+        return ()
+
+    def with_mean(self, share: float, depth: int) -> Pruner:
+        """The same method with its budget set so that layers hold `share` of the visual tokens on average.
+
+        Raises
+        ------
+        BudgetError
+            When no budget of the method gives that in a model of `depth` layers.
+        """
+        raise BudgetError(f"{self.name} has no budget that could be set to a mean share of visual tokens per layer")
 
     def extra_tokens(self, model: nn.Module) -> Tensor | None:
         """Embeddings (G, D) added behind the prompt and taken out at the last stage, or None."""
@@ -196,6 +220,16 @@ class SingleStagePruner(Pruner):
         if self.layer >= depth:
             raise BudgetError(f"{self.name}: layer {self.layer} is not in a model of {depth} decoder layers")
         return (self.layer,)
+
+    def with_mean(self, share: float, depth: int) -> SingleStagePruner:
+        (layer,) = self.layers(depth)
+        keep = (check_keep(share) * depth - layer) / (depth - layer)
+        if keep <= 0:
+            raise BudgetError(
+                f"{self.name}: a cut before layer {layer} of {depth} leaves at least {layer / depth:.0%} of the visual "
+                f"tokens per layer on average, over the {share:.0%} asked for"
+            )
+        return dataclasses.replace(self, keep=min(keep, 1.0))
 
     def select(self, tokens: VisualTokens) -> Tensor:
         if self.keeps_all:
