@@ -11,6 +11,8 @@ __version__ = "0.1.0.dev0"
 
 # name -> where it lives; None: the name is a sub-module itself
 _PUBLIC: dict[str, str | None] = {
+    "BTP": "foveate.pruners",
+    "BTPStage": "foveate.pruners",
     "DivPrune": "foveate.pruners",
     "FastV": "foveate.pruners",
     "GreedyPrune": "foveate.pruners",
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from foveate import tiny as tiny
     from foveate.engine.attach import attach as attach
     from foveate.families import load_processor as load_processor
+    from foveate.pruners import BTP as BTP
+    from foveate.pruners import BTPStage as BTPStage
     from foveate.pruners import DivPrune as DivPrune
     from foveate.pruners import FastV as FastV
     from foveate.pruners import GreedyPrune as GreedyPrune

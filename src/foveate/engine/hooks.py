@@ -36,6 +36,7 @@ class Hooks:
                 f"{pruner.name}: stages must be layers of 0 to {self.depth - 1}, ascending, got {self.stages}"
             )
         self.notes = pruner.notes(self.depth)
+        self.method = pruner.resolved(self.depth)
         self.extra = pruner.extra_tokens(model)
         self.records: list[PrefillRecord] = []
         self.thread = threading.local()
@@ -176,12 +177,12 @@ class Hooks:
         last = (places == frame.prompt.query[:, None]).to(torch.uint8).argmax(-1)
         extra = torch.arange(hidden.shape[1] - frame.extra, hidden.shape[1], device=hidden.device)
         text = text_rows(frame, frame.prompt, places)
-        rows = self.pruner.attention_rows(number + 1, PromptRows(last, extra.expand(hidden.shape[0], -1), text))
+        rows = self.method.attention_rows(number + 1, PromptRows(last, extra.expand(hidden.shape[0], -1), text))
         if rows is None:
             return
 
         def listen(query: Tensor, key: Tensor, mask: Any, options: dict) -> None:
-            frame.attention = attention_rows(query, key, mask, options, rows, self.pruner.attention_form())
+            frame.attention = attention_rows(query, key, mask, options, rows, self.method.attention_form())
 
         frame.tap.enter_context(attention_tap(self.parts.attention[number], listen))
 
@@ -217,7 +218,7 @@ class Hooks:
         """The stage before layer `number`, and what it means for the caches of the layers before."""
         extra = frame.extra
         hidden, gathered = cut(
-            hidden, frame, prompt, self.pruner, number, number == self.stages[-1], self.always_gather
+            hidden, frame, prompt, self.method, number, number == self.stages[-1], self.always_gather
         )
         removes = extra - frame.extra
         if not gathered or cache is None or not (self.pruner.compact_cache or removes):

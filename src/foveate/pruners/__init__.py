@@ -9,6 +9,8 @@ from typing import Any
 
 from foveate.errors import UnknownMethodError
 from foveate.pruners.base import PromptRows, Pruner, SingleStagePruner, VisualTokens
+from foveate.pruners.btp import BTP
+from foveate.pruners.btp_stages import BTPStage
 from foveate.pruners.divprune import DivPrune
 from foveate.pruners.fastv import FastV
 from foveate.pruners.greedyprune import GreedyPrune
@@ -16,11 +18,13 @@ from foveate.pruners.random import Random
 from foveate.pruners.saving import load
 
 METHODS: Mapping[str, type[Pruner]] = MappingProxyType(
-    {method.name: method for method in (Random, FastV, DivPrune, GreedyPrune)}
+    {method.name: method for method in (Random, FastV, DivPrune, GreedyPrune, BTP)}
 )
 
 __all__ = [
+    "BTP",
     "METHODS",
+    "BTPStage",
     "DivPrune",
     "FastV",
     "GreedyPrune",

@@ -137,6 +137,10 @@ class Pruner:
         """Decoder layers (from 0) before which the method cuts, ascending, in a model of `depth` layers."""
         raise NotImplementedError
 
+    def resolved(self, depth: int) -> Pruner:
+        """The same method with all that depends on the model's depth worked out; this is what the engine runs."""
+        return self
+
     def select(self, tokens: VisualTokens) -> Tensor:
         """Keep mask (B, N) bool for the visual tokens at one stage; entries outside `tokens.valid` are ignored."""
         raise NotImplementedError

@@ -1,0 +1,224 @@
+"""BTP, balanced token pruning: several stages, diverse tokens early, attended ones late."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from foveate import select
+from foveate.errors import BudgetError
+from foveate.pruners.base import PromptRows, Pruner, VisualTokens, option
+from foveate.pruners.btp_stages import (
+    DEFAULT,
+    MADE_FOR,
+    PRESETS,
+    BTPStage,
+    as_stages,
+    default_stages,
+    mean_tokens,
+    scale_to,
+)
+from foveate.pruners.budget import check_keep, tokens_to_keep
+from foveate.pruners.spread import spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class BTP(Pruner):
+    """Keep, at each of several stages, some tokens for the attention they get and the rest for their diversity.
+
+    At a stage that keeps k tokens, ⌊λk⌋ are picked by the attention of the last prompt token in the layer before,
+    averaged over heads and rebalanced towards the front of the prompt (section 4.2, eq. 8-10); of the other places a share
+    goes to a set spread evenly over the images' grids (eq. 11), and max-min diversity of the current hidden states
+    fills up to exactly k, going on from all that is chosen. λ rises with depth (eq. 7 and table 7).
+
+    Source: "Balanced Token Pruning", arXiv 2505.22038; where paper and released code differ, see docs/methods/btp.md.
+
+    Raises
+    ------
+    BudgetError
+        When an option makes no sense; on attaching, when the stages do not fit the model or cannot reach `keep`.
+    """
+
+    name: ClassVar[str] = "btp"
+    paper: ClassVar[str] = "Li et al., NeurIPS 2025, arXiv 2505.22038"
+    url: ClassVar[str] = "https://arxiv.org/abs/2505.22038"
+    summary: ClassVar[str] = "stages of attention and diversity in balance, calibrated to the model"
+    needs: ClassVar[str] = "calibration (optional)"
+    uses_grids: ClassVar[bool] = True
+
+    keep: float | None = option(
+        None, "mean share of visual tokens per decoder layer, reached by scaling all stages; none: as they are; 1.0: off"
+    )
+    stages: tuple[BTPStage, ...] | str = option(
+        DEFAULT, f"(layer, keep, attention, over, split, spatial) each, or by name: {', '.join([DEFAULT, *PRESETS])}"
+    )
+    final: Literal["keep", "drop", "auto"] = option(
+        "keep", "a last stage that drops everything: leave it out, do it, or do it where calibration found it harmless"
+    )
+    harmless: int | None = option(None, "layer before which dropping all that is left was measured to be harmless")
+    depth: int | None = option(None, "decoder layers of the model that the stages were made for; no other is taken")
+    attention: float | None = option(None, "λ of every stage; none: each stage's own")
+    score: Literal["softmax", "logits"] = option("softmax", "attention averaged over heads behind or before its softmax")
+    query: Literal["last", "mean_text"] = option("last", "attention of the last prompt token, or mean over the text")
+    rebalance: bool = option(True, "undo attention's bias towards the end of the prompt")
+    spatial_seed: bool = option(True, "begin diversity with cells spread over the images")
+    distance: Literal["manhattan", "euclidean"] = option("manhattan", "between cells, for the spatial seed")
+
+    def __post_init__(self) -> None:
+        if self.keep is not None and not isinstance(check_keep(self.keep), float):
+            raise BudgetError(f"btp: keep is a mean share of visual tokens per layer, not a count, got {self.keep!r}")
+        if isinstance(self.stages, str):
+            if self.stages != DEFAULT and self.stages not in PRESETS:
+                raise BudgetError(f"btp: no stages {self.stages!r}; there are {', '.join([DEFAULT, *PRESETS])}")
+        else:
+            object.__setattr__(self, "stages", as_stages(self.stages))
+        if self.attention is not None:
+            BTPStage(1, 1.0, self.attention)  # says what is wrong with it
+        for field in ("final", "score", "query", "distance"):
+            known = {
+                "final": ("keep", "drop", "auto"),
+                "score": ("softmax", "logits"),
+                "query": ("last", "mean_text"),
+                "distance": ("manhattan", "euclidean"),
+            }[field]
+            if getattr(self, field) not in known:
+                raise BudgetError(f"btp: {field} must be one of {', '.join(known)}, got {getattr(self, field)!r}")
+        if self.score == "logits" and self.query != "last":
+            raise BudgetError("btp: score='logits' goes with query='last': other tokens do not see every image")
+
+    @classmethod
+    def for_model(cls, model: Any, variant: Literal["paper", "released"] = "paper", **options: Any) -> BTP:
+        """BTP with the published stages of this very model, or else with those derived from its depth.
+
+        Parameters
+        ----------
+        model
+            A vision-language model; its config is read, nothing else.
+        variant
+            The paper's constants, with all tokens of the last stage kept to the end, or those of the released files,
+            which drop every visual token at two thirds of the depth: reading tasks do not survive that.
+        **options
+            Any option of BTP.
+
+        Raises
+        ------
+        BudgetError
+            For variant="released" of a model that has no released file.
+        """
+        if variant not in ("paper", "released"):
+            raise BudgetError(f"btp: variant must be paper or released, got {variant!r}")
+        text = model.config.get_text_config()
+        made_for = MADE_FOR.get((model.config.model_type, text.num_hidden_layers, text.hidden_size))
+        if made_for is None and variant == "released":
+            raise BudgetError(f"btp: constants were released for {', '.join(MADE_FOR.values())} only")
+        stages = DEFAULT if made_for is None else f"{variant}-{made_for}"
+        given = {"stages": stages, "depth": text.num_hidden_layers, "final": "drop" if variant == "released" else "keep"}
+        return cls(**{**given, **options})
+
+    def schedule(self, depth: int) -> tuple[BTPStage, ...]:
+        """The stages as they are done in a model of `depth` decoder layers: λ, drop and budget worked out.
+
+        Raises
+        ------
+        BudgetError
+            When the stages were made for another depth, do not fit, or cannot reach `keep`.
+        """
+        if self.depth not in (None, depth):
+            raise BudgetError(f"btp: these stages were made for a model of {self.depth} layers, this one has {depth}")
+        if isinstance(self.stages, str):
+            stages = default_stages(depth) if self.stages == DEFAULT else PRESETS[self.stages]
+        else:
+            stages = self.stages
+        if self.attention is not None:
+            stages = tuple(dataclasses.replace(stage, attention=self.attention) for stage in stages)
+        drop = [stage for stage in stages if not stage.keep]
+        stages = tuple(stage for stage in stages if stage.keep)
+        if self.final == "auto":
+            drop = [] if self.harmless is None else [BTPStage(self.harmless, 0.0)]
+        if self.final == "drop" and not drop:
+            raise BudgetError("btp: final='drop' needs a stage that keeps 0")
+        if self.final != "keep" and self.keep != 1.0:
+            stages = as_stages([stage for stage in stages if not drop or stage.layer < drop[0].layer] + drop)
+        if not stages:
+            raise BudgetError("btp: no stage is left that keeps anything; final='drop' does one that keeps 0")
+        if stages[-1].layer >= depth:
+            raise BudgetError(f"btp: a stage before layer {stages[-1].layer} does not fit a model of {depth} layers")
+        return stages if self.keep in (None, 1.0) else scale_to(stages, self.keep, depth)
+
+    def mean_tokens(self, depth: int) -> float:
+        """Share of the visual tokens that a layer holds on average, in a model of `depth` decoder layers."""
+        return 1.0 if self.keep == 1.0 else mean_tokens(self.schedule(depth), depth)
+
+    def with_mean(self, share: float, depth: int) -> BTP:
+        made = dataclasses.replace(self, keep=share)
+        made.schedule(depth)
+        return made
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        return tuple(stage.layer for stage in self.schedule(depth))
+
+    def resolved(self, depth: int) -> BTP:
+        if self.keep == 1.0:
+            return dataclasses.replace(self, stages=self.schedule(depth))
+        stages = self.schedule(depth)
+        final: Literal["keep", "drop"] = "keep" if stages[-1].keep else "drop"
+        return dataclasses.replace(self, stages=stages, keep=None, attention=None, final=final, depth=depth)
+
+    def notes(self, depth: int) -> tuple[str, ...]:
+        if self.keep == 1.0 or self.final == "keep":
+            return ()
+        if self.final == "auto":
+            unknown = "btp: final='auto', but no calibration says where dropping all visual tokens is harmless: none is"
+            return (unknown,) if self.harmless is None else ()
+        return (
+            f"btp: every visual token is dropped before layer {self.layers(depth)[-1]} of {depth}; models that still "
+            "read the image there lose reading tasks (final='keep' does not drop)",
+        )
+
+    def attention_form(self) -> Literal["softmax", "logits"]:
+        return self.score
+
+    def attention_rows(self, layer: int, rows: PromptRows) -> Tensor | None:
+        stage = self._stage(layer)
+        if self.keep == 1.0 or not stage.keep or not stage.attention:
+            return None
+        return rows.last[:, None] if self.query == "last" else rows.text
+
+    def select(self, tokens: VisualTokens) -> Tensor:
+        stage = self._stage(tokens.layer)
+        if self.keep == 1.0:
+            return tokens.valid
+        if not stage.keep:
+            return torch.zeros_like(tokens.valid)
+        k = torch.minimum(tokens_to_keep(stage.keep, tokens.dense), tokens.valid.sum(-1))
+        attended = _share(stage.attention, k)
+        chosen = self._attended(tokens, stage, attended)
+        if stage.attention == 1:
+            return chosen
+        if self.spatial_seed and stage.spatial:
+            chosen = chosen | spread(tokens, _share(stage.spatial, k - attended), self.distance)
+        return select.max_min_diversity(tokens.features, k, start=chosen, valid=tokens.valid)
+
+    def _attended(self, tokens: VisualTokens, stage: BTPStage, k: Tensor) -> Tensor:
+        if not stage.attention:
+            return torch.zeros_like(tokens.valid)
+        if tokens.attention is None:
+            raise RuntimeError("BTP was given no attention; the engine must honour attention_rows")
+        score = tokens.attention.mean(1).sum(1)  # the sum over text rows ranks as their mean does
+        if not self.rebalance:
+            return select.top_k(score, k, tokens.valid)
+        return select.rebalanced_top_k(score, k, stage.over, stage.split, tokens.valid)
+
+    def _stage(self, layer: int) -> BTPStage:
+        if isinstance(self.stages, str):
+            raise RuntimeError("BTP's stages depend on the model's depth: ask resolved(depth) first")
+        return next(stage for stage in self.stages if stage.layer == layer)
+
+
+def _share(share: float, k: Tensor) -> Tensor:
+    """⌊share · k⌋, and not one less where the product is whole but for its last bit."""
+    return (share * k.double() + 1e-9).floor().long()
