@@ -36,8 +36,8 @@ class PromptRows:
     extra
         (B, G) rows of the tokens that the method itself added to the prompt; G = 0 without any.
     text
-        (B, T) rows of the text tokens behind the first visual token, -1 where a sample has fewer; the attention of such
-        a row is all zeros.
+        (B, T) rows of the text tokens behind the first visual token, -1 where a sample has fewer; the attention of
+        such a row is all zeros.
     """
 
     last: Tensor
@@ -230,8 +230,8 @@ class SingleStagePruner(Pruner):
         keep = (check_keep(share) * depth - layer) / (depth - layer)
         if keep <= 0:
             raise BudgetError(
-                f"{self.name}: a cut before layer {layer} of {depth} leaves at least {layer / depth:.0%} of the visual "
-                f"tokens per layer on average, over the {share:.0%} asked for"
+                f"{self.name}: a cut before layer {layer} of {depth} leaves over {layer / depth:.0%} of the visual "
+                f"tokens per layer on average, not {share:.0%}"
             )
         return dataclasses.replace(self, keep=min(keep, 1.0))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveate import select
 from foveate.errors import BudgetError
@@ -25,15 +25,22 @@ from foveate.pruners.btp_stages import (
 from foveate.pruners.budget import check_keep, tokens_to_keep
 from foveate.pruners.spread import spread
 
+CHOICES = {
+    "final": ("keep", "drop", "auto"),
+    "score": ("softmax", "logits"),
+    "query": ("last", "mean_text"),
+    "distance": ("manhattan", "euclidean"),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class BTP(Pruner):
     """Keep, at each of several stages, some tokens for the attention they get and the rest for their diversity.
 
     At a stage that keeps k tokens, ⌊λk⌋ are picked by the attention of the last prompt token in the layer before,
-    averaged over heads and rebalanced towards the front of the prompt (section 4.2, eq. 8-10); of the other places a share
-    goes to a set spread evenly over the images' grids (eq. 11), and max-min diversity of the current hidden states
-    fills up to exactly k, going on from all that is chosen. λ rises with depth (eq. 7 and table 7).
+    averaged over heads and rebalanced towards the front of the prompt (section 4.2, eq. 8-10); of the other places a
+    share goes to a set spread evenly over the images' grids (eq. 11), and max-min diversity of the current hidden
+    states fills up to exactly k, going on from all that is chosen. λ rises with depth (eq. 7 and table 7).
 
     Source: "Balanced Token Pruning", arXiv 2505.22038; where paper and released code differ, see docs/methods/btp.md.
 
@@ -51,7 +58,7 @@ class BTP(Pruner):
     uses_grids: ClassVar[bool] = True
 
     keep: float | None = option(
-        None, "mean share of visual tokens per decoder layer, reached by scaling all stages; none: as they are; 1.0: off"
+        None, "mean share of visual tokens per decoder layer, by scaling all stages; none: as they are; 1.0: off"
     )
     stages: tuple[BTPStage, ...] | str = option(
         DEFAULT, f"(layer, keep, attention, over, split, spatial) each, or by name: {', '.join([DEFAULT, *PRESETS])}"
@@ -62,7 +69,7 @@ class BTP(Pruner):
     harmless: int | None = option(None, "layer before which dropping all that is left was measured to be harmless")
     depth: int | None = option(None, "decoder layers of the model that the stages were made for; no other is taken")
     attention: float | None = option(None, "λ of every stage; none: each stage's own")
-    score: Literal["softmax", "logits"] = option("softmax", "attention averaged over heads behind or before its softmax")
+    score: Literal["softmax", "logits"] = option("softmax", "attention averaged over heads after or before softmax")
     query: Literal["last", "mean_text"] = option("last", "attention of the last prompt token, or mean over the text")
     rebalance: bool = option(True, "undo attention's bias towards the end of the prompt")
     spatial_seed: bool = option(True, "begin diversity with cells spread over the images")
@@ -78,13 +85,7 @@ class BTP(Pruner):
             object.__setattr__(self, "stages", as_stages(self.stages))
         if self.attention is not None:
             BTPStage(1, 1.0, self.attention)  # says what is wrong with it
-        for field in ("final", "score", "query", "distance"):
-            known = {
-                "final": ("keep", "drop", "auto"),
-                "score": ("softmax", "logits"),
-                "query": ("last", "mean_text"),
-                "distance": ("manhattan", "euclidean"),
-            }[field]
+        for field, known in CHOICES.items():
             if getattr(self, field) not in known:
                 raise BudgetError(f"btp: {field} must be one of {', '.join(known)}, got {getattr(self, field)!r}")
         if self.score == "logits" and self.query != "last":
@@ -116,8 +117,8 @@ class BTP(Pruner):
         if made_for is None and variant == "released":
             raise BudgetError(f"btp: constants were released for {', '.join(MADE_FOR.values())} only")
         stages = DEFAULT if made_for is None else f"{variant}-{made_for}"
-        given = {"stages": stages, "depth": text.num_hidden_layers, "final": "drop" if variant == "released" else "keep"}
-        return cls(**{**given, **options})
+        final = "drop" if variant == "released" else "keep"
+        return cls(**{"stages": stages, "depth": text.num_hidden_layers, "final": final, **options})
 
     def schedule(self, depth: int) -> tuple[BTPStage, ...]:
         """The stages as they are done in a model of `depth` decoder layers: λ, drop and budget worked out.
@@ -172,7 +173,7 @@ class BTP(Pruner):
         if self.keep == 1.0 or self.final == "keep":
             return ()
         if self.final == "auto":
-            unknown = "btp: final='auto', but no calibration says where dropping all visual tokens is harmless: none is"
+            unknown = "btp: final='auto' drops nothing: no calibration says where that is harmless"
             return (unknown,) if self.harmless is None else ()
         return (
             f"btp: every visual token is dropped before layer {self.layers(depth)[-1]} of {depth}; models that still "

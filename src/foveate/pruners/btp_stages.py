@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,8 +56,9 @@ def _stages(*rows: tuple[float, ...]) -> tuple[BTPStage, ...]:
     return tuple(BTPStage(int(layer), *rest) for layer, *rest in rows)
 
 
-# Layers as in the released files, less one. The paper states keeps and λ; its rebalancing and the share of its seed are
-# not given: 1.2, a half and a half are ours. Released: 1.2 and 0.713 of the places are 86 of 288 and 144 of 202 tokens.
+# Layers as in the released files, less one. The paper states keeps and λ, not its rebalancing and the share of its seed:
+# 1.2, a half and a half are ours. In LLaVA's released file the first stage keeps 288 tokens: 86 by attention, and a seed
+# of 144, which is 0.713 of the other 202.
 PRESETS: Mapping[str, tuple[BTPStage, ...]] = MappingProxyType(
     {
         "paper-llava-1.5-7b": _stages((3, 1 / 2, 0.6, 1.2, 0.5, 0.5), (6, 1 / 4, 0.8), (14, 1 / 8, 1.0), (22, 0)),
@@ -76,7 +78,7 @@ _PLACES, _KEEPS, _ATTENTION, _DROP = (3 / 32, 6 / 32, 14 / 32), (1 / 2, 1 / 4, 1
 
 
 def default_stages(depth: int) -> tuple[BTPStage, ...]:
-    """Stages for a model that has no preset: the paper's places as shares of the depth, halving, and its λ of LLaVA-1.6.
+    """Stages for a model that has no preset: the paper's places as shares of the depth, halving, λ as for LLaVA-1.6.
 
     The last stage drops all that is left, as the paper's does; `BTP.final` decides whether it counts.
     """
@@ -112,7 +114,7 @@ def as_stages(stages: Iterable[Any]) -> tuple[BTPStage, ...]:
         made.append(item)
     if not made:
         raise BudgetError("btp: no stage at all; keep=1.0 switches it off")
-    for before, after in zip(made, made[1:], strict=False):
+    for before, after in itertools.pairwise(made):
         if after.layer <= before.layer or after.keep > before.keep:
             raise BudgetError(
                 f"btp: stages must go deeper and keep no more than before, got {before.keep:.3g} before layer "
