@@ -62,3 +62,14 @@ def test_tap_is_closed_after_an_error():
     with pytest.raises(ZeroDivisionError), attention_tap(torch.nn.Identity(), lambda *_: None):
         1 / 0  # noqa: B018
     assert AttentionInterface.get_interface is before
+
+
+def test_logits_and_absent_rows():
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 7, 8)
+    rows = torch.tensor([[6, -1], [3, 6]])
+    soft, raw = (attention_rows(query, key, None, {}, rows, form) for form in ("softmax", "logits"))
+    torch.testing.assert_close(raw[1].softmax(-1), soft[1])
+    assert raw[1, :, 0, 4:].isneginf().all()
+    assert not soft[0, :, 1].any()
+    assert not raw[0, :, 1].any()

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveate import DivPrune, FastV, GreedyPrune, Random, select
+from foveate import BTP, DivPrune, FastV, GreedyPrune, Random, select
 from foveate.pruners import Pruner, VisualTokens
 
 
@@ -45,6 +45,15 @@ METHODS: dict[str, Pruner] = {
     "greedyprune stop": GreedyPrune(keep=0.5, layer=0, threshold=0.1, fill="stop"),
     "greedyprune relax": GreedyPrune(keep=0.4, layer=1, threshold=0.0, fill="relax", center=True, query="mean_text"),
     "greedyprune compacted": GreedyPrune(keep=0.3, layer=3, per="image", compact_cache=True),
+    "btp": BTP(stages=[(1, 0.7, 0.4, 1.5, 0.5, 0.5), (3, 0.4, 0.7), (4, 0.2, 1.0, 2.0)]),
+    "btp from 0 to nothing": BTP(
+        keep=0.3,
+        stages=[(0, 0.6, 0.0, 1.2, 0.5, 1.0), (2, 0.4, 0.5), (5, 0.0)],
+        final="drop",
+        query="mean_text",
+        distance="euclidean",
+    ),
+    "btp logits compacted": BTP(stages=[(2, 0.4, 0.5, 3.7)], score="logits", compact_cache=True),
     "ladder": Ladder(),
     "ladder from 0 compacted": Ladder(cuts=(0, 2, 4), compact_cache=True),
 }

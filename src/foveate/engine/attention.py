@@ -84,7 +84,7 @@ def attention_rows(
     rows
         (B, R) long, which of the L queries; -1 gives a row of zeros.
     form
-        "logits" for the products before the softmax, -inf where the mask hides.
+        "logits" for the products before the softmax; what the mask hides is -inf, or as low as the mask makes it.
 
     Returns
     -------

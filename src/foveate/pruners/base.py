@@ -227,7 +227,9 @@ class SingleStagePruner(Pruner):
 
     def with_mean(self, share: float, depth: int) -> SingleStagePruner:
         (layer,) = self.layers(depth)
-        keep = (check_keep(share) * depth - layer) / (depth - layer)
+        if not isinstance(check_keep(share), float):
+            raise BudgetError(f"{self.name}: a mean share lies in (0, 1], got {share!r}")
+        keep = (share * depth - layer) / (depth - layer)
         if keep <= 0:
             raise BudgetError(
                 f"{self.name}: a cut before layer {layer} of {depth} leaves over {layer / depth:.0%} of the visual "

@@ -76,8 +76,10 @@ class BTP(Pruner):
     distance: Literal["manhattan", "euclidean"] = option("manhattan", "between cells, for the spatial seed")
 
     def __post_init__(self) -> None:
-        if self.keep is not None and not isinstance(check_keep(self.keep), float):
-            raise BudgetError(f"btp: keep is a mean share of visual tokens per layer, not a count, got {self.keep!r}")
+        if self.keep is not None:
+            object.__setattr__(self, "keep", check_keep(self.keep))
+            if not isinstance(self.keep, float):
+                raise BudgetError(f"btp: keep is a mean share of visual tokens per layer, no count, got {self.keep!r}")
         if isinstance(self.stages, str):
             if self.stages != DEFAULT and self.stages not in PRESETS:
                 raise BudgetError(f"btp: no stages {self.stages!r}; there are {', '.join([DEFAULT, *PRESETS])}")

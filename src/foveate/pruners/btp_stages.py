@@ -56,9 +56,9 @@ def _stages(*rows: tuple[float, ...]) -> tuple[BTPStage, ...]:
     return tuple(BTPStage(int(layer), *rest) for layer, *rest in rows)
 
 
-# Layers as in the released files, less one. The paper states keeps and λ, not its rebalancing and the share of its seed:
-# 1.2, a half and a half are ours. In LLaVA's released file the first stage keeps 288 tokens: 86 by attention, and a seed
-# of 144, which is 0.713 of the other 202.
+# Layers as in the released files, less one. The paper states keeps and λ, but neither its rebalancing nor the share of
+# its seed: 1.2, a half and a half are ours. In LLaVA's released file the first stage keeps 288 tokens, 86 of them by
+# attention and a seed of 144, which is 0.713 of the other 202.
 PRESETS: Mapping[str, tuple[BTPStage, ...]] = MappingProxyType(
     {
         "paper-llava-1.5-7b": _stages((3, 1 / 2, 0.6, 1.2, 0.5, 0.5), (6, 1 / 4, 0.8), (14, 1 / 8, 1.0), (22, 0)),
