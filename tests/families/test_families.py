@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from foveate import GreedyPrune, Random
-from foveate.engine.prompt import last_prompt_token, number_images
-from foveate.families import FAMILIES, family_of, visual_mask
+from foveate.engine.layout import lay_out
+from foveate.engine.prompt import last_prompt_token
+from foveate.families import FAMILIES, Grid, family_of, find_runs, visual_mask
 from tests.tiny_models import BUILDERS, IMAGE, build, generate, inputs
 
 
@@ -67,9 +68,14 @@ def test_beams_repeat_rows_but_not_images():
 
 def test_image_numbers():
     visual = torch.tensor([[0, 1, 1, 1, 0, 1], [1, 1, 0, 0, 0, 0]]).bool()
-    assert number_images(visual, [4, 2], [1, 3, 2]).tolist() == [[-1, 0, 1, 1, -1, 1], [0, 0, -1, -1, -1, -1]]
-    assert number_images(visual, [4, 2], None).tolist() == [[-1, 0, 0, 0, -1, 1], [0, 0, -1, -1, -1, -1]]
-    assert number_images(visual, [4, 2], [3, 3]).tolist() == number_images(visual, [4, 2], None).tolist()
+
+    def numbers(*lengths):
+        runs = find_runs(visual, None)
+        return lay_out(visual, runs, [(Grid(1, length),) for length in lengths] or None).places[0].tolist()
+
+    assert numbers(1, 3, 2) == [[-1, 0, 1, 1, -1, 1], [0, 0, -1, -1, -1, -1]]
+    assert numbers() == [[-1, 0, 0, 0, -1, 1], [0, 0, -1, -1, -1, -1]]
+    assert numbers(3, 3) == numbers()
 
 
 def test_last_prompt_token():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from foveate.engine import gather, hooks, layer_inputs, mask, prompt, stage
+from foveate.engine import gather, hooks, layer_inputs, layout, mask, stage
 from foveate.engine.cache import PrunedLayer
 from foveate.families import Family
 from foveate.families.qwen3_vl import Qwen3VL
@@ -98,7 +98,7 @@ def nothing_leaves(monkeypatch):
 
 def images_are_runs(monkeypatch):
     """Neighbouring images are taken for one."""
-    monkeypatch.setattr(prompt, "_image_ends", lambda counts, lengths: None)
+    monkeypatch.setattr(layout, "_rows", lambda counts, images: None)
 
 
 def hidden_slots_show(monkeypatch):

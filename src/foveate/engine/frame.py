@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from foveate.engine.gather import gather_positions
+from foveate.engine.layout import Layout
 from foveate.families import LayerAdditions
 
 
@@ -47,8 +48,8 @@ class Prompt:
     ----------
     visual
         (B, L) bool, visual tokens.
-    image
-        (B, L) long, which image of its sample a visual token belongs to; -1 elsewhere.
+    layout
+        Where each of them lies.
     real
         (B, L) bool, False for the prompt's own padding; None without any.
     query
@@ -58,7 +59,7 @@ class Prompt:
     """
 
     visual: Tensor
-    image: Tensor
+    layout: Layout
     real: Tensor | None
     query: Tensor
     counts: list[int]

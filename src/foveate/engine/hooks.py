@@ -20,6 +20,10 @@ from foveate.errors import BudgetError
 from foveate.families import Family
 from foveate.pruners.base import PromptRows, Pruner
 
+UNKNOWN_LAYOUT = (
+    "where the visual tokens lie in their images is unknown here; each image was taken for one row of tokens"
+)
+
 
 class Hooks:
     """Hooks of one pruner on one model; `remove` takes them all off again."""
@@ -114,6 +118,8 @@ class Hooks:
             check_cache(cache, self.depth)
             frame.past = int(cache.get_seq_length())
         frame.prompt.record.notes += self.notes
+        if self.pruner.uses_grids and not frame.prompt.layout.known:
+            frame.prompt.record.notes.append(UNKNOWN_LAYOUT)
         if self.extra is not None:
             frame.extra = self.extra.shape[0]
         kwargs, frame.additions = self.family.take_additions(kwargs)

@@ -1,7 +1,8 @@
-"""Facts about a prompt: where the question ends, which image a visual token belongs to."""
+"""Facts about a prompt: where the question ends, where its visual tokens lie."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from foveate.engine.frame import Frame, PrefillRecord, Prompt
-from foveate.families import Family, Parts, visual_mask
+from foveate.engine.layout import lay_out
+from foveate.families import Family, Parts, find_runs, visual_mask
 
 
 def read_prompt(
@@ -38,16 +40,21 @@ def read_prompt(
     query = last_prompt_token(frame.length, real, labels, tokens)
     # The last prompt token speaks the answer's first word: it stays, even if it is part of an image.
     before = visual & (torch.arange(frame.length, device=visual.device) < query[:, None])
-    lengths = torch.full_like(query, frame.length) if real is None else real.sum(-1)
-    # one host sync a prefill
-    everywhere, counts, present = torch.stack([visual.sum(-1), before.sum(-1), lengths]).tolist()
-    frame.record = PrefillRecord([number - count for number, count in zip(present, counts, strict=True)], counts, None)
+    there = torch.ones_like(visual) if real is None else real
+    ids = kwargs.get("input_ids")
+    facts = [visual, before, there, *([] if ids is None else [ids])]
+    everywhere, counted, present, *words = torch.stack([fact.long() for fact in facts]).cpu()  # one sync a prefill
+    counts = counted.sum(-1).tolist()
+    text = (present.sum(-1) - counted.sum(-1)).tolist()
+    frame.record = PrefillRecord(text, counts, None)
     if not any(counts):
         frame.record.skipped = "no visual token in the prompt"
         return frame
-    image = number_images(visual, everywhere, family.image_lengths(config, kwargs, sum(everywhere)))
-    frame.record.image = image = image.masked_fill(~before, -1)
-    frame.prompt = Prompt(before, image, real, query, counts, frame.record)
+    runs = find_runs(everywhere.bool(), words[0] if words else None)
+    layout = lay_out(everywhere.bool(), runs, family.image_grids(config, kwargs, runs))
+    layout = dataclasses.replace(layout, places=layout.places.to(visual.device).masked_fill(~before, -1))
+    frame.record.image = layout.places[0]
+    frame.prompt = Prompt(before, layout, real, query, counts, frame.record)
     return frame
 
 
@@ -75,47 +82,3 @@ def last_prompt_token(length: int, prompt: Tensor | None, labels: Tensor | None,
         first = torch.where(answer, place, length).amin(-1)
         last = torch.where((first > 0) & (first < length), first - 1, last)
     return last
-
-
-def number_images(visual: Tensor, counts: list[int], lengths: list[int] | None) -> Tensor:
-    """(B, L) long, which image of its sample each visual token belongs to, from 0; -1 elsewhere.
-
-    Parameters
-    ----------
-    visual
-        (B, L) bool.
-    counts
-        Visual tokens of each row.
-    lengths
-        Visual tokens of each image in prompt order over the batch. None, or lengths that do not add up (beams repeat
-        the rows but not the images): each unbroken run of visual tokens is an image.
-    """
-    ends = _image_ends(counts, lengths)
-    if ends is None:
-        start = visual & ~torch.nn.functional.pad(visual, (1, 0))[:, :-1]
-        number = start.long().cumsum(-1) - 1
-    else:
-        rank = visual.long().cumsum(-1) - 1
-        table = torch.tensor(ends, device=visual.device)
-        number = torch.searchsorted(table, rank.contiguous(), right=True)
-    return number.masked_fill(~visual, -1)
-
-
-def _image_ends(counts: list[int], lengths: list[int] | None) -> list[list[int]] | None:
-    """For each row the number of visual tokens after each of its images; rows padded with a number beyond all."""
-    if lengths is None or not sum(lengths):
-        return None
-    repeats, rest = divmod(sum(counts), sum(lengths))
-    if rest or len(counts) % repeats:
-        return None
-    rows, image = [], iter(lengths)
-    for count in counts[::repeats]:
-        ends = [0]
-        while ends[-1] < count:
-            ends.append(ends[-1] + next(image, count + 1))
-        if ends[-1] != count:
-            return None
-        rows += [ends[1:]] * repeats
-    most = max(map(len, rows))
-    beyond = max(counts) + 1
-    return [row + [beyond] * (most - len(row)) for row in rows]

@@ -72,7 +72,9 @@ def _show(
     counts = torch.tensor(prompt.counts, device=hidden.device)
     valid = torch.arange(columns.shape[1], device=hidden.device) < counts[:, None]
     position = places.gather(1, columns)
-    image = _padded(prompt.image, frame.extra).gather(1, position).masked_fill(~valid, -1)
+    image, grid, row, column = (
+        _padded(one, frame.extra).gather(1, position).masked_fill(~valid, -1) for one in prompt.layout.places
+    )
     query = (places == prompt.query[:, None]).to(torch.uint8).argmax(-1)
     # up to the question's end: an answer that is scored with labels is not there yet while generating
     text = _others(frame, prompt, places, visual, frame.extra) & (places <= prompt.query[:, None])
@@ -91,6 +93,11 @@ def _show(
         dense=torch.tensor(prompt.record.visual, device=hidden.device),
         position=(position + frame.past).masked_fill(~valid, -1),
         image=image,
+        grid=grid,
+        row=row,
+        column=column,
+        grids=prompt.layout.grids,
+        grids_known=prompt.layout.known,
         query=gather_positions(hidden, query[:, None], 1)[:, 0],
         mean_text=torch.einsum("bn,bnd->bd", text, hidden) / text.sum(-1, keepdim=True).clamp(min=1),
         attention=attention,

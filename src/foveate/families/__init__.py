@@ -10,6 +10,7 @@ from torch import nn
 
 from foveate.errors import UnsupportedModelError
 from foveate.families.base import Family, LayerAdditions, Parts, visual_mask
+from foveate.families.grids import Grid, Run, find_runs
 from foveate.families.llava import LLAVA
 from foveate.families.qwen2_5_vl import QWEN2_5_VL
 from foveate.families.qwen3_vl import QWEN3_VL
@@ -21,7 +22,18 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
     {family.model_type: family for family in (LLAVA, QWEN2_5_VL, QWEN3_VL)}
 )
 
-__all__ = ["FAMILIES", "Family", "LayerAdditions", "Parts", "family_of", "load_processor", "visual_mask"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Grid",
+    "LayerAdditions",
+    "Parts",
+    "Run",
+    "family_of",
+    "find_runs",
+    "load_processor",
+    "visual_mask",
+]
 
 
 def family_of(model: nn.Module) -> Family:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import UnsupportedModelError
+from foveate.families.grids import Grid, Run
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,12 @@ class Family:
         names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
         return tuple(sorted({value for name in names if isinstance(value := getattr(config, name, None), int)}))
 
-    def image_lengths(self, config: Any, kwargs: Mapping[str, Any], visual_tokens: int) -> list[int] | None:
-        """Visual tokens of each image, in prompt order over the batch, from the base model's arguments; None: unknown.
+    def image_grids(
+        self, config: Any, kwargs: Mapping[str, Any], runs: Sequence[Run]
+    ) -> list[tuple[Grid, ...]] | None:
+        """Grids of each image or video, in prompt order over the batch, tokens in prompt order too; None: unknown.
+
+        Images of one size are the default: each is a square of tokens.
 
         Parameters
         ----------
@@ -120,16 +125,19 @@ class Family:
         kwargs
             Keyword arguments of the base model's forward: raw pixels, or, inside `generate()` of current
             transformers, the images already encoded (`mm_encoder_outputs`).
-        visual_tokens
-            All visual tokens of the batch.
+        runs
+            Unbroken runs of visual tokens in prompt order over the batch.
         """
         encoded = kwargs.get("mm_encoder_outputs") or {}
-        if encoded.get("image") is not None and encoded.get("video") is None:
+        if encoded.get("video") is not None:
+            return None
+        if encoded.get("image") is not None:
             features = encoded["image"].pooler_output
-            return [len(image) for image in features] if isinstance(features, (list, tuple)) else None
-        pixels = kwargs.get("pixel_values")
+            each = isinstance(features, (list, tuple)) or features.ndim == 3
+            return [(Grid.square(len(image)),) for image in features] if each else None
+        pixels, visual_tokens = kwargs.get("pixel_values"), sum(run.length for run in runs)
         if isinstance(pixels, Tensor) and pixels.ndim == 4 and visual_tokens % pixels.shape[0] == 0:
-            return [visual_tokens // pixels.shape[0]] * pixels.shape[0]
+            return [(Grid.square(visual_tokens // pixels.shape[0]),)] * pixels.shape[0]
         return None
 
     def take_additions(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], LayerAdditions | None]:

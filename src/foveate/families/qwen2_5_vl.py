@@ -1,23 +1,122 @@
-"""Qwen2.5-VL: images of any size, their token grids given beside the pixels; multi-axis rotary positions."""
+"""Qwen2.5-VL: images and videos of any size, their grids given beside the pixels; multi-axis rotary positions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from foveate.families.base import Family
+from foveate.families.grids import Grid, Run
+
+KINDS = ("image", "video")
 
 
 @dataclass(frozen=True)
 class QwenVL(Family):
-    """Differs from the default in how long an image is: time x height x width patches, merged in squares."""
+    """Differs from the default in its grids: time x height x width patches, merged in squares; a frame is a grid.
 
-    def image_lengths(self, config: Any, kwargs: Mapping[str, Any], visual_tokens: int) -> list[int] | None:
-        grid = kwargs.get("image_grid_thw")
-        if grid is not None and kwargs.get("video_grid_thw") is None:
-            return (grid.prod(-1) // config.vision_config.spatial_merge_size**2).tolist()
-        return super().image_lengths(config, kwargs, visual_tokens)
+    `generate()` of current transformers hands the base model no sizes, only encoded images and the rotary positions
+    made of the sizes: rows and columns are read from those.
+    """
+
+    def image_grids(
+        self, config: Any, kwargs: Mapping[str, Any], runs: Sequence[Run]
+    ) -> list[tuple[Grid, ...]] | None:
+        given = [kwargs.get(f"{kind}_grid_thw") for kind in KINDS]
+        encoded = kwargs.get("mm_encoder_outputs") or {}
+        if any(sizes is not None for sizes in given):
+            grids = _from_sizes(given, config.vision_config.spatial_merge_size)
+            if not grids[0] or not grids[1]:
+                return grids[0] or grids[1]
+            pieces = _take_turns(runs, [[_length(image) for image in kind] for kind in grids], config.video_token_id)
+            return None if pieces is None else [grids[kind][number] for kind, number, _ in pieces]
+        features = [getattr(encoded.get(kind), "pooler_output", None) for kind in KINDS]
+        lengths = [[len(image) for image in images] if images is not None else [] for images in features]
+        pieces = _take_turns(runs, lengths, config.video_token_id)
+        if pieces is None:
+            return None
+        positions = kwargs.get("position_ids")
+        axes = positions[-3:].cpu() if isinstance(positions, Tensor) and positions.ndim == 3 else None
+        return [_from_positions(axes, places) for _, _, places in pieces]
+
+
+def _length(grids: tuple[Grid, ...]) -> int:
+    return sum(grid.length for grid in grids)
+
+
+def _from_sizes(given: Sequence[Tensor | None], merge: int) -> list[list[tuple[Grid, ...]]]:
+    """Grids of images and of videos from their (n, 3) sizes in patches."""
+    there = [sizes for sizes in given if sizes is not None]
+    sizes = [(Grid(high // merge, wide // merge),) * time for time, high, wide in torch.cat(there).tolist()]
+    images = 0 if given[0] is None else len(given[0])
+    return [sizes[:images], sizes[images:]]
+
+
+Places = list[tuple[int, int, int]]
+
+
+def _take_turns(
+    runs: Sequence[Run], lengths: Sequence[Sequence[int]], video_token: int
+) -> list[tuple[int, int, Places]] | None:
+    """Images and videos in prompt order; a video may take several runs, with timestamps between (Qwen3-VL).
+
+    Parameters
+    ----------
+    lengths
+        Tokens of each image, and of each video.
+
+    Returns
+    -------
+    list or None
+        For each: 0 for an image or 1 for a video, its number among those, and its (sample, start, length) places.
+        None where runs and lengths do not go together.
+    """
+    if any(run.token is None for run in runs) and all(lengths):
+        return None
+    found: list[tuple[int, int, Places]] = []
+    taken, left = [0, 0], 0
+    for run in runs:
+        start, end = run.start, run.start + run.length
+        while start < end:
+            if not left:
+                kind = int(run.token == video_token if all(lengths) else not lengths[0])
+                if taken[kind] == len(lengths[kind]):
+                    return None
+                left = lengths[kind][taken[kind]]
+                found.append((kind, taken[kind], []))
+                taken[kind] += 1
+            step = min(left, end - start)
+            found[-1][2].append((run.sample, start, step))
+            start, left = start + step, left - step
+    return found if not left and taken == [len(lengths[0]), len(lengths[1])] else None
+
+
+def _from_positions(axes: Tensor | None, places: Places) -> tuple[Grid, ...]:
+    """Grids of one image or video, from (3, B, L) rotary positions: time, height, width."""
+    frames: list[Grid] = []
+    for sample, start, length in places:
+        found = () if axes is None else _frames(axes[:, sample, start : start + length])
+        if not found:
+            return (Grid(1, sum(piece[2] for piece in places), known=False),)
+        frames += found
+    return tuple(frames)
+
+
+def _frames(axes: Tensor) -> tuple[Grid, ...]:
+    """Frames of one size, one after another, in (3, n) positions; none if these are not positions of a grid."""
+    time, high, wide = axes - axes[:, :1]
+    count = torch.arange(len(high))
+    width = int(((high == 0) & (wide == count)).long().cumprod(0).sum())
+    height = int((high[::width] == count[: len(high[::width])]).long().cumprod(0).sum())
+    cell = count % (height * width)
+    fits = len(high) % (height * width) == 0 and not time[: height * width].any()
+    if not fits or not torch.equal(high, cell // width) or not torch.equal(wide, cell % width):
+        return ()
+    return (Grid(height, width),) * (len(high) // (height * width))
 
 
 QWEN2_5_VL = QwenVL("qwen2_5_vl", "Qwen2.5-VL", "Qwen/Qwen2.5-VL-7B-Instruct")

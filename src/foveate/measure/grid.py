@@ -1,17 +1,18 @@
 """Where a visual token lies in its image: the grid of an image's tokens and their positions in the prompt."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from foveate.engine.layout import lay_out
 from foveate.errors import FoveateError
+from foveate.families import FAMILIES, Family, find_runs
 
 
 class NoGridError(FoveateError):
-    """The visual tokens of this model do not lie on one grid an image, or foveate does not know which."""
+    """The visual tokens of an image do not lie on one grid, or foveate does not know on which."""
 
 
 @dataclass(frozen=True)
@@ -58,43 +59,23 @@ def image_grids(config: Any, inputs: Mapping[str, torch.Tensor], sample: int = 0
     Raises
     ------
     NoGridError
-        The tokens cannot be laid out on a grid; the message says why.
+        The tokens of an image do not lie on one grid; the message says why.
     """
-    counts = [visual_positions(config, row).numel() for row in inputs["input_ids"]]
-    positions = visual_positions(config, inputs["input_ids"][sample])
-    if "image_grid_thw" in inputs:
-        shapes = _dynamic_shapes(config, inputs["image_grid_thw"], counts, sample)
-    else:
-        shapes = _fixed_shapes(config, inputs, counts, sample)
-    if sum(height * width for height, width in shapes) != positions.numel():
-        raise NoGridError(f"the prompt has {positions.numel()} visual tokens, which no grid of {shapes} explains")
-    pieces = positions.split([height * width for height, width in shapes])
-    return [ImageGrid(height, width, piece) for (height, width), piece in zip(shapes, pieces, strict=True)]
-
-
-def _dynamic_shapes(config: Any, grid_thw: torch.Tensor, counts: list[int], sample: int) -> list[tuple[int, int]]:
-    """Grids of a model that takes images of any size: one row of patches (t, h, w) an image, all samples in order."""
-    merge = config.vision_config.spatial_merge_size
-    shapes = [(t * h // merge, w // merge) for t, h, w in grid_thw.tolist()]
-    start, end = sum(counts[:sample]), sum(counts[: sample + 1])
-    found, at = [], 0
-    for height, width in shapes:
-        if start <= at < end:
-            found.append((height, width))
-        at += height * width
+    family = FAMILIES.get(config.model_type, Family(config.model_type, config.model_type, ""))
+    ids = inputs["input_ids"].cpu()
+    visual = torch.isin(ids, torch.tensor(family.visual_ids(config)))
+    runs = find_runs(visual, ids)
+    layout = lay_out(visual, runs, family.image_grids(config, inputs, runs))
+    if not layout.known:
+        raise NoGridError(f"{config.model_type} lays an image's tokens out in a way that foveate cannot draw")
+    image, number, _, _ = layout.places[:, sample]
+    found = []
+    for index in range(int(image.max()) + 1):
+        numbers = number[(image == index) & (number >= 0)].unique().tolist()
+        if len(numbers) != 1:
+            raise NoGridError(
+                f"{config.model_type} sees an image as {len(numbers)} grids of tokens, which foveate cannot draw yet"
+            )
+        grid = layout.grids[sample][numbers[0]]
+        found.append(ImageGrid(grid.height, grid.width, (number == numbers[0]).nonzero().flatten()))
     return found
-
-
-def _fixed_shapes(
-    config: Any, inputs: Mapping[str, torch.Tensor], counts: list[int], sample: int
-) -> list[tuple[int, int]]:
-    """Grids of a model that resizes every image to one size and cuts it into no tiles."""
-    pixels = inputs.get("pixel_values")
-    if pixels is None or pixels.ndim != 4 or sum(counts) % pixels.shape[0]:
-        raise NoGridError(f"{config.model_type} lays an image's tokens out in a way foveate cannot draw yet")
-    side = math.isqrt(sum(counts) // pixels.shape[0])
-    if side == 0 or side * side * pixels.shape[0] != sum(counts) or counts[sample] % (side * side):
-        raise NoGridError(
-            f"{config.model_type} has {sum(counts) // pixels.shape[0]} visual tokens an image: no square"
-        )
-    return [(side, side)] * (counts[sample] // (side * side))

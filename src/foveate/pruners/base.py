@@ -18,6 +18,7 @@ from foveate.pruners.saving import save_pretrained
 
 if TYPE_CHECKING:
     from foveate.engine import Handle
+    from foveate.families import Grid
 
 
 def option(default: Any, help: str) -> Any:
@@ -63,6 +64,15 @@ class VisualTokens:
         (B, N) long, place in the dense prompt, left padding counted.
     image
         (B, N) long, which image or video of its sample a token belongs to, from 0; -1 for padding.
+    grid
+        (B, N) long, which grid of its sample a token lies on, from 0: `grids[sample][grid]`; -1 for padding and for
+        separators, such as the newline tokens of LLaVA-NeXT.
+    row, column
+        (B, N) long, its place on that grid, from 0; -1 likewise.
+    grids
+        For each sample the grids of all its images: one an image, or one for each crop, tile or video frame.
+    grids_known
+        False where the layout of some image is unknown: its tokens then stand in one row.
     query
         (B, D) hidden state of the last prompt token.
     mean_text
@@ -81,6 +91,11 @@ class VisualTokens:
     dense: Tensor
     position: Tensor
     image: Tensor
+    grid: Tensor
+    row: Tensor
+    column: Tensor
+    grids: tuple[tuple[Grid, ...], ...]
+    grids_known: bool
     query: Tensor
     mean_text: Tensor
     attention: Tensor | None
@@ -107,6 +122,10 @@ class VisualTokens:
             dense=mine.sum(-1),
             position=rows(self.position),
             image=rows(self.image),
+            grid=rows(self.grid),
+            row=rows(self.row),
+            column=rows(self.column),
+            grids=tuple(grids for grids in self.grids for _ in range(images)),
             query=rows(self.query),
             mean_text=rows(self.mean_text),
             attention=None if self.attention is None else rows(self.attention),
