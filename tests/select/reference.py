@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 Row = Sequence[float]
 
@@ -22,6 +23,32 @@ def top_k(scores: Row, k: int, valid: Sequence[bool]) -> set[int]:
                 best = i
         kept.add(best)
     return kept
+
+
+def rebalanced_top_k(scores: Row, k: int, over: Fraction, split: Fraction | int, valid: Sequence[bool]) -> set[int]:
+    """`split`: an index, or else a share as a Fraction."""
+    present = [i for i, real in enumerate(valid) if real]
+    wanted = min(k, len(present))
+    back = split if isinstance(split, int) else round(split * len(present))
+    ranked = sorted(present, key=lambda i: (-scores[i], i))
+    candidates = ranked[: math.floor(over * wanted)]
+    front = [i for i in candidates if present.index(i) < back]
+    behind = [i for i in candidates if i not in front]
+    return set((front + behind)[:wanted])
+
+
+def spatial_order(height: int, width: int, metric: str) -> list[int]:
+    """Cells in the order in which they are taken."""
+
+    def distance(a: int, b: int) -> int:
+        rows, columns = abs(a // width - b // width), abs(a % width - b % width)
+        return rows + columns if metric == "manhattan" else rows**2 + columns**2
+
+    taken = [0]
+    while len(taken) < height * width:
+        left = [cell for cell in range(height * width) if cell not in taken]
+        taken.append(max(left, key=lambda cell: (min(distance(cell, other) for other in taken), -cell)))
+    return taken
 
 
 def greedy(features: Sequence[Row], scores: Row, k: int, threshold: float, valid: Sequence[bool]) -> list[int]:

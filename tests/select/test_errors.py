@@ -28,6 +28,8 @@ def test_budget(k: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         select.top_k(SCORES, k)
     with pytest.raises(error, match=message):
+        select.rebalanced_top_k(SCORES, k)
+    with pytest.raises(error, match=message):
         select.suppression(FEATURES, SCORES, k, 0.5)
     with pytest.raises(error, match=message):
         select.max_min_diversity(FEATURES, k)
@@ -44,6 +46,8 @@ def test_budget(k: Any, error: type[Exception], message: str) -> None:
 def test_masks(valid: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         select.top_k(SCORES, 1, valid)
+    with pytest.raises(error, match=message):
+        select.rebalanced_top_k(SCORES, 1, valid=valid)
     with pytest.raises(error, match=message):
         select.suppression(FEATURES, SCORES, 1, 0.5, valid=valid)
     with pytest.raises(error, match=message):
@@ -63,6 +67,8 @@ def test_masks(valid: Any, error: type[Exception], message: str) -> None:
 def test_scores(scores: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         select.top_k(scores, 1)
+    with pytest.raises(error, match=message):
+        select.rebalanced_top_k(scores, 1)
 
 
 @pytest.mark.parametrize(
@@ -103,3 +109,68 @@ def test_threshold(threshold: Any, error: type[Exception], message: str) -> None
 def test_fill() -> None:
     with pytest.raises(ValueError, match="'fill_saliency'"):
         select.suppression(FEATURES, SCORES, 1, 0.5, fill="fill_saliency")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("over", "error", "message"),
+    [
+        (0.99, ValueError, "0.99"),
+        (float("nan"), ValueError, "nan"),
+        (float("inf"), ValueError, "inf"),
+        (True, TypeError, "True"),
+        ("2", TypeError, "'2'"),
+        (None, TypeError, "None"),
+    ],
+)
+def test_over(over: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"over.*{message}"):
+        select.rebalanced_top_k(SCORES, 1, over)
+
+
+@pytest.mark.parametrize(
+    ("split", "error", "message"),
+    [
+        (1.01, ValueError, "1.01"),
+        (-0.1, ValueError, "-0.1"),
+        (float("nan"), ValueError, "nan"),
+        (-1, ValueError, "-1"),
+        (False, TypeError, "False"),
+        ("half", TypeError, "'half'"),
+        (None, TypeError, "None"),
+    ],
+)
+def test_split(split: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"split.*{message}"):
+        select.rebalanced_top_k(SCORES, 1, split=split)
+
+
+@pytest.mark.parametrize(
+    ("side", "error", "message"),
+    [
+        (0, ValueError, "0"),
+        (-3, ValueError, "-3"),
+        (2.0, TypeError, "2.0"),
+        (True, TypeError, "True"),
+        ("2", TypeError, "'2'"),
+    ],
+)
+def test_sides_of_a_grid(side: Any, error: type[Exception], message: str) -> None:
+    for function in (select.spatial_order, lambda height, width: select.spatial_seed(height, width, 1)):
+        with pytest.raises(error, match=f"height.*{message}"):
+            function(side, 2)
+        with pytest.raises(error, match=f"width.*{message}"):
+            function(2, side)
+
+
+@pytest.mark.parametrize(("k", "error"), [(-1, ValueError), (1.0, TypeError), (True, TypeError), (None, TypeError)])
+def test_cells_to_take(k: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"k .*{k}"):
+        select.spatial_seed(2, 2, k)
+
+
+@pytest.mark.parametrize("metric", ["chebyshev", "", None, ["manhattan"]])
+def test_metric(metric: Any) -> None:
+    with pytest.raises(ValueError, match="metric.*manhattan, euclidean"):
+        select.spatial_order(2, 2, metric)
+    with pytest.raises(ValueError, match="metric.*manhattan, euclidean"):
+        select.spatial_seed(2, 2, 1, metric)

@@ -3,5 +3,7 @@
 from foveate.select.diversity import max_min_diversity
 from foveate.select.greedy import suppression
 from foveate.select.ranking import top_k
+from foveate.select.rebalance import rebalanced_top_k
+from foveate.select.spatial import spatial_order, spatial_seed
 
-__all__ = ["max_min_diversity", "suppression", "top_k"]
+__all__ = ["max_min_diversity", "rebalanced_top_k", "spatial_order", "spatial_seed", "suppression", "top_k"]
