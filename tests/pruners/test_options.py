@@ -86,7 +86,7 @@ def test_pruners_are_plain_data():
 
 @pytest.mark.parametrize("method", foveate.pruners.METHODS)
 def test_save_and_load(method, tmp_path):
-    pruner = foveate.make(method, keep=64, per="image")
+    pruner = foveate.make(method, keep=0.3, compact_cache=True)
     pruner.save_pretrained(tmp_path / "mine")
     assert foveate.load(tmp_path / "mine") == pruner
 
