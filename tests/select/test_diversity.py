@@ -145,6 +145,20 @@ def test_copies_of_a_token_come_last() -> None:
     assert select.max_min_diversity(features, 4, start).tolist() == [[True, True, True, False, True]]
 
 
+def test_of_copies_the_first_is_picked_in_any_batch() -> None:
+    generator = torch.Generator().manual_seed(9)
+    features = torch.randn(1, 300, 64, generator=generator)
+    features[:, 7::9] = features[:, 7:8]  # the newline tokens of an image
+    for k in (20, 100, 265):
+        alone = select.max_min_diversity(features, k)
+        assert not alone[0, 16::9].any()
+        for length in (301, 310, 333):
+            padded = torch.cat([features, torch.zeros(1, length - 300, 64)], 1).repeat(3, 1, 1)
+            keep = select.max_min_diversity(padded, k, valid=torch.arange(length).expand(3, -1) < 300)
+            assert (keep[:, :300] == alone).all()
+    assert select.max_min_diversity(features, 270)[0, 16::9].sum() == 270 - 268
+
+
 def test_rows_without_direction_do_no_harm() -> None:
     features = torch.tensor([[[torch.nan, 1.0], [0, 0], [1, 0], [torch.inf, 1]]])
     keep = select.max_min_diversity(features, 3)

@@ -60,12 +60,32 @@ def max_min_diversity(
     unit = unit_rows(features)
     keep = start & (start.cumsum(-1) <= budget[:, None])
     mean = torch.bmm(valid[:, None].to(unit), unit).squeeze(1)
-    outlier = _product(unit, mean).masked_fill_(~valid, torch.inf).argmin(-1, keepdim=True)
+    repeats = _repeats(unit, valid)
+    outlier = _product(unit, mean).masked_fill_(~valid | repeats, torch.inf).argmin(-1, keepdim=True)
     seeded = keep.any(-1, keepdim=True) | (budget == 0)[:, None]
     keep.scatter_(1, outlier, keep.gather(1, outlier) | ~seeded)
-    nearest = _to_set(unit, keep).masked_fill_(keep | ~valid, torch.inf)
+    nearest = _to_set(unit, keep).masked_fill_(keep | ~valid | repeats, torch.inf)
     pick = _in_rounds if device.type == "cpu" else _one_by_one
-    return pick(unit, nearest, keep, budget)
+    keep = pick(unit, nearest, keep, torch.minimum(budget, (valid & ~repeats | keep).sum(-1)))
+    left = valid & ~keep
+    return keep | left & (left.cumsum(-1) <= (budget - keep.sum(-1))[:, None])
+
+
+def _repeats(unit: Tensor, valid: Tensor) -> Tensor:
+    """(B, N) bool, valid tokens that equal an earlier valid one to the bit, as the newline tokens of LLaVA-NeXT do.
+
+    Such a token is as far from all others as the earlier one, and not at all from that: it comes last. Left among the
+    others, rounding would decide between the two, and that differs with the shape of the batch.
+    """
+    # equal rows have equal sums, and with such weights hardly any others do
+    weights = torch.arange(1, unit.shape[-1] + 1, device=unit.device, dtype=unit.dtype).sqrt()
+    total, order = (unit * weights).sum(-1).masked_fill(~valid, torch.inf).sort(dim=-1, stable=True)
+    suspect = (total[:, 1:] == total[:, :-1]) & total[:, 1:].isfinite()
+    if bool(suspect.any()):
+        rows = take_rows(unit, order)
+        # rows of zeros are not alike: their cosine is 0
+        suspect &= (rows[:, 1:] == rows[:, :-1]).all(-1) & (rows[:, 1:] != 0).any(-1)
+    return torch.zeros_like(valid).scatter_(1, order[:, 1:], suspect)
 
 
 def _product(unit: Tensor, vector: Tensor) -> Tensor:
