@@ -150,7 +150,7 @@ def test_of_copies_the_first_is_picked_in_any_batch(plain: bool) -> None:
     """Products of equal rows differ in their last bit where one lies in the odd end of a matrix."""
     for seed in range(10):
         features = torch.randn(1, 34, 64, generator=torch.Generator().manual_seed(seed))
-        features[:, [16, 25, 33]] = features[:, 7:8]  # the newline tokens of an image
+        features[:, [16, 25, 33]] = features[:, 7:8].clone()  # the newline tokens of an image
         padded = torch.cat([features, torch.zeros(1, 94, 64)], 1).repeat(3, 1, 1)
         valid = torch.arange(128).expand(3, -1) < 34
         for k in (10, 31, 33):
