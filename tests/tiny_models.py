@@ -6,16 +6,28 @@ import functools
 
 import torch
 from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
     PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
 )
 
-IMAGE, VIDEO, VISION_START, VISION_END, PAD = 90, 91, 92, 93, 0
+from tests.tiny_pictures import IMAGE, VIDEO, VISION_END, VISION_START, Picture, film, model_inputs, picture
+
+PAD = 0
 LAYERS = 6
 TEXT = dict(
     hidden_size=64,
@@ -47,27 +59,73 @@ QWEN_IDS = dict(
 )
 
 
+CROP_VISION = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=32)
+CLIP = dict(CROP_VISION, model_type="clip_vision_model", patch_size=8, projection_dim=32)
+LLAVA = dict(
+    vision_config=CLIP,
+    image_token_id=IMAGE,
+    image_token_index=IMAGE,
+    vision_feature_layer=-2,
+    vision_feature_select_strategy="default",
+    image_seq_length=16,
+)
+
+
 def _llava() -> tuple[type[PreTrainedModel], object]:
+    return LlavaForConditionalGeneration, LlavaConfig(**LLAVA, text_config=dict(TEXT, model_type="llama"))
+
+
+def _llava_next() -> tuple[type[PreTrainedModel], object]:
+    return LlavaNextForConditionalGeneration, LlavaNextConfig(
+        **LLAVA,
+        text_config=dict(TEXT, model_type="mistral", sliding_window=None),
+        image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]],
+    )
+
+
+def _qwen2_vl() -> tuple[type[PreTrainedModel], object]:
     vision = dict(
-        model_type="clip_vision_model",
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        image_size=32,
-        patch_size=8,
-        projection_dim=32,
+        depth=3,
+        embed_dim=32,
+        hidden_size=64,
+        num_heads=4,
+        mlp_ratio=2,
+        patch_size=4,
+        spatial_merge_size=2,
+        in_channels=3,
     )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=dict(model_type="llama", **TEXT),
+    return Qwen2VLForConditionalGeneration, Qwen2VLConfig(
+        vision_config=dict(vision, temporal_patch_size=2), text_config=dict(TEXT, rope_parameters=MROPE), **QWEN_IDS
+    )
+
+
+def _internvl() -> tuple[type[PreTrainedModel], object]:
+    return InternVLForConditionalGeneration, InternVLConfig(
+        vision_config=dict(CROP_VISION, image_size=[32, 32], patch_size=[4, 4]),
+        text_config=dict(TEXT, model_type="qwen2"),
         image_token_id=IMAGE,
-        image_token_index=IMAGE,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
         image_seq_length=16,
+        downsample_ratio=0.5,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
     )
-    return LlavaForConditionalGeneration, config
+
+
+def _idefics3() -> tuple[type[PreTrainedModel], object]:
+    return Idefics3ForConditionalGeneration, Idefics3Config(**_crops())
+
+
+def _smolvlm() -> tuple[type[PreTrainedModel], object]:
+    return SmolVLMForConditionalGeneration, SmolVLMConfig(**_crops())
+
+
+def _crops() -> dict:
+    return dict(
+        vision_config=dict(CROP_VISION, patch_size=4),
+        text_config=dict(TEXT, model_type="llama"),
+        image_token_id=IMAGE,
+        scale_factor=2,
+    )
 
 
 def _qwen2_5_vl() -> tuple[type[PreTrainedModel], object]:
@@ -84,7 +142,17 @@ def _qwen3_vl() -> tuple[type[PreTrainedModel], object]:
     )
 
 
-BUILDERS = {"llava": _llava, "qwen2_5_vl": _qwen2_5_vl, "qwen3_vl": _qwen3_vl}
+BUILDERS = {
+    "llava": _llava,
+    "llava_next": _llava_next,
+    "qwen2_vl": _qwen2_vl,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
+    "internvl": _internvl,
+    "idefics3": _idefics3,
+    "smolvlm": _smolvlm,
+}
+WITH_VIDEOS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 @functools.cache
@@ -112,6 +180,7 @@ LAYOUTS = {
     "ragged": [ONE, TWO, [6, None, 3]],
     "ragged with text only": [TWO, NONE, ONE],
     "adjacent images": [[3, None, None, 4]],
+    "video": [[3, "video", 2, None, 4], NONE, [2, None, 3, "video", 3]],
 }
 
 
@@ -121,59 +190,56 @@ def inputs(family: str, layout: str | list, seed: int = 1) -> dict[str, torch.Te
     Parameters
     ----------
     layout
-        A name in LAYOUTS, or for each sample its segments: a number of text tokens, or None for an image. Images of
-        the Qwen families differ in size.
+        A name in LAYOUTS, or for each sample its segments: a number of text tokens, None for an image or "video".
+        Images differ in shape where the family has shapes.
     """
-    rows = LAYOUTS[layout] if isinstance(layout, str) else layout
-    generator = torch.Generator().manual_seed(seed)
-    qwen = family.startswith("qwen")
-    pixels, grids, sequences = [], [], []
-    for row in rows:
-        ids: list[int] = []
-        for segment in row:
-            if segment is not None:
-                ids += torch.randint(2, 80, (segment,), generator=generator).tolist()
-            elif qwen:
-                grid = [1, 8, 12] if len(grids) % 2 == 0 else [1, 12, 12]
-                grids.append(grid)
-                pixels.append(torch.randn(grid[1] * grid[2], 3 * 2 * 4 * 4, generator=generator))
-                ids += [VISION_START, *[IMAGE] * (grid[1] * grid[2] // 4), VISION_END]
-            else:
-                pixels.append(torch.randn(1, 3, 32, 32, generator=generator))
-                ids += [IMAGE] * 16
-        sequences.append(ids)
-    length = max(map(len, sequences))
-    batch = {
-        "input_ids": torch.tensor([[PAD] * (length - len(ids)) + ids for ids in sequences]),
-        "attention_mask": torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in sequences]),
-    }
-    if pixels:
-        batch["pixel_values"] = torch.cat(pixels)
-    if qwen:
-        batch["mm_token_type_ids"] = (batch["input_ids"] == IMAGE).int()
-        if grids:
-            batch["image_grid_thw"] = torch.tensor(grids)
-    return batch
+    return _batch(family, _samples(family, LAYOUTS[layout] if isinstance(layout, str) else layout, seed))
 
 
 def single(family: str, layout: str, row: int) -> dict[str, torch.Tensor]:
     """Sample `row` of `inputs(family, layout)` alone, without its padding."""
-    whole = inputs(family, layout)
-    before = sum(segment is None for r in LAYOUTS[layout][:row] for segment in r)
-    mine = sum(segment is None for segment in LAYOUTS[layout][row])
-    real = whole["attention_mask"][row].bool()
-    alone = {
-        name: whole[name][row : row + 1, real]
-        for name in ("input_ids", "attention_mask", "mm_token_type_ids")
-        if name in whole
-    }
-    if mine and family.startswith("qwen"):
-        sizes = whole["image_grid_thw"].prod(-1).tolist()
-        alone["image_grid_thw"] = whole["image_grid_thw"][before : before + mine]
-        alone["pixel_values"] = whole["pixel_values"][sum(sizes[:before]) : sum(sizes[: before + mine])]
-    elif mine:
-        alone["pixel_values"] = whole["pixel_values"][before : before + mine]
-    return alone
+    return _batch(family, [_samples(family, LAYOUTS[layout])[row]])
+
+
+def pictures(family: str, layout: str) -> list[list[Picture]]:
+    """Images and videos of each sample of `inputs(family, layout)`."""
+    return [[one for one in sample if isinstance(one, Picture)] for sample in _samples(family, LAYOUTS[layout])]
+
+
+def _samples(family: str, rows: list, seed: int = 1) -> list[list[list[int] | Picture]]:
+    generator = torch.Generator().manual_seed(seed)
+    samples, number = [], 0
+    for row in rows:
+        sample: list[list[int] | Picture] = []
+        for segment in row:
+            if segment is None:
+                sample.append(picture(family, number, generator))
+                number += 1
+            elif segment == "video":
+                sample.append(film(family, generator))
+            else:
+                sample.append(torch.randint(2, 80, (segment,), generator=generator).tolist())
+        samples.append(sample)
+    return samples
+
+
+def _batch(family: str, samples: list[list[list[int] | Picture]]) -> dict[str, torch.Tensor]:
+    sequences = [
+        [word for part in sample for word in (part.ids if isinstance(part, Picture) else part)] for sample in samples
+    ]
+    length = max(map(len, sequences))
+    ids = torch.tensor([[PAD] * (length - len(words)) + words for words in sequences])
+    mask = torch.tensor([[0] * (length - len(words)) + [1] * len(words) for words in sequences])
+    seen = [[part for part in sample if isinstance(part, Picture)] for sample in samples]
+    batch = {"input_ids": ids, "attention_mask": mask, **model_inputs(family, seen)}
+    if family.startswith("qwen"):
+        batch["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
+    return batch
+
+
+def visual(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(B, L) bool, where the visual tokens are."""
+    return (batch["input_ids"] == IMAGE) | (batch["input_ids"] == VIDEO)
 
 
 def generate(model: PreTrainedModel, batch: dict[str, torch.Tensor], steps: int = 6, **options):

@@ -9,7 +9,9 @@ from foveate import GreedyPrune, Random
 from foveate.engine.layout import lay_out
 from foveate.engine.prompt import last_prompt_token
 from foveate.families import FAMILIES, Grid, family_of, find_runs, visual_mask
-from tests.tiny_models import BUILDERS, IMAGE, build, generate, inputs
+from tests.tiny_models import BUILDERS, IMAGE, WITH_VIDEOS, build, generate, inputs, pictures
+
+CROPS_APART = ("idefics3", "smolvlm")
 
 
 def test_every_listed_family_has_a_tiny_model():
@@ -21,13 +23,20 @@ def test_parts(family):
     model = build(family)
     parts = family_of(model).parts(model)
     assert parts.base is model.model
-    assert parts.decoder is model.model.language_model
+    assert parts.decoder is (model.model.text_model if family in CROPS_APART else model.model.language_model)
     assert len(parts.layers) == len(parts.attention) == 6
     assert IMAGE in parts.visual_ids
 
 
-@pytest.mark.parametrize("family", BUILDERS)
-@pytest.mark.parametrize("layout", ["two images", "ragged", "ragged with text only", "adjacent images"])
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        (family, layout)
+        for family in BUILDERS
+        for layout in ("two images", "ragged", "ragged with text only", "adjacent images", "video")
+        if layout != "video" or family in WITH_VIDEOS
+    ],
+)
 @pytest.mark.parametrize("how", ["generate", "forward"])
 def test_per_image_counts(family, layout, how):
     """Images are told apart also where no text stands between them."""
@@ -37,15 +46,17 @@ def test_per_image_counts(family, layout, how):
             generate(model, batch, 1)
         else:
             model(**batch)
-    sizes = [16] * 9 if family == "llava" else [24, 36] * 5
-    stage, image = pruned.report.stages[0], 0
-    for kept, dense, split in zip(stage.kept, stage.dense, stage.per_image, strict=True):
+    stage = pruned.report.stages[0]
+    for kept, dense, split, seen in zip(
+        stage.kept, stage.dense, stage.per_image, pictures(family, layout), strict=True
+    ):
         assert sum(number for number, _ in split) == len(kept)
+        assert [number for _, number in split] == [sum(grid.length for grid in one.grids) for one in seen]
         assert sum(number for _, number in split) == dense
-        for _, number in split:
-            assert number == sizes[image]
-            image += 1
-    assert image == {"two images": 2, "ragged": 4, "ragged with text only": 3, "adjacent images": 2}[layout]
+    images = sum(map(len, stage.per_image))
+    assert (
+        images == {"two images": 2, "ragged": 4, "ragged with text only": 3, "adjacent images": 2, "video": 4}[layout]
+    )
 
 
 @pytest.mark.parametrize("family", BUILDERS)

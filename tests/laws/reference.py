@@ -81,6 +81,7 @@ def prompt_positions(model: PreTrainedModel, batch: dict[str, Tensor], new: int)
             batch["input_ids"],
             mm_token_type_ids=batch["mm_token_type_ids"],
             image_grid_thw=batch.get("image_grid_thw"),
+            video_grid_thw=batch.get("video_grid_thw"),
             attention_mask=batch["attention_mask"],
         )
         positions = torch.cat([positions[None], axes], 0)

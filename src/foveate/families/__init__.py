@@ -11,15 +11,23 @@ from torch import nn
 from foveate.errors import UnsupportedModelError
 from foveate.families.base import Family, LayerAdditions, Parts, visual_mask
 from foveate.families.grids import Grid, Run, find_runs
+from foveate.families.idefics3 import IDEFICS3
+from foveate.families.internvl import INTERNVL
 from foveate.families.llava import LLAVA
+from foveate.families.llava_next import LLAVA_NEXT
 from foveate.families.qwen2_5_vl import QWEN2_5_VL
+from foveate.families.qwen2_vl import QWEN2_VL
 from foveate.families.qwen3_vl import QWEN3_VL
+from foveate.families.smolvlm import SMOLVLM
 
 if TYPE_CHECKING:
     from foveate.families.processing import load_processor
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {family.model_type: family for family in (LLAVA, QWEN2_5_VL, QWEN3_VL)}
+    {
+        family.model_type: family
+        for family in (LLAVA, LLAVA_NEXT, QWEN2_VL, QWEN2_5_VL, QWEN3_VL, INTERNVL, IDEFICS3, SMOLVLM)
+    }
 )
 
 __all__ = [
