@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from foveate import __version__
-from foveate.cli import demo, eval, list, run, train_tiny
+from foveate.cli import calibrate, demo, eval, list, run, train_tiny
 from foveate.cli.console import complain
 from foveate.errors import FoveateError
 
@@ -53,6 +53,9 @@ app.command("eval")(eval.eval_)
 train = typer.Typer(help="Train the parts that are learned.", no_args_is_help=True)
 train.command("tiny")(train_tiny.run)
 app.add_typer(train, name="train")
+calibration = typer.Typer(help="Fit a method to a model, without training.", no_args_is_help=True)
+calibration.command("btp")(calibrate.btp)
+app.add_typer(calibration, name="calibrate")
 
 
 def main() -> None:

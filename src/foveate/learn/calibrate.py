@@ -1,0 +1,344 @@
+"""Calibration of BTP: curve, harmless depth, and the schedule whose answers are nearest to the dense model's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from foveate.errors import BudgetError
+from foveate.families import family_of
+from foveate.learn import candidates, choice
+from foveate.learn.candidates import Candidate
+from foveate.learn.curve import Curve, TurnCurve
+from foveate.learn.divergence import divergence, force, next_words
+from foveate.learn.errors import CalibrationError
+from foveate.learn.plot import draw
+from foveate.learn.processes import Processes
+from foveate.learn.samples import Sample, Samples
+from foveate.learn.stages import stages_from_curve
+from foveate.learn.state import State
+from foveate.measure import environment
+from foveate.measure.loading import LoadedModel
+from foveate.pruners import Pruner
+from foveate.pruners.btp import BTP, BTPStage
+
+STATE, RESULT, PICTURE = "state.json", "calibration.json", "curve.png"
+HEAT = 64  # samples on which all candidates are measured
+FINAL = 6  # candidates that are measured on all samples
+SAME_LAYERS = 3  # of them at most with the same stage layers
+NEAR = 5.0  # a drop whose KL in the heat is more than so many times the tolerance is not measured further
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to calibrate.
+
+    Parameters
+    ----------
+    keep : float
+        Budget: mean share of visual tokens per decoder layer.
+    stages : int
+        Stages wanted; some candidates have one more, before layer 0.
+    tau : float
+        Threshold of the curve.
+    final : str
+        "auto" lets candidates drop what is left where that was measured to be harmless; "keep" does not.
+    answer_tokens : int
+        First tokens of the answer that are compared.
+    tolerance, agreement : float
+        A drop is harmless at a KL of at most `tolerance` nats with at least `agreement` of the tokens unchanged.
+    seed : int
+        Of the samples; kept in the result.
+    batch_size : int
+        Samples in one forward pass.
+    """
+
+    keep: float = 0.22
+    stages: int = 3
+    tau: float = 0.93
+    final: Literal["auto", "keep"] = "auto"
+    answer_tokens: int = 4
+    tolerance: float = 0.01
+    agreement: float = 0.99
+    seed: int = 1000
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep < 1:
+            raise BudgetError(f"--keep takes a share over 0 and under 1, got {self.keep:g}")
+        if not -1 < self.tau < 1:
+            raise CalibrationError(f"tau is a cosine, over -1 and under 1, got {self.tau:g}")
+        if self.final not in ("auto", "keep"):
+            raise CalibrationError(f"final must be auto or keep, got {self.final!r}")
+        if min(self.stages, self.answer_tokens, self.batch_size) < 1:
+            raise CalibrationError("stages, answer tokens and batch size must be at least 1")
+
+
+def calibrate_btp(
+    loaded: LoadedModel,
+    samples: Samples,
+    settings: Settings,
+    folder: Path,
+    fresh: bool = False,
+    progress: Progress | None = None,
+    processes: Processes | None = None,
+) -> dict[str, Any]:
+    """Find BTP's stages for a model, and write them to a folder that `foveate.load` takes.
+
+    1. One dense pass a sample gives the curve (`TurnCurve`) and, by a rule, layers from it (`stages_from_curve`).
+       Everything is dropped before one layer after the other, which gives the depth where that is harmless.
+    2. All candidates are measured on the first 64 samples: KL of the dense to the pruned next-token distributions over
+       the first tokens of the dense model's own greedy answer. First all layers with all ladders of keep; the best of
+       them is then varied in attention's share, in its keeps, and in seed and rebalancing, each from the best so far;
+       at last the six best, at most three of the same layers, are tried with a drop where that is harmless.
+    3. The six best again are measured on all samples, and one of them is taken, see `choice.choose`; layers are
+       preferred in the order that the first samples gave.
+
+    Nothing but sums is kept of a sample. After each batch they are on disk, and the same call goes on from there.
+
+    Parameters
+    ----------
+    loaded : LoadedModel
+        The model; it is left as it was.
+    samples : Samples
+        What it is asked, see `from_suite` and `from_folder`.
+    settings : Settings
+        How.
+    folder : Path
+        Gets config.json, calibration.json, curve.png and the sums.
+    fresh : bool
+        Start over instead of continuing.
+    progress : callable or None
+        Called with what is done, how many samples and of how many, after each batch.
+    processes : Processes or None
+        Those that share the work.
+
+    Returns
+    -------
+    dict
+        Plain data for JSON, as in calibration.json.
+
+    Raises
+    ------
+    UnsupportedModelError
+        The model's parts are not known.
+    CalibrationError
+        The folder holds a calibration of another configuration, or no prompt has visual tokens.
+    BudgetError
+        No candidate reaches the budget.
+    """
+    processes = processes or Processes()
+    depth = len(family_of(loaded.model).parts(loaded.model).layers)
+    configuration = _configuration(loaded, samples, settings)
+    state = State(folder / STATE, configuration, fresh, processes)
+    work = _Work(loaded, samples.items, settings, depth, state, progress)
+    curve, drops = work.look()
+    harmless = choice.depth_of_harmless_drop(drops["kl"], drops["same"], settings.tolerance, settings.agreement)
+    layers = stages_from_curve(curve.turned, settings.stages)
+    rounds, left_out = work.heats(layers, harmless)
+    ranked = [candidate for candidate, _ in sorted(rounds, key=lambda entry: entry[1]["kl"])]
+    final = _finalists(ranked)
+    found = work.measure("final", final, samples.items)
+    chosen = choice.choose(found, [candidate.layers for candidate in final])
+    pruner = final[chosen].pruner
+    result = {
+        "format": "foveate-calibration-1",
+        "command": environment.command(),
+        "configuration": configuration,
+        "machine": {**environment.machine(loaded.model.device), "processes": processes.number},
+        "depth": depth,
+        "curve": {
+            "tau": curve.tau,
+            "asked": curve.asked,
+            "note": curve.note,
+            "samples": curve.samples,
+            "turned": {f"{tau:g}": row for tau, row in curve.shares.items()},
+            "cosine": curve.cosines,
+        },
+        "rule": {"layers": list(layers), "text": _line(stages_from_curve.__doc__)},
+        "harmless": {
+            "layer": harmless,
+            "tolerance": settings.tolerance,
+            "agreement": settings.agreement,
+            "drop_before": drops,
+        },
+        "heats": [_told(candidate) | numbers for candidate, numbers in rounds],
+        "left_out": left_out,
+        "final": [_told(candidate) | _numbers(found, at) for at, candidate in enumerate(final)],
+        "chosen": _told(final[chosen]) | _numbers(found, chosen),
+    }
+    if processes.main:
+        write(folder, pruner, result)
+    return result
+
+
+class _Work:
+    """The passes over the samples."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        samples: Sequence[Sample],
+        settings: Settings,
+        depth: int,
+        state: State,
+        progress: Progress | None,
+    ) -> None:
+        self.loaded, self.samples, self.settings, self.depth = loaded, samples, settings, depth
+        self.state, self.progress = state, progress
+
+    def look(self) -> tuple[Curve, dict[str, Any]]:
+        """Curve, and what dropping everything before each layer does.
+
+        The drop is measured on the first samples at every layer, and then on all of them at the layers that could be
+        harmless.
+        """
+        drops = [drop_everything(layer) for layer in range(self.depth)]
+        first = self.measure("drops", drops, self.samples[:HEAT])
+        near = [layer for layer in range(self.depth) if first.kl[layer] <= NEAR * self.settings.tolerance]
+        counts = TurnCurve(self.depth, self.settings.tau)
+
+        def measure(batch: list[Sample]) -> dict[str, Tensor]:
+            forced = force(self.loaded, batch, self.settings.answer_tokens)
+            for value in counts.sums.values():
+                value.zero_()
+            with counts.watch(self.loaded.model, forced.inputs):
+                dense = next_words(self.loaded.model, forced)
+            found = {f"curve {name}": value.clone() for name, value in counts.sums.items()}
+            if near:
+                found |= self._compare(forced, dense, [drops[layer] for layer in near])
+            return found
+
+        sums = self.state.run("curve", self.samples, self.settings.batch_size, measure, self.progress)
+        counts.sums = {name: sums[f"curve {name}"] for name in counts.sums}
+        if not counts.sums["samples"]:
+            raise CalibrationError("no prompt of these samples has a visual token: there is nothing to calibrate")
+        kl, error, same = first.kl.clone(), first.error.clone(), first.same.clone()
+        if near:
+            all_samples = choice.scores(sums)
+            kl[near], error[near], same[near] = all_samples.kl, all_samples.error, all_samples.same
+        told = {
+            "layer": list(range(self.depth)),
+            "kl": kl.tolist(),
+            "error": error.tolist(),
+            "same": same.tolist(),
+            "samples": [len(self.samples if layer in near else self.samples[:HEAT]) for layer in range(self.depth)],
+        }
+        return counts.result(), told
+
+    def heats(
+        self, layers: Sequence[int], harmless: int | None
+    ) -> tuple[list[tuple[Candidate, dict[str, Any]]], list[str]]:
+        """All candidates on the first samples, round by round, and those left out."""
+        budget = self.settings.keep
+        field, left_out = candidates.first_round(layers, self.settings.stages, budget, self.depth)
+        if not field:
+            raise BudgetError(
+                f"no candidate reaches a mean of {budget:.1%} of the visual tokens per layer with "
+                f"{self.settings.stages} stages in {self.depth} layers: {'; '.join(left_out)}"
+            )
+        measured: list[tuple[Candidate, dict[str, Any]]] = []
+        rounds: list[tuple[str, Callable[[Candidate, float], list[Candidate]]]] = [
+            ("attention shares", candidates.attention_round),
+            ("keeps", candidates.keep_round),
+            ("seed and rebalancing", candidates.seed_round),
+        ]
+        self._heat("layers", field, measured)
+        for name, vary in rounds:
+            best = min(measured, key=lambda entry: entry[1]["kl"])[0]
+            self._heat(name, vary(best, budget), measured)
+        if harmless is not None and self.settings.final == "auto":
+            best_ones = _finalists([candidate for candidate, _ in sorted(measured, key=lambda entry: entry[1]["kl"])])
+            dropped = [one for best in best_ones for one in candidates.drop_round(best, budget, harmless)]
+            self._heat("drop", dropped, measured)
+        return measured, left_out
+
+    def _heat(self, name: str, field: list[Candidate], measured: list[tuple[Candidate, dict[str, Any]]]) -> None:
+        known = {candidate.pruner for candidate, _ in measured}
+        field = [candidate for candidate in field if candidate.pruner not in known]
+        if field:
+            found = self.measure(name, field, self.samples[:HEAT])
+            measured += [(one, {"round": name} | _numbers(found, at)) for at, one in enumerate(field)]
+
+    def measure(self, name: str, field: Sequence[Candidate | Pruner], samples: Sequence[Sample]) -> choice.Scores:
+        """Scores of candidates on these samples."""
+        pruners = [one.pruner if isinstance(one, Candidate) else one for one in field]
+
+        def measure(batch: list[Sample]) -> dict[str, Tensor]:
+            forced = force(self.loaded, batch, self.settings.answer_tokens)
+            return self._compare(forced, next_words(self.loaded.model, forced), pruners)
+
+        return choice.scores(self.state.run(name, samples, self.settings.batch_size, measure, self.progress))
+
+    def _compare(self, forced: Any, dense: Tensor, pruners: Sequence[Pruner]) -> dict[str, Tensor]:
+        found = [divergence(self.loaded.model, forced, dense, pruner) for pruner in pruners]
+        return choice.batch_sums(torch.stack([kl for kl, _ in found]), torch.stack([same for _, same in found]))
+
+
+def drop_everything(layer: int) -> BTP:
+    """BTP that keeps every visual token up to a layer, and none from there on."""
+    return BTP(stages=(BTPStage(layer, 0.0),), final="drop")
+
+
+def _finalists(ranked: Sequence[Candidate]) -> list[Candidate]:
+    final: list[Candidate] = []
+    for candidate in ranked:
+        if len(final) < FINAL and [_kept(one) for one in final].count(_kept(candidate)) < SAME_LAYERS:
+            final.append(candidate)
+    return final
+
+
+def _kept(candidate: Candidate) -> tuple[int, ...]:
+    return tuple(stage.layer for stage in candidates.kept_stages(candidate))
+
+
+def write(folder: Path, pruner: BTP, result: dict[str, Any]) -> None:
+    """Write the pruner, the result and the picture."""
+    import json
+
+    pruner.save_pretrained(folder)
+    (folder / RESULT).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    draw(result, folder / PICTURE)
+
+
+def _told(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "where": candidate.where,
+        "how": candidate.how,
+        "layers": list(candidate.layers),
+        "stages": [asdict(stage) for stage in candidate.pruner.schedule(candidate.depth)],
+        "mean_tokens_per_layer": candidate.pruner.mean_tokens(candidate.depth),
+    }
+
+
+def _numbers(found: choice.Scores, at: int) -> dict[str, float]:
+    return {"kl": float(found.kl[at]), "error": float(found.error[at]), "same": float(found.same[at])}
+
+
+def _line(text: str | None) -> str:
+    return " ".join((text or "").partition("Parameters")[0].split())
+
+
+def _configuration(loaded: LoadedModel, samples: Samples, settings: Settings) -> dict[str, Any]:
+    """What the sums of a run must share."""
+    return {
+        "model": loaded.name,
+        "model_type": loaded.model.config.model_type,
+        "revision": getattr(loaded.model.config, "_commit_hash", None),
+        "weights": environment.model_fingerprint(loaded.model),
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "device": loaded.model.device.type,
+        "samples": len(samples.items),
+        "from": samples.name,
+        "questions": samples.fingerprint,
+        **dataclasses.asdict(settings),
+        "code": environment.code_fingerprint(),
+        "versions": environment.versions(),
+    }

@@ -1,0 +1,184 @@
+"""The schedules that calibration compares, all at the same mean number of tokens per layer."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from foveate.errors import BudgetError
+from foveate.pruners.btp import BTP
+from foveate.pruners.btp_stages import BTPStage, default_stages
+
+# Keep of each stage as a share of the first one's, by the part of the stages that lies before it (0 first, 1 last).
+LADDERS = {
+    "halving": lambda part, stages: 0.5 ** (part * (stages - 1)),
+    "gentle, then steep": lambda part, stages: 0.7 ** (part * (stages - 1)) if part < 1 else 0.12,
+    "steep": lambda part, stages: 0.3 ** (part * (stages - 1)),
+}
+# Attention's share at the first and at the last stage, even steps between.
+ATTENTION = {
+    "0 to 1": (0.0, 1.0),
+    "0.6 to 1 (paper, LLaVA-1.5)": (0.6, 1.0),
+    "0.2 to 0.8 (paper, Qwen2.5-VL)": (0.2, 0.8),
+    "0.9 to 1": (0.9, 1.0),
+    "0.5 to 0.5": (0.5, 0.5),
+}
+SEED = 0.5  # of the first stage's diversity places
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One schedule.
+
+    Parameters
+    ----------
+    where : str
+        How its layers came about.
+    how : str
+        Its keeps, attention shares and options.
+    pruner : BTP
+        Keeps solved for the budget.
+    """
+
+    where: str
+    how: str
+    pruner: BTP
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers of its stages, a drop included."""
+        return self.pruner.layers(self.depth)
+
+    @property
+    def depth(self) -> int:
+        """Decoder layers of the model it is for."""
+        if self.pruner.depth is None:
+            raise ValueError("a candidate is for a model of known depth")
+        return self.pruner.depth
+
+
+def layer_sets(curve: Sequence[int], count: int, depth: int) -> dict[str, tuple[int, ...]]:
+    """Where stages may lie, in the order of preference; the same layers stand once, under their first name.
+
+    The rule's layers from the curve; the default ones by depth; `count` ones spread evenly from layer 0 over a
+    quarter, a half and two thirds of the depth; and the first two with a stage before layer 0 in front. There is no
+    attention yet there, so that such a stage picks for diversity alone, and it saves most.
+    """
+    default = tuple(stage.layer for stage in default_stages(depth) if stage.keep)[:count]
+    sets = {"curve": tuple(curve), "curve, and layer 0": (0, *curve)}
+    sets |= {"default": default, "default, and layer 0": (0, *default)}
+    for name, reach in (("a half", 1 / 2), ("a quarter", 1 / 4), ("two thirds", 2 / 3)):
+        spread = [round(depth * reach * at / max(count - 1, 1)) for at in range(count)]
+        sets[f"even over {name}"] = tuple(dict.fromkeys(spread))
+    first: dict[tuple[int, ...], str] = {}
+    for name, layers in sets.items():
+        if layers and max(layers) < depth:
+            first.setdefault(layers, name)
+    return {name: layers for layers, name in first.items()}
+
+
+def make_stages(layers: Sequence[int], ladder: str, attention: str) -> tuple[BTPStage, ...]:
+    """Stages before these layers, keeps not yet scaled to a budget."""
+    low, high = ATTENTION[attention]
+    stages = []
+    for number, layer in enumerate(layers):
+        part = number / (len(layers) - 1) if len(layers) > 1 else 1.0
+        share = low + (high - low) * part if layer else 0.0
+        keep = LADDERS[ladder](part if len(layers) > 1 else 0.0, len(layers))
+        stages.append(BTPStage(layer, keep, round(share, 4), spatial=SEED if not number else 0.0))
+    return tuple(stages)
+
+
+def solve(stages: Sequence[BTPStage], budget: float, depth: int, drop: int | None) -> BTP:
+    """BTP with these stages scaled to the budget, and all that is left dropped before layer `drop` if one is given.
+
+    Raises
+    ------
+    BudgetError
+        When they cannot reach it, when a stage would keep everything, or when one is not above the drop.
+    """
+    if drop is not None and stages[-1].layer >= drop:
+        raise BudgetError(f"btp: a stage before layer {stages[-1].layer} is not above the drop before layer {drop}")
+    pruner = BTP(
+        keep=budget, stages=tuple(stages), depth=depth, final="keep" if drop is None else "auto", harmless=drop
+    )
+    solved = [stage for stage in pruner.schedule(depth) if stage.keep]
+    if solved[0].keep >= 1:
+        raise BudgetError(f"btp: the stage before layer {solved[0].layer} would keep everything")
+    rounded = tuple(dataclasses.replace(stage, keep=round(stage.keep, 6)) for stage in solved)
+    return dataclasses.replace(pruner, stages=rounded)
+
+
+def first_round(curve: Sequence[int], count: int, budget: float, depth: int) -> tuple[list[Candidate], list[str]]:
+    """All layers with all ladders of keep, attention's share rising from 0 to 1; and what is left out, with why."""
+    found, out = [], []
+    for (where, layers), ladder in itertools.product(layer_sets(curve, count, depth).items(), LADDERS):
+        how = f"{ladder}, attention 0 to 1"
+        try:
+            found.append(Candidate(where, how, solve(make_stages(layers, ladder, "0 to 1"), budget, depth, None)))
+        except BudgetError as error:
+            out.append(f"{where} {list(layers)}, {how}: {error}")
+    return found, out
+
+
+def attention_round(best: Candidate, budget: float) -> list[Candidate]:
+    """The best one's layers and keeps with the other ladders of attention's share."""
+    layers = [stage.layer for stage in kept_stages(best)]
+    made = []
+    for name in list(ATTENTION)[1:]:
+        shares = [stage.attention for stage in make_stages(layers, "halving", name)]
+        stages = [
+            dataclasses.replace(stage, attention=share) for stage, share in zip(kept_stages(best), shares, strict=True)
+        ]
+        made.append((f"{_ladder(best)}, attention {name}", stages))
+    return list(_solved(best, made, budget))
+
+
+def keep_round(best: Candidate, budget: float) -> list[Candidate]:
+    """The best one with each stage in turn keeping a half more, and a third less, before all are scaled again."""
+    made = []
+    for number, factor in itertools.product(range(len(kept_stages(best))), (1.5, 2 / 3)):
+        stages = list(kept_stages(best))
+        stages[number] = dataclasses.replace(stages[number], keep=min(1.0, stages[number].keep * factor))
+        made.append((f"{best.how}; stage {number + 1} keeps x{factor:.2f}", stages))
+    return list(_solved(best, made, budget))
+
+
+def seed_round(best: Candidate, budget: float) -> list[Candidate]:
+    """The best one with a seed of another size, without one, and with attention not rebalanced, or more so."""
+    stages = kept_stages(best)
+    made = [
+        (f"{best.how}; seed {share:g}", [dataclasses.replace(stages[0], spatial=share), *stages[1:]])
+        for share in (0.0, 0.25)
+    ] + [
+        (f"{best.how}; over {over:g}", [dataclasses.replace(stage, over=over) for stage in stages])
+        for over in (1.0, 1.5)
+    ]
+    return list(_solved(best, made, budget))
+
+
+def drop_round(best: Candidate, budget: float, drop: int) -> list[Candidate]:
+    """The best one with all that is left dropped before a layer, and so more tokens above it."""
+    return list(_solved(best, [(f"{best.how}; drop", kept_stages(best))], budget, drop))
+
+
+def kept_stages(candidate: Candidate) -> tuple[BTPStage, ...]:
+    """Its stages that keep something."""
+    return tuple(stage for stage in candidate.pruner.stages if isinstance(stage, BTPStage))
+
+
+def _solved(
+    best: Candidate, made: Iterable[tuple[str, Sequence[BTPStage]]], budget: float, drop: int | None = None
+) -> Iterator[Candidate]:
+    for how, stages in made:
+        try:
+            pruner = solve(stages, budget, best.depth, drop)
+        except BudgetError:
+            continue  # a variant that does not fit is no loss
+        yield Candidate(best.where, how, pruner)
+
+
+def _ladder(candidate: Candidate) -> str:
+    return candidate.how.partition(", attention")[0]

@@ -1,0 +1,107 @@
+"""Comparing candidates measured on the same samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the running sums of a pass say of each candidate.
+
+    Attributes
+    ----------
+    kl
+        (C,) mean KL in nats.
+    error
+        (C,) its standard error.
+    same
+        (C,) share of answer tokens that stay the dense model's.
+    paired
+        (C, C) standard error of the difference of two candidates on the same samples.
+    """
+
+    kl: Tensor
+    error: Tensor
+    same: Tensor
+    paired: Tensor
+
+
+def batch_sums(kl: Tensor, same: Tensor) -> dict[str, Tensor]:
+    """Sums over the samples of a batch, from (C, B) tensors; their size does not depend on B."""
+    kl, same = kl.double(), same.double()
+    return {
+        "samples": torch.tensor(float(kl.shape[1]), dtype=torch.float64),
+        "kl": kl.sum(1),
+        "products": kl @ kl.T,
+        "same": same.sum(1),
+    }
+
+
+def scores(sums: dict[str, Tensor]) -> Scores:
+    """Means and standard errors from the sums of all batches."""
+    number = float(sums["samples"])
+    mean = sums["kl"] / number
+    cross = sums["products"] / number - mean[:, None] * mean
+    variance = cross.diagonal()
+    between = (variance[:, None] + variance - 2 * cross).clamp(min=0)
+    free = max(number - 1, 1)
+    return Scores(mean, (variance.clamp(min=0) / free).sqrt(), sums["same"] / number, (between / free).sqrt())
+
+
+def least(found: Scores) -> int:
+    """The candidate of least mean KL; of equal ones the first."""
+    return int(found.kl.argmin())
+
+
+def choose(found: Scores, layers: Sequence[Hashable]) -> int:
+    """The candidate to take: first its layers, then the least mean KL among those of these layers.
+
+    So that chance does not decide between layers that the samples cannot tell apart, they are gone through in their
+    order: the first are taken whose best candidate is not beaten by more than one paired standard error.
+
+    Parameters
+    ----------
+    found : Scores
+        Of C candidates.
+    layers : sequence
+        What the stages of each have in common with those of others; in the order of preference.
+    """
+    best = least(found)
+    for group in dict.fromkeys(layers):
+        members = [at for at, own in enumerate(layers) if own == group]
+        mine = min(members, key=lambda at: float(found.kl[at]))
+        if found.kl[mine] - found.kl[best] <= found.paired[mine, best]:
+            return mine
+    return best
+
+
+def depth_of_harmless_drop(
+    kl: Sequence[float], same: Sequence[float], tolerance: float = 0.01, agreement: float = 0.99
+) -> int | None:
+    """The smallest layer from which on dropping every visual token changes next to nothing.
+
+    From there on, that is at this layer and at each deeper one, the mean KL is at most `tolerance` nats and at least
+    `agreement` of the answers' tokens stay the same.
+
+    Parameters
+    ----------
+    kl, same
+        By the layer before which everything is dropped, from layer 0.
+
+    Returns
+    -------
+    int or None
+        None where not even the drop before the last layer is harmless.
+    """
+    harmless = None
+    for layer in reversed(range(len(kl))):
+        if not (kl[layer] <= tolerance and same[layer] >= agreement) or math.isnan(kl[layer]):
+            break
+        harmless = layer
+    return harmless

@@ -1,0 +1,77 @@
+"""One process or several: `accelerate launch` starts several, and each takes its share of the batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.learn.errors import CalibrationError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Who else works on this calibration.
+
+    Attributes
+    ----------
+    number, index
+        How many processes there are, and which one this is.
+    state
+        Of accelerate; None where there is one process.
+    """
+
+    number: int = 1
+    index: int = 0
+    state: Any = None
+
+    @property
+    def main(self) -> bool:
+        """True of the one process that writes and prints."""
+        return self.index == 0
+
+    def device(self, asked: str) -> str:
+        """The device of this process where none was asked for by name: each has an accelerator of its own."""
+        return asked if self.state is None or asked != "auto" else str(self.state.device)
+
+    def total(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Sums over all processes, ``{name: float64}``; every process gets them."""
+        if self.state is None:
+            return dict(sums)
+        from accelerate.utils import reduce
+
+        # float64 is not to be had on every accelerator
+        kind = torch.float32 if self.state.device.type == "mps" else torch.float64
+        there = {name: value.to(self.state.device, kind) for name, value in sums.items()}
+        return {name: value.cpu().double() for name, value in reduce(there, "sum").items()}
+
+    def from_main(self, value: Any) -> Any:
+        """What the main process has, in every process."""
+        if self.state is None:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
+
+
+def current() -> Processes:
+    """The processes of this launch.
+
+    Raises
+    ------
+    CalibrationError
+        Several were launched, but accelerate is not installed.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return Processes()
+    try:
+        from accelerate import PartialState
+    except ImportError as error:
+        raise CalibrationError("several processes need accelerate: pip install 'foveate[learn]'") from error
+    cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    state = PartialState(cpu=cpu)
+    return Processes(state.num_processes, state.process_index, state)
