@@ -1,20 +1,21 @@
 import dataclasses
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
 
 import foveate
 from foveate.errors import BudgetError, UnsupportedModelError
-from foveate.learn import CalibrationError, Settings, calibrate_btp
+from foveate.learn import CalibrationError, Settings, calibrate_btp, choice
 from foveate.learn import plot as plot_module
 from foveate.learn.calibrate import PICTURE, RESULT, STATE
 from foveate.learn.divergence import force
 from foveate.learn.samples import from_folder, from_suite
+from foveate.pruners.btp import BTPStage
 
 pytestmark = pytest.mark.usefixtures("words_suite")
-SETTINGS = Settings(keep=0.4, stages=2, tau=0.9, batch_size=2, answer_tokens=2, tolerance=100.0, agreement=0.0)
-# such a tolerance that the drop is tried on a random model, too
+SETTINGS = Settings(keep=0.4, stages=2, tau=0.9, batch_size=2, answer_tokens=2)
 
 
 @pytest.fixture
@@ -49,7 +50,8 @@ def test_the_folder_holds_a_pruner_at_the_budget(loaded, samples, tmp_path):
     assert len(pruned.report.prefills[0].stages) == len(pruner.layers(6))
 
 
-def test_all_candidates_keep_the_same_mean(loaded, samples, tmp_path):
+def test_all_candidates_keep_the_same_mean(loaded, samples, tmp_path, monkeypatch):
+    monkeypatch.setattr(choice, "depth_of_harmless_drop", lambda *_: 5)
     result = calibrate_btp(loaded, samples, SETTINGS, tmp_path)
     assert len(result["heats"]) >= 8
     for one in result["heats"] + result["final"]:
@@ -58,9 +60,22 @@ def test_all_candidates_keep_the_same_mean(loaded, samples, tmp_path):
         assert one["error"] >= 0
     rounds = {one["round"] for one in result["heats"]}
     assert {"layers", "attention shares", "keeps", "seed and rebalancing", "drop"} <= rounds
+    assert all(one["stages"][-1] == asdict(BTPStage(5, 0.0)) for one in result["heats"] if one["round"] == "drop")
     assert result["chosen"] in result["final"]
     drops = result["harmless"]["drop_before"]
     assert len(drops["kl"]) == len(drops["same"]) == 6
+
+
+def test_a_drop_that_wins_is_in_the_pruner(loaded, samples, tmp_path, monkeypatch):
+    monkeypatch.setattr(choice, "depth_of_harmless_drop", lambda *_: 5)
+    monkeypatch.setattr(
+        choice, "choose", lambda found, layers: next(at for at, own in enumerate(layers) if own[-1] == 5)
+    )
+    calibrate_btp(loaded, samples, SETTINGS, tmp_path)
+    pruner = foveate.load(tmp_path)
+    assert (pruner.final, pruner.harmless) == ("auto", 5)
+    assert pruner.layers(6)[-1] == 5
+    assert pruner.schedule(6)[-1].keep == 0
 
 
 def test_final_keep_drops_nothing(loaded, samples, tmp_path):

@@ -30,7 +30,7 @@ def btp(
 ) -> None:
     """Measure where and how to prune a model with BTP; no training, no labels. Runs under `accelerate launch`, too."""
     from foveate.learn.calibrate import Settings, calibrate_btp
-    from foveate.learn.processes import current
+    from foveate.learn.processes import alone_by_mistake, current
     from foveate.measure.loading import load_model
 
     settings: Any = Settings(
@@ -44,6 +44,8 @@ def btp(
         batch_size=batch_size,
     )
     processes = current()
+    if alone_by_mistake():
+        warn("one process only: on CPUs `accelerate launch` needs MPI for more; --multi_gpu does without, also there")
     given = _samples(images, suite, samples, seed)
     with console(stderr=True).status(f"loading {model}"):
         quiet_loading()

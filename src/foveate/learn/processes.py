@@ -12,6 +12,9 @@ from torch import Tensor
 
 from foveate.learn.errors import CalibrationError
 
+# by torch's launcher, and by those of MPI
+SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -58,6 +61,12 @@ class Processes:
         return broadcast_object_list([value])[0]
 
 
+def alone_by_mistake() -> bool:
+    """True where accelerate was asked for several processes and started one: on CPUs its own launcher needs MPI."""
+    launched = {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= set(os.environ)
+    return launched and not any(name in os.environ for name in SIZES)
+
+
 def current() -> Processes:
     """The processes of this launch.
 
@@ -66,7 +75,7 @@ def current() -> Processes:
     CalibrationError
         Several were launched, but accelerate is not installed.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if max(int(os.environ.get(name, "1")) for name in SIZES) < 2:
         return Processes()
     try:
         from accelerate import PartialState
