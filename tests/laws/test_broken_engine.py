@@ -10,11 +10,12 @@ from transformers.cache_utils import DynamicLayer
 
 from foveate.engine import gather, hooks, layer_inputs, layout, mask, stage
 from foveate.engine.cache import PrunedLayer
-from foveate.families import Family
+from foveate.families import Family, Grid, llava_next, qwen2_5_vl
+from foveate.families.idefics3 import Idefics3
 from foveate.families.qwen3_vl import Qwen3VL
 from foveate.pruners import Random
 from tests.engine import test_removal
-from tests.families import test_families
+from tests.families import test_families, test_grids
 from tests.laws import test_generate_preencoded, test_laws
 from tests.tiny_models import build
 
@@ -112,6 +113,51 @@ def hidden_slots_show(monkeypatch):
     monkeypatch.setattr(layer_inputs, "pick_mask", broken)
 
 
+def rows_are_columns(monkeypatch):
+    """Tokens get the row of their column."""
+    places = layout._places
+    monkeypatch.setattr(layout, "_places", lambda images: places(images)[[0, 1, 3, 2]])
+
+
+def grids_lie_on_their_side(monkeypatch):
+    """Height and width of an image are taken for each other."""
+    from_sizes = qwen2_5_vl._from_sizes
+    monkeypatch.setattr(
+        qwen2_5_vl, "_from_sizes", lambda given, merge: from_sizes([_turned(one) for one in given], merge)
+    )
+
+
+def _turned(sizes):
+    return None if sizes is None else sizes[:, [0, 2, 1]]
+
+
+def images_come_before_videos(monkeypatch):
+    """All images are placed first, whatever the prompt says."""
+
+    def in_turn(runs, lengths, video_token):
+        pieces = take_turns(runs, lengths, video_token)
+        return sorted(pieces, key=lambda piece: piece[0])
+
+    take_turns = qwen2_5_vl._take_turns
+    monkeypatch.setattr(qwen2_5_vl, "_take_turns", in_turn)
+
+
+def newlines_lie_on_the_grid(monkeypatch):
+    """A row of the large image is one token longer."""
+    monkeypatch.setattr(
+        llava_next, "Grid", lambda height, width, row_ends=0, known=True: Grid(height, width + row_ends, known=known)
+    )
+
+
+def crops_are_images(monkeypatch):
+    """Every crop counts as an image."""
+    monkeypatch.setattr(Idefics3, "image_grids", lambda self, config, kwargs, runs: [(Grid(4, 4),) for _ in runs])
+
+
+def places(family, shape, how="generate"):
+    return lambda: test_grids.test_a_method_sees_where_each_token_lies(family, shape, how)
+
+
 CASES = [
     (rotary_of_the_first_rows, law(REFERENCE, "llava", "one image", "fastv")),
     (rotary_of_the_first_rows, law(REFERENCE, "qwen2_5_vl", "two images", "random")),
@@ -135,6 +181,14 @@ CASES = [
         lambda: test_generate_preencoded.test_generate_shortens_the_cache("qwen2_5_vl", "ragged", Random(keep=0.3)),
     ),
     (images_are_runs, lambda: test_families.test_per_image_counts("llava", "adjacent images", "generate")),
+    (rows_are_columns, places("llava", "ragged")),
+    (rows_are_columns, lambda: test_grids.test_rotary_positions_run_along_rows_and_columns("qwen2_5_vl", "video")),
+    (grids_lie_on_their_side, places("qwen2_vl", "two images", "forward")),
+    (images_come_before_videos, places("qwen3_vl", "video")),
+    (images_come_before_videos, places("qwen2_5_vl", "video", "forward")),
+    (newlines_lie_on_the_grid, places("llava_next", "one image")),
+    (newlines_lie_on_the_grid, lambda: test_grids.test_llava_next_packs_as_the_grids_say((640, 480), False)),
+    (crops_are_images, places("smolvlm", "two images")),
 ]
 
 
