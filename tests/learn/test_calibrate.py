@@ -10,7 +10,7 @@ from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.learn import CalibrationError, Settings, calibrate_btp, choice
 from foveate.learn import plot as plot_module
 from foveate.learn.calibrate import PICTURE, RESULT, STATE
-from foveate.learn.divergence import force
+from foveate.learn.divergence import dense_answer
 from foveate.learn.samples import from_folder, from_suite
 from foveate.pruners.btp import BTPStage
 
@@ -29,7 +29,7 @@ def without_command(result):
 
 def test_the_folder_holds_a_pruner_at_the_budget(loaded, samples, tmp_path):
     model = loaded.model
-    force(loaded, samples.items[:1], 1)  # transformers hooks a model itself the first time that it runs
+    dense_answer(loaded, samples.items[:1], 1)  # transformers hooks a model itself the first time that it runs
     before = {name: value.clone() for name, value in model.state_dict().items()}
     hooks = {name: (len(m._forward_hooks), len(m._forward_pre_hooks)) for name, m in model.named_modules()}
     result = calibrate_btp(loaded, samples, SETTINGS, tmp_path)

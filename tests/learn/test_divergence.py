@@ -6,7 +6,7 @@ import torch
 import foveate
 from foveate import BTP
 from foveate.learn.calibrate import drop_everything
-from foveate.learn.divergence import IGNORE, divergence, force, next_words
+from foveate.learn.divergence import IGNORE, dense_answer, divergence, force, next_words
 from foveate.learn.samples import Sample
 from foveate.measure.answer import run_batch
 from tests.measure.folders import picture
@@ -16,7 +16,11 @@ ASKED = [Sample("what is this ?", picture(1)), Sample("where is this red blue co
 
 @pytest.fixture(scope="module")
 def forced(loaded):
-    return force(loaded, ASKED, 4)
+    return asked(loaded, ASKED)
+
+
+def asked(loaded, samples):
+    return force(loaded, samples, dense_answer(loaded, samples, 4))
 
 
 def test_the_answer_is_the_dense_models_own(loaded, forced):
@@ -32,9 +36,9 @@ def test_the_answer_is_the_dense_models_own(loaded, forced):
 
 
 def test_tokens_behind_the_end_of_an_answer_do_not_count(loaded, monkeypatch):
-    first = force(loaded, ASKED, 4).inputs["input_ids"][0, -4:]
+    first = asked(loaded, ASKED).inputs["input_ids"][0, -4:]
     monkeypatch.setattr(loaded.model.generation_config, "eos_token_id", int(first[1]))
-    forced = force(loaded, ASKED[:1], 4)
+    forced = asked(loaded, ASKED[:1])
     ends = [token == first[1] for token in first]
     assert forced.real[0].sum() == ends.index(True) + 1
 

@@ -16,7 +16,7 @@ from foveate.families import family_of
 from foveate.learn import candidates, choice
 from foveate.learn.candidates import Candidate
 from foveate.learn.curve import Curve, TurnCurve
-from foveate.learn.divergence import divergence, force, next_words
+from foveate.learn.divergence import Forced, dense_answer, divergence, force, next_words
 from foveate.learn.errors import CalibrationError
 from foveate.learn.plot import draw
 from foveate.learn.processes import Processes
@@ -101,7 +101,8 @@ def calibrate_btp(
     3. The six best again are measured on all samples, and one of them is taken, see `choice.choose`; layers are
        preferred in the order that the first samples gave.
 
-    Nothing but sums is kept of a sample. After each batch they are on disk, and the same call goes on from there.
+    Nothing but sums, and the few tokens of its answer, is kept of a sample. After each batch the sums are on disk, and
+    the same call goes on from there.
 
     Parameters
     ----------
@@ -193,6 +194,7 @@ class _Work:
     ) -> None:
         self.loaded, self.samples, self.settings, self.depth = loaded, samples, settings, depth
         self.state, self.progress = state, progress
+        self.answers: dict[tuple[int, ...], Tensor] = {}  # a few numbers a sample, which every pass needs
 
     def look(self) -> tuple[Curve, dict[str, Any]]:
         """Curve, and what dropping everything before each layer does.
@@ -206,7 +208,7 @@ class _Work:
         counts = TurnCurve(self.depth, self.settings.tau)
 
         def measure(batch: list[Sample]) -> dict[str, Tensor]:
-            forced = force(self.loaded, batch, self.settings.answer_tokens)
+            forced = self.forced(batch)
             for value in counts.sums.values():
                 value.zero_()
             with counts.watch(self.loaded.model, forced.inputs):
@@ -272,12 +274,19 @@ class _Work:
         pruners = [one.pruner if isinstance(one, Candidate) else one for one in field]
 
         def measure(batch: list[Sample]) -> dict[str, Tensor]:
-            forced = force(self.loaded, batch, self.settings.answer_tokens)
+            forced = self.forced(batch)
             return self._compare(forced, next_words(self.loaded.model, forced), pruners)
 
         return choice.scores(self.state.run(name, samples, self.settings.batch_size, measure, self.progress))
 
-    def _compare(self, forced: Any, dense: Tensor, pruners: Sequence[Pruner]) -> dict[str, Tensor]:
+    def forced(self, batch: list[Sample]) -> Forced:
+        """The batch with the dense model's answers, which are asked for once."""
+        key = tuple(map(id, batch))
+        if key not in self.answers:
+            self.answers[key] = dense_answer(self.loaded, batch, self.settings.answer_tokens)
+        return force(self.loaded, batch, self.answers[key])
+
+    def _compare(self, forced: Forced, dense: Tensor, pruners: Sequence[Pruner]) -> dict[str, Tensor]:
         found = [divergence(self.loaded.model, forced, dense, pruner) for pruner in pruners]
         return choice.batch_sums(torch.stack([kl for kl, _ in found]), torch.stack([same for _, same in found]))
 

@@ -37,12 +37,18 @@ class Forced:
 
 
 @torch.inference_mode()
-def force(loaded: LoadedModel, samples: Sequence[Sample], tokens: int) -> Forced:
-    """Let the dense model answer greedily, at most `tokens` tokens each, and put the answers behind the prompts."""
-    inputs = dict(loaded.inputs([sample.question for sample in samples], [[sample.image()] for sample in samples]))
+def dense_answer(loaded: LoadedModel, samples: Sequence[Sample], tokens: int) -> Tensor:
+    """(B, T) ids of the first tokens, at most `tokens`, of the dense model's greedy answers."""
+    inputs = _inputs(loaded, samples)
+    whole: Tensor = loaded.model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+    return whole[:, inputs["input_ids"].shape[1] :].clone()
+
+
+@torch.inference_mode()
+def force(loaded: LoadedModel, samples: Sequence[Sample], answer: Tensor) -> Forced:
+    """Put the answers (B, T) behind the prompts."""
+    inputs = _inputs(loaded, samples)
     prompt = inputs["input_ids"]
-    whole = loaded.model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
-    answer = whole[:, prompt.shape[1] :]
     ends = _ends(loaded.model.generation_config.eos_token_id, answer)
     real = ends.cumsum(-1) - ends.long() == 0  # the end itself is a prediction too
     for name, value in inputs.items():
@@ -50,7 +56,12 @@ def force(loaded: LoadedModel, samples: Sequence[Sample], tokens: int) -> Forced
             fill = real.to(value.dtype) if name == "attention_mask" else torch.zeros_like(answer, dtype=value.dtype)
             inputs[name] = torch.cat([value, fill], -1)
     labels = torch.cat([torch.full_like(prompt, IGNORE), answer.masked_fill(~real, IGNORE)], -1)
+    whole = torch.cat([prompt, answer], -1)
     return Forced({**inputs, "input_ids": whole, "labels": labels, "use_cache": False}, prompt.shape[1], real)
+
+
+def _inputs(loaded: LoadedModel, samples: Sequence[Sample]) -> dict[str, Any]:
+    return dict(loaded.inputs([sample.question for sample in samples], [[sample.image()] for sample in samples]))
 
 
 def _ends(eos: int | list[int] | None, answer: Tensor) -> Tensor:
