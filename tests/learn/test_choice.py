@@ -47,3 +47,7 @@ def test_of_the_same_layers_the_least_divergence_is_taken():
 )
 def test_harmless_means_from_there_on(kl, same, layer):
     assert depth_of_harmless_drop(kl, same) == layer
+
+
+def test_a_candidate_that_gives_no_numbers_is_never_taken():
+    assert choose(made([float("nan"), 0.1], [0.5, 0.4], [0.6, 0.6]), ["a", "b", "b"]) == 1

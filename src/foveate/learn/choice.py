@@ -47,6 +47,7 @@ def scores(sums: dict[str, Tensor]) -> Scores:
     """Means and standard errors from the sums of all batches."""
     number = float(sums["samples"])
     mean = sums["kl"] / number
+    mean = mean.masked_fill(mean.isnan(), math.inf)  # a model that breaks under pruning is never the best
     cross = sums["products"] / number - mean[:, None] * mean
     variance = cross.diagonal()
     between = (variance[:, None] + variance - 2 * cross).clamp(min=0)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.learn.errors import CalibrationError
 from foveate.learn.samples import Sample
 from foveate.measure.loading import LoadedModel
 from foveate.pruners import Pruner
@@ -85,12 +86,19 @@ def divergence(model: Any, forced: Forced, dense: Tensor, pruner: Pruner) -> tup
     dense
         (B, T, V), `next_words` of the dense model.
 
+    Raises
+    ------
+    CalibrationError
+        The dense model's own output is not finite.
+
     Returns
     -------
     tuple of Tensor, float64, each (B,)
         KL(dense || pruned) in nats, and the share of tokens whose most probable word is the dense one; both means over
         the answer's tokens.
     """
+    if dense.isnan().any():
+        raise CalibrationError("the dense model itself gives no numbers (NaN) on these samples: try another --dtype")
     with pruner(model):
         pruned = next_words(model, forced)
     kl = (dense.exp() * (dense - pruned)).sum(-1).clamp(min=0)
