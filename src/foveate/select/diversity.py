@@ -11,6 +11,7 @@ from foveate.select.cosine import take_rows, unit_rows
 CHUNK = 256  # tokens of a start set compared at a time
 CROWD = 128  # candidates that a round looks at closely
 ROUND = 64  # most picks in a round
+PREFIX = 64  # features by which equal tokens are looked for
 
 
 @exact
@@ -77,9 +78,10 @@ def _repeats(unit: Tensor, valid: Tensor) -> Tensor:
     Such a token is as far from all others as the earlier one, and not at all from that: it comes last. Left among the
     others, rounding would decide between the two, and that differs with the shape of the batch.
     """
-    # equal rows have equal sums, and with such weights hardly any others do
-    weights = torch.arange(1, unit.shape[-1] + 1, device=unit.device, dtype=unit.dtype).sqrt()
-    total, order = (unit * weights).sum(-1).masked_fill(~valid, torch.inf).sort(dim=-1, stable=True)
+    # rows that begin alike have equal sums, and with such weights hardly any others do
+    begin = unit[..., :PREFIX]
+    weights = torch.arange(1, begin.shape[-1] + 1, device=unit.device, dtype=unit.dtype).sqrt()
+    total, order = (begin * weights).sum(-1).masked_fill(~valid, torch.inf).sort(dim=-1, stable=True)
     suspect = (total[:, 1:] == total[:, :-1]) & total[:, 1:].isfinite()
     if bool(suspect.any()):
         rows = take_rows(unit, order)
