@@ -13,6 +13,8 @@ PUBLIC = [
     "GreedyPrune",
     "FastV",
     "Random",
+    "BTP",
+    "BTPStage",
     "DivPrune",
     "make",
     "load",
