@@ -218,7 +218,9 @@ class _Work:
                 found |= self._compare(forced, dense, [drops[layer] for layer in near])
             return found
 
-        sums = self.state.run("curve", self.samples, self.settings.batch_size, measure, self.progress)
+        sums = self.state.run(
+            "curve", self.samples, self.settings.batch_size, measure, self.progress, [counts.taus, near]
+        )
         counts.sums = {name: sums[f"curve {name}"] for name in counts.sums}
         if not counts.sums["samples"]:
             raise CalibrationError("no prompt of these samples has a visual token: there is nothing to calibrate")
@@ -277,7 +279,8 @@ class _Work:
             forced = self.forced(batch)
             return self._compare(forced, next_words(self.loaded.model, forced), pruners)
 
-        return choice.scores(self.state.run(name, samples, self.settings.batch_size, measure, self.progress))
+        size = self.settings.batch_size
+        return choice.scores(self.state.run(name, samples, size, measure, self.progress, pruners))
 
     def forced(self, batch: list[Sample]) -> Forced:
         """The batch with the dense model's answers, which are asked for once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -71,6 +72,7 @@ class State:
         batch_size: int,
         measure: Callable[[list[Sample]], Mapping[str, Tensor]],
         progress: Callable[[str, int, int], None] | None = None,
+        about: Sequence[object] = (),
     ) -> dict[str, Tensor]:
         """Sum what `measure` gives over all batches of the samples, or go on with it, or take what is done.
 
@@ -86,9 +88,14 @@ class State:
             A batch in, float64 tensors by name out: sums over its samples, of the same shapes for every batch.
         progress : callable or None
             Called with the name, how many samples are done and of how many, after each round of batches.
+        about : sequence
+            What is measured, told by `repr`; sums of something else, by an earlier version of foveate, are not used.
         """
         batches = [list(samples[at : at + batch_size]) for at in range(0, len(samples), batch_size)]
-        entry = self.passes.get(name, {"batches": 0, "sums": {}})
+        told = hashlib.sha256(repr(list(about)).encode()).hexdigest()[:16]
+        entry = self.passes.get(name, {})
+        if entry.get("about") != told:
+            entry = {"batches": 0, "sums": {}}
         done = int(entry["batches"])
         sums = {key: torch.tensor(value, dtype=torch.float64) for key, value in entry["sums"].items()}
         while done < len(batches):
@@ -99,7 +106,8 @@ class State:
             found = self.processes.total(found)
             sums = {key: sums[key] + value if sums else value for key, value in found.items()}
             done = min(done + self.processes.number, len(batches))
-            self.passes[name] = {"batches": done, "sums": {key: value.tolist() for key, value in sums.items()}}
+            written = {key: value.tolist() for key, value in sums.items()}
+            self.passes[name] = {"about": told, "batches": done, "sums": written}
             self._write()
             if progress:
                 progress(name, min(done * batch_size, len(samples)), len(samples))
