@@ -1,9 +1,11 @@
+import dataclasses
+
 import pytest
 
 from foveate import make
 from foveate.errors import BudgetError, UnknownMethodError
 from foveate.measure.arms import plan_arms
-from foveate.measure.spec import MethodSpec, brief, parse_methods, parse_value
+from foveate.measure.spec import MethodSpec, brief, build, parse_methods, parse_value
 
 
 def test_options_belong_to_the_method_before_them():
@@ -91,3 +93,42 @@ def test_a_wrong_method_is_said_before_anything_runs(methods):
 def test_a_wrong_budget_is_said_before_anything_runs(keeps):
     with pytest.raises(BudgetError):
         plan_arms([], keeps, None, oracle=False)
+
+
+# -- saved pruners, and budgets as a mean per layer
+
+
+def test_a_saved_pruner_stands_for_a_method(tmp_path, monkeypatch):
+    saved = make("btp", keep=0.3, stages=[(2, 0.5, 0.4), (4, 0.2, 1.0)])
+    saved.save_pretrained(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    assert build("mine", {}) == saved
+    assert build("mine", {"rebalance": False}) == dataclasses.replace(saved, rebalance=False)
+    arms = plan_arms(parse_methods("mine,mine:query=mean_text"), [0.4], None, oracle=False)
+    assert [arm.label for arm in arms][-2:] == ["mine @ 0.4", "mine:query=mean_text @ 0.4"]
+    assert arms[-1].pruner() == dataclasses.replace(saved, keep=0.4, query="mean_text")
+    with pytest.raises(UnknownMethodError, match="no option tau"):
+        build("mine", {"tau": 1})
+    with pytest.raises(UnknownMethodError, match="no folder"):
+        build("yours", {})
+
+
+def test_a_mean_budget_costs_every_method_the_same():
+    missed = []
+    methods = parse_methods("fastv,divprune,btp,fastv:layer=3")
+    arms = plan_arms(methods, [0.3], None, oracle=False, depth=10, out_of_reach=missed)
+    by_label = {arm.label: arm for arm in arms}
+    assert by_label["fastv @ 0.3"].pruner().keep == pytest.approx(0.125)  # 2 layers in full and 8 with an eighth
+    assert by_label["divprune @ 0.3"].pruner().keep == pytest.approx(0.3)
+    assert by_label["btp @ 0.3"].pruner().mean_tokens(10) == pytest.approx(0.3)
+    assert by_label["random @ 0.3"].pruner(seed=5).seed == 5
+    assert "fastv:layer=3 @ 0.3" not in by_label
+    assert [line.partition(":")[0] for line in missed] == ["random", "fastv"]
+    assert all(arm.means_layers for arm in arms if arm.spec)
+    with pytest.raises(BudgetError, match="on average"):
+        plan_arms(methods, [0.3], None, oracle=False, depth=10)
+
+
+def test_whose_keep_is_a_mean_anyway():
+    arms = plan_arms(parse_methods("fastv,btp"), [0.5], None, oracle=False)
+    assert [arm.method for arm in arms if arm.means_layers] == ["btp"]

@@ -13,7 +13,7 @@ NEXT = "On a model of yours: foveate run --model MODEL --image photo.jpg --promp
 
 def demo(
     method: Method = "greedyprune",
-    keep: Keep = "0.25",
+    keep: Keep = None,
     option: MethodOptions = None,
     questions: Annotated[int, typer.Option(min=1, max=90, help="How many questions.")] = 9,
     seed: Annotated[int, typer.Option(min=0, help="Of the scenes and questions.")] = 1,
@@ -23,7 +23,7 @@ def demo(
     """Answer questions about sample images, dense and pruned, on the embedded model; needs no network."""
     from foveate.cli.run import make_pruner
 
-    pruner = make_pruner(method, keep, option or [])
+    pruner = make_pruner(method, keep, option or [], "0.25")
     with console(stderr=True).status("loading the embedded model"):
         from foveate.measure.compare import compare
         from foveate.measure.cost import cost_lines, time_note
@@ -47,6 +47,8 @@ def demo(
     if found.prefill.skipped:
         warn(f"nothing was pruned: {found.prefill.skipped}")
     else:
+        for note in found.prefill.notes:
+            warn(note)
         show_table("Cost and saving", ["", "dense", "pruned", "share"], cost_lines(found.prefill, found.timed))
         say(time_note(found.timed))
         found.draw(picture)

@@ -1,7 +1,7 @@
 """`foveate eval`: accuracy kept against the dense model."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,10 +12,17 @@ from foveate.errors import BudgetError
 
 def eval_(
     methods: Annotated[
-        str, typer.Option(help="Comma-separated; options after a colon: greedyprune:layer=0,threshold=0.7,fastv.")
+        str,
+        typer.Option(
+            help="Comma-separated; options after a colon: greedyprune:layer=0,threshold=0.7,fastv. "
+            "A folder is a saved pruner."
+        ),
     ] = "greedyprune",
     keep: Annotated[str, typer.Option(help="Comma-separated shares of the visual tokens to keep.")] = "0.5,0.22,0.11",
     model: Annotated[str, typer.Option(help="A Hub id, a folder, or `tiny`, the embedded model.")] = "tiny",
+    budget: Annotated[
+        str, typer.Option(help="What --keep means: the share 'after' the cut, or the 'mean' share per layer, for all.")
+    ] = "after",
     suite: Annotated[str, typer.Option(help="What is asked: scenes.")] = "scenes",
     samples: Annotated[int, typer.Option(min=1, help="How many questions.")] = 450,
     seed: Annotated[int, typer.Option(min=0, help="Of questions, random draws and bootstrap.")] = 0,
@@ -39,9 +46,11 @@ def eval_(
     from foveate.measure.evaluate import RESULT, TABLES, Settings, evaluate
     from foveate.measure.loading import load_model
     from foveate.measure.spec import parse_methods
-    from foveate.measure.table import NOT_PRUNED, OFF_BUDGET, markdown, result_notes, result_tables
+    from foveate.measure.table import NOT_PRUNED, OFF_BUDGET, OUT_OF_REACH, markdown, result_notes, result_tables
 
-    settings = Settings(
+    if budget not in ("after", "mean"):
+        raise BudgetError(f"--budget is 'after' or 'mean', got '{budget}'")
+    settings: Any = Settings(
         methods=tuple(parse_methods(methods)),
         keeps=_shares(keep),
         suite=suite,
@@ -49,6 +58,7 @@ def eval_(
         seed=seed,
         layer=layer,
         oracle=oracle,
+        budget=budget,  # type: ignore[arg-type]
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
     )
@@ -71,7 +81,7 @@ def eval_(
     for table in result_tables(result):
         show_table(table.title, table.columns, table.rows)
     for note in result_notes(result):
-        (warn if note.startswith((NOT_PRUNED, OFF_BUDGET)) else say)(note)
+        (warn if note.startswith((NOT_PRUNED, OFF_BUDGET, OUT_OF_REACH)) else say)(note)
     say(f"result: {out / RESULT}, tables: {out / TABLES}")
     if json_file:
         write_json(json_file, result)

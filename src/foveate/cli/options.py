@@ -5,9 +5,16 @@ from typing import Annotated
 
 import typer
 
-Method = Annotated[str, typer.Option("--method", "-m", help="A method of `foveate list methods`.")]
+Method = Annotated[
+    str, typer.Option("--method", "-m", help="A method of `foveate list methods`, or the folder of a saved pruner.")
+]
 # text, which tells a count (49) from a share (1.0)
-Keep = Annotated[str, typer.Option("--keep", "-k", help="Visual tokens to keep: a share such as 0.22, or a count.")]
+Keep = Annotated[
+    str | None,
+    typer.Option(
+        "--keep", "-k", help="Visual tokens to keep: a share such as 0.22, or a count; a saved pruner has its own."
+    ),
+]
 MethodOptions = Annotated[
     list[str] | None, typer.Option("--option", "-o", metavar="NAME=VALUE", help="An option of the method; repeatable.")
 ]

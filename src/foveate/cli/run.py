@@ -14,7 +14,7 @@ def run(
     image: Annotated[list[str] | None, typer.Option("--image", "-i", help="A file or URL; repeatable.")] = None,
     model: Annotated[str, typer.Option(help="A Hub id, a folder, or `tiny`, the embedded model.")] = "tiny",
     method: Method = "greedyprune",
-    keep: Keep = "0.22",
+    keep: Keep = None,
     option: MethodOptions = None,
     overlay: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture of the kept tokens.")] = None,
     json_file: JsonFile = None,
@@ -26,7 +26,7 @@ def run(
     from foveate.cli.images import open_image
 
     images = [open_image(source) for source in image or []]
-    pruner = make_pruner(method, keep, option or [])
+    pruner = make_pruner(method, keep, option or [], "0.22")
     with console(stderr=True).status(f"loading {model}"):
         from foveate.measure.answer import run_batch
         from foveate.measure.loading import load_model
@@ -50,14 +50,14 @@ def run(
         write_json(json_file, found | {"report": batch.report.to_dict(), "overlay": picture})
 
 
-def make_pruner(method: str, keep: str, options: list[str]) -> Any:
-    """Return the pruner that the options of a command describe."""
-    from foveate import make
-    from foveate.measure.spec import has_option, parse_options, parse_value
+def make_pruner(method: str, keep: str | None, options: list[str], usual: str) -> Any:
+    """Return the pruner that a command's options describe; `usual` is the budget where nothing says another."""
+    from foveate.measure.spec import build, has_option, is_saved, parse_options, parse_value
 
     given = parse_options(options)
-    # a method without `keep` finds its budget itself
-    return make(method, **({"keep": parse_value(keep), **given} if has_option(method, "keep") else given))
+    if keep is None and not is_saved(method) and has_option(method, "keep"):  # without one it finds its budget itself
+        keep = usual
+    return build(method, given if keep is None else {"keep": parse_value(keep), **given})
 
 
 def _show(batch: Any, loaded: Any, images: list[Any], overlay: Path | None) -> str | None:
@@ -67,6 +67,8 @@ def _show(batch: Any, loaded: Any, images: list[Any], overlay: Path | None) -> s
     prefill = batch.report.prefills[0]
     if prefill.skipped:
         warn(f"nothing was pruned: {prefill.skipped}")
+    for note in prefill.notes:
+        warn(note)
     if not prefill.stages:
         return None
     show_table("Cost and saving", ["", "dense", "pruned", "share"], cost_lines(prefill))

@@ -1,12 +1,12 @@
 """What is compared: the dense model, the two baselines, and each method at each budget."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from foveate.errors import BudgetError, UnknownMethodError
 from foveate.measure.evidence import Evidence
-from foveate.measure.spec import MethodSpec, has_option, method_class
+from foveate.measure.spec import MethodSpec, build, has_option, method_class
 
 DENSE, DOWNSAMPLE, RANDOM = "dense", "downsample", "random"
 
@@ -25,12 +25,23 @@ class Arm:
         How to make the pruner; ``None`` for the two arms that have none.
     own_budget : bool
         The method has no ``keep``: it finds its budget itself.
+    depth : int or None
+        Decoder layers of the model, where ``keep`` is a mean share of visual tokens per layer for every method;
+        ``None`` where it is whatever the method's own ``keep`` means.
     """
 
     method: str
     keep: float = 1.0
     spec: MethodSpec | None = None
     own_budget: bool = False
+    depth: int | None = None
+
+    @property
+    def means_layers(self) -> bool:
+        """The budget is a mean share per layer, and not the share after the cut."""
+        if self.spec is None or self.own_budget:
+            return False
+        return self.depth is not None or bool(getattr(method_class(self.spec.name), "keep_is_mean", False))
 
     @property
     def label(self) -> str:
@@ -52,16 +63,16 @@ class Arm:
         masks : torch.Tensor of bool, shape (B, N), or None
             The evidence, for the diagnostic method that needs it.
         """
-        from foveate import make
-
         if self.spec is None:
             return None
         options = dict(self.spec.options) if self.own_budget else {**self.spec.options, "keep": self.keep}
         if self.spec.name == Evidence.name:
-            return _evidence(options, seed, masks)
-        if has_option(self.spec.name, "seed"):
-            options["seed"] = seed + options.get("seed", 0)
-        return make(self.spec.name, **options)
+            made = _evidence(options, seed, masks)
+        else:
+            if has_option(self.spec.name, "seed"):
+                options["seed"] = seed + options.get("seed", 0)
+            made = build(self.spec.name, options)
+        return made if self.depth is None or self.own_budget else made.with_mean(self.keep, self.depth)
 
 
 def _evidence(options: dict[str, Any], seed: int, masks: Any) -> Any:
@@ -71,7 +82,14 @@ def _evidence(options: dict[str, Any], seed: int, masks: Any) -> Any:
     return Evidence(masks=masks, seed=seed, **options)
 
 
-def plan_arms(methods: Sequence[MethodSpec], keeps: Sequence[float], layer: int | None, oracle: bool) -> list[Arm]:
+def plan_arms(
+    methods: Sequence[MethodSpec],
+    keeps: Sequence[float],
+    layer: int | None,
+    oracle: bool,
+    depth: int | None = None,
+    out_of_reach: list[str] | None = None,
+) -> list[Arm]:
     """Return the arms of an evaluation: dense first, the baselines always, then the methods.
 
     The baselines are a smaller image, and random tokens at each stage that a method cuts at.
@@ -86,6 +104,11 @@ def plan_arms(methods: Sequence[MethodSpec], keeps: Sequence[float], layer: int 
         Stage for every method that has one and was given none.
     oracle : bool
         Add the diagnostic ``evidence``.
+    depth : int or None
+        Decoder layers of the model: ``keeps`` are then mean shares of visual tokens per layer, the same for methods
+        with a cut anywhere or several.
+    out_of_reach : list or None
+        Gets a line for each method and mean share that it cannot reach; such an arm is left out.
 
     Raises
     ------
@@ -102,10 +125,21 @@ def plan_arms(methods: Sequence[MethodSpec], keeps: Sequence[float], layer: int 
     wanted = [*_baselines(wanted, layer), *wanted]
     arms = [Arm(DENSE)] + [Arm(DOWNSAMPLE, keep) for keep in dict.fromkeys(keeps)]
     for spec in {str(spec): spec for spec in wanted}.values():
-        arms += _budgets(spec, keeps)
-    for arm in arms:
-        arm.pruner()  # a wrong option is said now, not after an hour
-    return arms
+        arms += _budgets(spec, keeps, depth)
+    return [arm for arm in arms if _makes_sense(arm, out_of_reach)]
+
+
+def _makes_sense(arm: Arm, out_of_reach: list[str] | None) -> bool:
+    """A wrong option is said now, not after an hour; a mean share out of reach concerns this arm alone."""
+    replace(arm, depth=None).pruner()
+    try:
+        arm.pruner()
+    except BudgetError as error:
+        if out_of_reach is None:
+            raise
+        out_of_reach.append(f"{arm.label}: {error}")
+        return False
+    return True
 
 
 def _baselines(specs: Sequence[MethodSpec], layer: int | None) -> list[MethodSpec]:
@@ -133,10 +167,10 @@ def _placed(spec: MethodSpec, layer: int | None) -> MethodSpec:
     return MethodSpec(spec.name, {"layer": layer, **spec.options})
 
 
-def _budgets(spec: MethodSpec, keeps: Sequence[float]) -> list[Arm]:
+def _budgets(spec: MethodSpec, keeps: Sequence[float], depth: int | None) -> list[Arm]:
     written = str(spec)
     if "keep" in spec.options:
         raise UnknownMethodError(f"'{written}': budgets are given by --keep, for every method the same")
     if not has_option(spec.name, "keep"):
         return [Arm(written, 1.0, spec, own_budget=True)]
-    return [Arm(written, keep, spec) for keep in dict.fromkeys(keeps)]
+    return [Arm(written, keep, spec, depth=depth) for keep in dict.fromkeys(keeps)]

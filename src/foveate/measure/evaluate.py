@@ -4,8 +4,9 @@ import datetime
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from foveate.families import family_of
 from foveate.measure import environment
 from foveate.measure.answer import Answer, answer_batch
 from foveate.measure.arms import Arm, plan_arms
@@ -40,6 +41,9 @@ class Settings:
         Stage of every method that has one and was given none.
     oracle : bool
         Add the diagnostic that knows where the answer lies.
+    budget : str
+        What a budget is: "after", the share kept after the cut (for BTP, whose cuts are several, a mean over the
+        layers), or "mean", for every method the mean share of visual tokens per decoder layer.
     batch_size, max_new_tokens : int
         Of the answers.
     """
@@ -51,6 +55,7 @@ class Settings:
     seed: int = 0
     layer: int | None = None
     oracle: bool = False
+    budget: Literal["after", "mean"] = "after"
     batch_size: int = 16
     max_new_tokens: int = 8
 
@@ -87,7 +92,9 @@ def evaluate(
     JournalMismatch
         The folder holds answers of another configuration.
     """
-    arms = plan_arms(settings.methods, settings.keeps, settings.layer, settings.oracle)
+    depth = len(family_of(loaded.model).parts(loaded.model).layers) if settings.budget == "mean" else None
+    out_of_reach: list[str] = []
+    arms = plan_arms(settings.methods, settings.keeps, settings.layer, settings.oracle, depth, out_of_reach)
     examples = load_suite(settings.suite, settings.samples, settings.seed, progress)
     shared = _configuration(loaded, settings, examples)
     journal = Journal(folder / JOURNAL, shared, fresh)
@@ -113,6 +120,7 @@ def evaluate(
             "methods": [str(spec) for spec in settings.methods],
             "keeps": list(settings.keeps),
         },
+        "out_of_reach": out_of_reach,
         **summarise([(arm, journal.arm(arm.label, order)) for arm in arms], settings.seed),
     }
 
@@ -132,6 +140,7 @@ def _configuration(loaded: LoadedModel, settings: Settings, examples: list[Examp
         "questions": suite_fingerprint(examples),
         "batch_size": settings.batch_size,
         "max_new_tokens": settings.max_new_tokens,
+        "budget": settings.budget,
         "code": environment.code_fingerprint(),
         "versions": environment.versions(),
     }

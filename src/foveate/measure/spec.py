@@ -1,7 +1,8 @@
-"""How a method is written on a command line: ``greedyprune`` or ``greedyprune:layer=0,threshold=0.7``."""
+"""How a method is written on a command line: ``greedyprune:layer=0,threshold=0.7``, or the folder of a saved one."""
 
 import ast
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from foveate.errors import UnknownMethodError
@@ -14,7 +15,7 @@ class MethodSpec:
     Parameters
     ----------
     name : str
-        A name that :func:`foveate.make` knows.
+        A name that :func:`foveate.make` knows, or a folder or Hub id that :func:`foveate.load` takes.
     options : dict
         Options by name; ``keep`` is given apart, as the budget.
     """
@@ -86,15 +87,47 @@ def _split_outside_brackets(text: str) -> list[str]:
     return pieces
 
 
+def is_saved(name: str) -> bool:
+    """Say whether a name means a saved pruner: a folder that is there, or a Hub id such as ``me/my-btp``."""
+    return (Path(name) / "config.json").is_file() or (name.count("/") == 1 and not name.startswith((".", "/")))
+
+
+def build(name: str, options: dict[str, Any]) -> Any:
+    """Return a pruner by its method's name, or a saved one, with these options.
+
+    Raises
+    ------
+    UnknownMethodError
+        No such method, folder or option.
+    BudgetError
+        An option's value makes no sense.
+    """
+    from foveate import load, make
+
+    method = method_class(name)
+    if not is_saved(name):
+        return make(name, **options)
+    known = [item.name for item in fields(method)]
+    if set(options) - set(known):
+        unknown = ", ".join(sorted(set(options) - set(known)))
+        raise UnknownMethodError(f"{name} has no option {unknown}; it has {', '.join(known)}")
+    return replace(load(name), **options)
+
+
 def method_class(name: str) -> type:
     """Return the class of a method that can be evaluated, the diagnostic ``evidence`` among them."""
+    from foveate import load
     from foveate.measure.evidence import Evidence
     from foveate.pruners import METHODS
 
     known = {**METHODS, Evidence.name: Evidence}
-    if name not in known:
-        raise UnknownMethodError(f"no method '{name}'; there are {', '.join(sorted(METHODS))}")
-    return known[name]
+    if name in known:
+        return known[name]
+    if is_saved(name):
+        return type(load(name))
+    raise UnknownMethodError(
+        f"no method '{name}', and no folder of a saved one; there are {', '.join(sorted(METHODS))}"
+    )
 
 
 def has_option(name: str, option: str) -> bool:

@@ -47,6 +47,8 @@ def _arm(arm: Arm, rows: Rows, dense: Rows, random: Rows | None, tasks: list[str
         "method": arm.method,
         "keep": None if arm.own_budget else arm.keep,
         "layer": _place(arm)[0],
+        "keep_is_mean": arm.means_layers,
+        "pruner": None if arm.spec is None else repr(arm.pruner()),
         "measured": _measured(arm, rows, dense),
         "skipped": {"questions": sum(skipped.values()), "reasons": dict(skipped)},
         **_accuracy(rows, dense, seed),

@@ -5,7 +5,7 @@ from typing import Any
 
 from foveate.measure.arms import DOWNSAMPLE
 
-NOT_PRUNED, OFF_BUDGET = "NOT PRUNED", "OFF BUDGET"
+NOT_PRUNED, OFF_BUDGET, OUT_OF_REACH = "NOT PRUNED", "OFF BUDGET", "OUT OF REACH"
 FAR_OFF = 0.03  # share of the visual tokens by which an arm may miss what was asked for, before a note says so
 
 
@@ -89,11 +89,18 @@ def result_notes(result: dict[str, Any]) -> list[str]:
         "random tokens of the same budget at the same stage; intervals are a paired bootstrap over the questions "
         f"({result['bootstrap']['resamples']} resamples).",
         *result["notes"],
+        *(f"{OUT_OF_REACH}: {line}" for line in result["out_of_reach"]),
     ]
+    means = [arm["method"] for arm in result["arms"] if arm["keep_is_mean"]]
+    if means:
+        who = "every method" if result["configuration"]["budget"] == "mean" else ", ".join(dict.fromkeys(means))
+        notes.insert(0, f"For {who} keep is the mean share of visual tokens over all decoder layers.")
     for arm in result["arms"]:
-        share = arm["measured"]["visual_tokens_share"]
+        mean = arm["keep_is_mean"]
+        share = arm["measured"]["mean_tokens_per_layer" if mean else "visual_tokens_share"]
         if arm["keep"] and arm["method"] != DOWNSAMPLE and abs(share - arm["keep"]) > FAR_OFF:
-            notes.append(f"{OFF_BUDGET}: {arm['arm']} kept {percent(share)} of the visual tokens")
+            where = " per layer on average" if mean else ""
+            notes.append(f"{OFF_BUDGET}: {arm['arm']} kept {percent(share)} of the visual tokens{where}")
         for reason, count in arm["skipped"]["reasons"].items():
             notes.append(f"{NOT_PRUNED}: {arm['arm']}, {count} of {arm['questions']} questions: {reason}")
     return notes

@@ -147,6 +147,7 @@ class Pruner:
     summary: ClassVar[str]
     needs: ClassVar[str] = ""
     uses_grids: ClassVar[bool] = False
+    keep_is_mean: ClassVar[bool] = False  # `keep` is a mean share of visual tokens per layer
 
     compact_cache: bool = option(
         False, "also cut the KV cache of the layers before a stage to that stage's survivors (GlimpsePrune does)"

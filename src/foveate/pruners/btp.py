@@ -56,6 +56,7 @@ class BTP(Pruner):
     summary: ClassVar[str] = "stages of attention and diversity in balance, calibrated to the model"
     needs: ClassVar[str] = "calibration (optional)"
     uses_grids: ClassVar[bool] = True
+    keep_is_mean: ClassVar[bool] = True
 
     keep: float | None = option(
         None, "mean share of visual tokens per decoder layer, by scaling all stages; none: as they are; 1.0: off"
