@@ -59,7 +59,7 @@ def test_all_candidates_keep_the_same_mean(loaded, samples, tmp_path, monkeypatc
         assert one["kl"] >= 0
         assert one["error"] >= 0
     rounds = {one["round"] for one in result["heats"]}
-    assert {"layers", "attention shares", "keeps", "seed and rebalancing", "drop"} <= rounds
+    assert {"layers", "places", "attention shares", "keeps", "seed and rebalancing", "drop"} <= rounds
     assert all(one["stages"][-1] == asdict(BTPStage(5, 0.0)) for one in result["heats"] if one["round"] == "drop")
     assert result["chosen"] in result["final"]
     drops = result["harmless"]["drop_before"]

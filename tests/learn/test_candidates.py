@@ -10,6 +10,7 @@ from foveate.learn.candidates import (
     kept_stages,
     layer_sets,
     make_stages,
+    place_round,
     seed_round,
     solve,
 )
@@ -67,3 +68,12 @@ def test_what_cannot_reach_the_budget_is_left_out_and_said():
     assert any("curve [8, 9, 10]" in line and "cannot be reached" in line for line in left_out)
     with pytest.raises(BudgetError, match="keep everything"):
         solve([BTPStage(0, 1.0), BTPStage(1, 0.01, 0.5)], 0.2, 12, None)
+
+
+def test_each_stage_moves_up_and_down_where_there_is_room():
+    best = next(one for one in first_round((2, 4, 6), 3, 0.22, 12)[0] if one.where == "curve, and layer 0")
+    moved = {one.layers for one in place_round(best, 0.22)}
+    assert moved == {
+        (1, 2, 4, 6), (0, 1, 4, 6), (0, 3, 4, 6), (0, 2, 3, 6), (0, 2, 5, 6), (0, 2, 4, 5), (0, 2, 4, 7)
+    }  # fmt: skip
+    assert all(one.pruner.mean_tokens(12) == pytest.approx(0.22, abs=1e-5) for one in place_round(best, 0.22))

@@ -123,6 +123,20 @@ def first_round(curve: Sequence[int], count: int, budget: float, depth: int) -> 
     return found, out
 
 
+def place_round(best: Candidate, budget: float) -> list[Candidate]:
+    """The best one with each stage in turn moved up and down, by one layer of 16 (scaled with depth, at least 1)."""
+    step, made = max(1, round(best.depth / 16)), []
+    for number, by in itertools.product(range(len(kept_stages(best))), (-step, step)):
+        stages = list(kept_stages(best))
+        layer = stages[number].layer + by
+        taken = [stage.layer for stage in stages[:number]] + [-1], [stage.layer for stage in stages[number + 1 :]]
+        if max(taken[0]) < layer < min(taken[1], default=best.depth):
+            attention = stages[number].attention if layer else 0.0
+            stages[number] = dataclasses.replace(stages[number], layer=layer, attention=attention)
+            made.append((f"{best.how}; stage {number + 1} before layer {layer}", stages))
+    return list(_solved(best, made, budget))
+
+
 def attention_round(best: Candidate, budget: float) -> list[Candidate]:
     """The best one's layers and keeps with the other ladders of attention's share."""
     layers = [stage.layer for stage in kept_stages(best)]
@@ -181,4 +195,6 @@ def _solved(
 
 
 def _ladder(candidate: Candidate) -> str:
-    return candidate.how.partition(", attention")[0]
+    ladder, _, rest = candidate.how.partition(", attention")
+    moved = rest.partition(";")[2]
+    return f"{ladder};{moved}" if moved else ladder
