@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from foveate import BTP
 from foveate.measure.evaluate import RESULT, TABLES
 from tests.cli.test_run import in_one_line
 
@@ -39,6 +40,23 @@ def test_result_tables_and_json(evaluate, tmp_path):
         method = label.removesuffix(" @ 0.5")
         assert f"| {method} " in found.output
         assert f"| {method} " in page
+
+
+def test_a_mean_budget_and_a_saved_pruner(evaluate, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    BTP(stages=[(1, 0.6, 0.4), (2, 0.3, 1.0)]).save_pretrained("mine")
+    found = evaluate("--methods", "mine,fastv:layer=1,fastv:layer=3", "--keep", "0.5", "--budget", "mean")
+    assert found.exit_code == 0, found.output
+    data = json.loads((tmp_path / "out" / RESULT).read_text())
+    arms = {arm["arm"]: arm for arm in data["arms"]}
+    for label in ("mine @ 0.5", "fastv:layer=1 @ 0.5", "random @ 0.5"):
+        assert abs(arms[label]["measured"]["mean_tokens_per_layer"] - 0.5) < 0.05
+    assert "fastv:layer=3 @ 0.5" not in arms
+    assert any("fastv:layer=3 @ 0.5" in line for line in data["out_of_reach"])
+    assert "stages=(BTPStage(layer=1" in arms["mine @ 0.5"]["pruner"]
+    said = " ".join(found.output.split())
+    assert "OUT OF REACH: fastv:layer=3 @ 0.5" in said
+    assert "For every method keep is the mean share" in said
 
 
 def test_a_stopped_run_says_how_to_go_on(evaluate, tmp_path, monkeypatch):

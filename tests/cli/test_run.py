@@ -4,6 +4,7 @@ import time
 import pytest
 from PIL import Image
 
+from foveate import BTP
 from foveate.cli import images
 from tests.measure.folders import picture
 
@@ -31,6 +32,20 @@ def test_answer_report_picture_and_json(ask, tmp_path):
     (stage,) = prefill["stages"]
     assert len(stage["kept"][0]) == 4
     assert stage["dense"] == [16]
+
+
+def test_a_saved_pruner_with_its_own_budget_and_a_warning(ask, tmp_path):
+    stages = [(1, 0.5, 0.4), (2, 0.25, 1.0), (3, 0.0)]
+    BTP(stages=stages, final="drop").save_pretrained(tmp_path / "mine")
+    found = ask("--method", tmp_path / "mine", "--overlay", tmp_path / "kept.png", "--json", tmp_path / "run.json")
+    assert found.exit_code == 0, found.output
+    assert "every visual token is dropped before layer 3" in " ".join(found.output.split())
+    (prefill,) = json.loads((tmp_path / "run.json").read_text())["report"]["prefills"]
+    assert [len(stage["kept"][0]) for stage in prefill["stages"]] == [8, 4, 0]
+    assert (tmp_path / "kept.png").exists()
+    found = ask("--method", tmp_path / "mine", "--option", "final=keep", "--keep", "0.6")
+    assert found.exit_code == 0, found.output
+    assert "dropped" not in found.output
 
 
 def test_several_images_are_reported_apart(ask, tmp_path):

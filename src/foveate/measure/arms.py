@@ -122,7 +122,7 @@ def plan_arms(
     wanted = [_placed(spec, layer) for spec in methods]
     if oracle and Evidence.name not in [spec.name for spec in wanted]:
         wanted.append(_placed(MethodSpec(Evidence.name), layer))
-    wanted = [*_baselines(wanted, layer), *wanted]
+    wanted = [*_baselines(wanted, layer, same_cost=depth is not None), *wanted]
     arms = [Arm(DENSE)] + [Arm(DOWNSAMPLE, keep) for keep in dict.fromkeys(keeps)]
     for spec in {str(spec): spec for spec in wanted}.values():
         arms += _budgets(spec, keeps, depth)
@@ -142,11 +142,16 @@ def _makes_sense(arm: Arm, out_of_reach: list[str] | None) -> bool:
     return True
 
 
-def _baselines(specs: Sequence[MethodSpec], layer: int | None) -> list[MethodSpec]:
-    """Random tokens at every stage that a method cuts at: a later cut loses less, whatever it keeps."""
+def _baselines(specs: Sequence[MethodSpec], layer: int | None, same_cost: bool) -> list[MethodSpec]:
+    """Random tokens at every stage that a method cuts at: a later cut loses less, whatever it keeps.
+
+    Where all methods have the same cost, random tokens at their own stage, where they are most, belong there too.
+    """
     default = stage(MethodSpec(RANDOM))
     there = [stage(spec) for spec in specs if spec.name == RANDOM]
     wanted: list[int | None] = [at for at in dict.fromkeys(map(stage, specs)) if at is not None and at not in there]
+    if same_cost and default not in (*wanted, *there):
+        wanted.insert(0, default)
     if not wanted and not there:
         wanted = [default if layer is None else layer]
     return [MethodSpec(RANDOM, {} if at == default else {"layer": at}) for at in wanted]
