@@ -48,6 +48,16 @@ def test_a_saved_pruner_with_its_own_budget_and_a_warning(ask, tmp_path):
     assert "dropped" not in found.output
 
 
+def test_errors_of_each_cut(ask, tmp_path):
+    found = ask("--method", "btp", "--keep", 0.5, "--stage-errors", "--json", tmp_path / "run.json")
+    assert found.exit_code == 0, found.output
+    errors = json.loads((tmp_path / "run.json").read_text())["stage_errors"]
+    assert [one["layer"] for one in errors] == [1, 2, 3]
+    for one in errors:
+        assert f"{one['local']:.3f}" in found.output
+        assert f"{one['global_so_far']:.3f}" in found.output
+
+
 def test_several_images_are_reported_apart(ask, tmp_path):
     picture(3).save(tmp_path / "second.png")
     found = ask("--image", tmp_path / "second.png", "--option", "per=image", "--keep", 0.5)

@@ -17,6 +17,9 @@ def run(
     keep: Keep = None,
     option: MethodOptions = None,
     overlay: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture of the kept tokens.")] = None,
+    stage_errors: Annotated[
+        bool, typer.Option("--stage-errors", help="What each cut does to its layer and to the last one.")
+    ] = False,
     json_file: JsonFile = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
     device: Device = "auto",
@@ -38,6 +41,7 @@ def run(
     say(batch.texts[0])
     console().print()
     picture = _show(batch, loaded, images, overlay)
+    errors = _errors(loaded, batch, pruner) if stage_errors else []
     if json_file:
         found = {
             "format": "foveate-run-1",
@@ -47,7 +51,8 @@ def run(
             "pruner": repr(pruner),
             "answer": batch.texts[0],
         }
-        write_json(json_file, found | {"report": batch.report.to_dict(), "overlay": picture})
+        found |= {"report": batch.report.to_dict(), "overlay": picture}
+        write_json(json_file, found | ({"stage_errors": errors} if stage_errors else {}))
 
 
 def make_pruner(method: str, keep: str | None, options: list[str], usual: str) -> Any:
@@ -77,6 +82,26 @@ def _show(batch: Any, loaded: Any, images: list[Any], overlay: Path | None) -> s
             parts = ", ".join(f"{kept} of {dense}" for kept, dense in stage.per_image[0])
             say(f"by image {where(stage.layer)}: {parts}")
     return _draw(prefill, loaded, batch.inputs, images, overlay) if overlay else None
+
+
+def _errors(loaded: Any, batch: Any, pruner: Any) -> list[dict[str, Any]]:
+    """Print the errors of each cut, and return them."""
+    from dataclasses import asdict
+
+    from foveate.measure.cost import where
+    from foveate.measure.stage_errors import stage_errors
+
+    found = stage_errors(loaded.model, pruner, batch.inputs)
+    columns = ["cut", "its layer", "last layer", "its layer, cuts before too", "last layer, cuts before too"]
+    rows = [
+        [
+            where(one.layer),
+            *(f"{value:.3f}" for value in (one.local, one.global_, one.local_so_far, one.global_so_far)),
+        ]
+        for one in found
+    ]
+    show_table("Error of the text's hidden states, relative to dense", columns, rows)
+    return [asdict(one) for one in found]
 
 
 def _draw(prefill: Any, loaded: Any, inputs: Any, images: list[Any], overlay: Path) -> str | None:
