@@ -38,11 +38,14 @@ def masked_outputs(model, batch, gone):
     return found
 
 
+@pytest.mark.parametrize("tokens", ["last", "text"])
 @pytest.mark.parametrize("layout", ["one image", "two images", "ragged", "ragged with text only"])
-def test_equal_to_masking(layout):
+def test_equal_to_masking(layout, tokens):
     model, batch = build("llava"), inputs("llava", layout)
     visual = (batch["input_ids"] == IMAGE) & batch["attention_mask"].bool()
     text = (visual.cumsum(-1) > 0) & ~visual & batch["attention_mask"].bool()
+    if tokens == "last":  # of samples with an image; prompts end together
+        text[:, :-1] = False
     dense = masked_outputs(model, batch, torch.full(visual.shape, NEVER))
 
     def expected(cuts):
@@ -59,7 +62,7 @@ def test_equal_to_masking(layout):
             both.append(sum(of_sample) / len(of_sample))
         return both
 
-    first, second = stage_errors(model, PRUNER, batch)
+    first, second = stage_errors(model, PRUNER, batch, tokens)
     assert [first.layer, second.layer] == [1, 3]
     assert [first.local, first.global_] == pytest.approx(expected((1,)), rel=1e-3)
     assert [first.local_so_far, first.global_so_far] == [first.local, first.global_]
@@ -68,11 +71,12 @@ def test_equal_to_masking(layout):
     assert min(first.local, first.global_, second.local, second.global_) > 0.01
 
 
+@pytest.mark.parametrize("tokens", ["last", "text"])
 @pytest.mark.parametrize("family", ["qwen3_vl", "llava_next"])
-def test_a_batch_is_the_mean_of_its_samples(family):
-    model = build(family)
-    together = stage_errors(model, PRUNER, inputs(family, "ragged"))
-    alone = [stage_errors(model, PRUNER, single(family, "ragged", row)) for row in range(len(LAYOUTS["ragged"]))]
+def test_a_batch_is_the_mean_of_its_samples(family, tokens):
+    model, rows = build(family), range(len(LAYOUTS["ragged"]))
+    together = stage_errors(model, PRUNER, inputs(family, "ragged"), tokens)
+    alone = [stage_errors(model, PRUNER, single(family, "ragged", row), tokens) for row in rows]
     for number, stage in enumerate(together):
         for name in ("local", "global_", "local_so_far", "global_so_far"):
             mean = sum(getattr(errors[number], name) for errors in alone) / len(alone)

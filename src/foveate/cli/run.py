@@ -100,7 +100,7 @@ def _errors(loaded: Any, batch: Any, pruner: Any) -> list[dict[str, Any]]:
         ]
         for one in found
     ]
-    show_table("Error of the text's hidden states, relative to dense", columns, rows)
+    show_table("Error of the last prompt token's hidden state, relative to dense", columns, rows)
     return [asdict(one) for one in found]
 
 

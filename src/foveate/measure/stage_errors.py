@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -69,15 +69,17 @@ class Only(Pruner):
 
 @torch.inference_mode()
 def stage_errors(
-    model: Any, pruner: Pruner, inputs: Mapping[str, Tensor], family: Family | None = None
+    model: Any,
+    pruner: Pruner,
+    inputs: Mapping[str, Tensor],
+    tokens: Literal["last", "text"] = "last",
+    family: Family | None = None,
 ) -> list[StageError]:
     """Errors that each cut of a pruner makes in the hidden states; two forward passes a cut, and the dense one.
 
-    An error is ‖pruned − dense‖ / ‖dense‖, over the text tokens from the first visual token to the end of the prompt:
-    they are in both runs, and only they can have seen an image. The local error is that of the output of the decoder
-    layer behind the cut; the global one that of the last decoder layer, before the final norm. BTP (arXiv 2505.22038,
-    section 4.1) sums local errors over its stages and calls that global; what is left at the end is what an answer
-    is made from.
+    An error is ‖pruned − dense‖ / ‖dense‖. The local error is that of the output of the decoder layer behind the cut;
+    the global one that of the last decoder layer, before the final norm. BTP (arXiv 2505.22038, section 4.1) sums
+    local errors over its stages and calls that global; what is left at the end is what an answer is made from.
 
     Parameters
     ----------
@@ -87,6 +89,10 @@ def stage_errors(
         With any number of cuts.
     inputs : mapping
         Arguments of the model's forward for a batch.
+    tokens : str
+        Whose hidden states are compared: those of the "last" prompt token, which speaks the answer's first word and
+        whose attention most methods read, or of all "text" from the first visual token to the end of the prompt. Other
+        tokens are not in both runs, or cannot have seen an image.
     family : Family or None
         See `foveate.attach`.
 
@@ -104,6 +110,9 @@ def stage_errors(
     parts = family.parts(model)
     depth = len(parts.layers)
     text, there = _prompt(parts, inputs)
+    if tokens == "last":
+        place = torch.arange(text.shape[1], device=text.device)
+        text = text & (place == (place * text).amax(-1, keepdim=True))
     if not text.any():
         return []
     method = pruner.resolved(depth)
