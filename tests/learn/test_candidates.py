@@ -13,6 +13,7 @@ from foveate.learn.candidates import (
     place_round,
     seed_round,
     solve,
+    stage_round,
 )
 from foveate.learn.stages import stages_from_curve
 from foveate.pruners.btp_stages import BTPStage
@@ -77,3 +78,13 @@ def test_each_stage_moves_up_and_down_where_there_is_room():
         (1, 2, 4, 6), (0, 1, 4, 6), (0, 3, 4, 6), (0, 2, 3, 6), (0, 2, 5, 6), (0, 2, 4, 5), (0, 2, 4, 7)
     }  # fmt: skip
     assert all(one.pruner.mean_tokens(12) == pytest.approx(0.22, abs=1e-5) for one in place_round(best, 0.22))
+
+
+def test_one_stage_more_lies_between_two_or_behind_the_last():
+    best = next(one for one in first_round((2, 4, 6), 3, 0.22, 12)[0] if one.where == "curve, and layer 0")
+    more = stage_round(best, 0.22)
+    assert [one.layers for one in more] == [(0, 1, 2, 4, 6), (0, 2, 3, 4, 6), (0, 2, 4, 5, 6), (0, 2, 4, 6, 7)]
+    for one in more:
+        assert one.pruner.mean_tokens(12) == pytest.approx(0.22, abs=1e-5)
+        shares = [stage.attention for stage in kept_stages(one)]
+        assert shares == sorted(shares)

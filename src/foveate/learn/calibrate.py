@@ -95,10 +95,10 @@ def calibrate_btp(
     1. One dense pass a sample gives the curve (`TurnCurve`) and, by a rule, layers from it (`stages_from_curve`).
        Everything is dropped before one layer after the other, which gives the depth where that is harmless.
     2. All candidates are measured on the first 64 samples: KL of the dense to the pruned next-token distributions over
-       the first tokens of the dense model's own greedy answer. First all layers with all ladders of keep; the best of
-       them is then varied in its layers, in attention's share, in its keeps, and in seed and rebalancing, each from
-       the best so far; at last the six best, at most three of the same layers, are tried with a drop where that is
-       harmless.
+       the first tokens of the dense model's own greedy answer (`divergence`). First all layers with all ladders of
+       keep; the best so far is then given one stage more, varied in its layers, in attention's share, in its keeps, in
+       seed and rebalancing, given another stage, and varied in its keeps again, each from the best so far; at last the
+       six best, at most three of the same layers, are tried with a drop where that is harmless.
     3. The six best again are measured on all samples, and one of them is taken, see `choice.choose`; layers are
        preferred in the order that the first samples gave.
 
@@ -251,10 +251,13 @@ class _Work:
             )
         measured: list[tuple[Candidate, dict[str, Any]]] = []
         rounds: list[tuple[str, Callable[[Candidate, float], list[Candidate]]]] = [
+            ("one stage more", candidates.stage_round),
             ("places", candidates.place_round),
             ("attention shares", candidates.attention_round),
             ("keeps", candidates.keep_round),
             ("seed and rebalancing", candidates.seed_round),
+            ("another stage", candidates.stage_round),
+            ("keeps again", candidates.keep_round),
         ]
         self._heat("layers", field, measured)
         for name, vary in rounds:

@@ -123,6 +123,28 @@ def first_round(curve: Sequence[int], count: int, budget: float, depth: int) -> 
     return found, out
 
 
+def stage_round(best: Candidate, budget: float) -> list[Candidate]:
+    """The best one with one stage more: halfway between two neighbours, or behind the last by a quarter of its depth.
+
+    It keeps the geometric mean of its neighbours' keeps, behind the last a third of the last's, and takes the mean of
+    their attention's shares.
+    """
+    stages, made = kept_stages(best), []
+    for number, stage in enumerate(stages):
+        after = stages[number + 1] if number + 1 < len(stages) else None
+        end = after.layer if after else best.depth
+        layer = stage.layer + (max(1, (end - stage.layer) // 2) if after else max(1, stage.layer // 4))
+        if layer >= end:
+            continue
+        keep = (stage.keep * after.keep) ** 0.5 if after else stage.keep / 3
+        share = (stage.attention + (after.attention if after else 1.0)) / 2 if layer else 0.0
+        more = BTPStage(layer, keep, round(share, 4), stage.over, stage.split)
+        made.append(
+            (f"{best.how}; one more before layer {layer}", [*stages[: number + 1], more, *stages[number + 1 :]])
+        )
+    return list(_solved(best, made, budget))
+
+
 def place_round(best: Candidate, budget: float) -> list[Candidate]:
     """The best one with each stage in turn moved up and down, by one layer of 16 (scaled with depth, at least 1)."""
     step, made = max(1, round(best.depth / 16)), []

@@ -15,6 +15,7 @@ from foveate.measure.loading import LoadedModel
 from foveate.pruners import Pruner
 
 IGNORE = -100  # label of what is no answer
+CAP = 1.0  # nats that one word counts at most: a few that went quite another way must not outweigh all the others
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,14 @@ def divergence(model: Any, forced: Forced, dense: Tensor, pruner: Pruner) -> tup
     Returns
     -------
     tuple of Tensor, float64, each (B,)
-        KL(dense || pruned) in nats, and the share of tokens whose most probable word is the dense one; both means over
-        the answer's tokens.
+        KL(dense || pruned) in nats, at most 1 for a token, and the share of tokens whose most probable word is the
+        dense one; both means over the answer's tokens.
     """
     if dense.isnan().any():
         raise CalibrationError("the dense model itself gives no numbers (NaN) on these samples: try another --dtype")
     with pruner(model):
         pruned = next_words(model, forced)
-    kl = (dense.exp() * (dense - pruned)).sum(-1).clamp(min=0)
+    kl = (dense.exp() * (dense - pruned)).sum(-1).clamp(0, CAP)
     same = (dense.argmax(-1) == pruned.argmax(-1)).double()
     number = forced.real.sum(-1)
     return tuple((value.double() * forced.real).sum(-1).cpu() / number.cpu() for value in (kl, same))  # type: ignore[return-value]
