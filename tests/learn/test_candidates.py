@@ -6,14 +6,11 @@ from foveate.learn.candidates import (
     attention_round,
     drop_round,
     first_round,
-    keep_round,
     kept_stages,
     layer_sets,
     make_stages,
-    place_round,
     seed_round,
     solve,
-    stage_round,
 )
 from foveate.learn.stages import stages_from_curve
 from foveate.pruners.btp_stages import BTPStage
@@ -24,25 +21,34 @@ from foveate.pruners.btp_stages import BTPStage
 @pytest.mark.parametrize("budget", [0.11, 0.22, 0.5, 0.9])
 def test_every_candidate_is_at_the_budget(depth, count, budget):
     curve = stages_from_curve([(5 * layer % 7) / 7 for layer in range(depth)], count)
-    found, left_out = first_round(curve, count, budget, depth)
+    found, left_out = first_round(curve, depth // 2, count, budget, depth)
     assert found or left_out
     for one in found:
         assert one.pruner.mean_tokens(depth) == pytest.approx(budget, abs=1e-5)
         assert max(stage.keep for stage in one.pruner.schedule(depth)) < 1
     if found:
         best = found[0]
-        more = attention_round(best, budget) + keep_round(best, budget) + seed_round(best, budget)
+        more = attention_round(best, budget) + seed_round(best, budget)
         assert all(one.pruner.mean_tokens(depth) == pytest.approx(budget, abs=1e-5) for one in more)
         assert all(one.layers == best.layers for one in more)
 
 
 def test_layers_stand_once_and_under_their_first_name():
-    sets = layer_sets((1, 2, 5), 3, 12)  # the curve's are the default ones
+    sets = layer_sets((1, 2, 5), 6, 3, 12)  # the curve's are the default ones
     assert len(set(sets.values())) == len(sets)
     assert sets["curve"] == (1, 2, 5)
     assert "default" not in sets
     assert sets["curve, and layer 0"] == (0, 1, 2, 5)
-    assert sets["even over a half"] == (0, 3, 6)
+    assert next(iter(sets.items())) == ("4 to the reading depth, denser early", (0, 1, 3, 6))
+    assert sets["3 to the reading depth, even"] == (0, 3, 6)
+    assert sets["5 to the reading depth, even"] == (0, 2, 3, 4, 6)
+
+
+@pytest.mark.parametrize("reading", [0, 1, 3, 12])
+def test_layers_fit_any_reading_depth(reading):
+    for layers in layer_sets((2,), reading, 1, 12).values():
+        assert list(layers) == sorted(set(layers))
+        assert layers[-1] < 12
 
 
 def test_no_attention_before_layer_0():
@@ -54,7 +60,7 @@ def test_no_attention_before_layer_0():
 
 
 def test_a_drop_leaves_more_tokens_above_it():
-    found, _ = first_round((2, 4, 6), 3, 0.22, 12)
+    found, _ = first_round((2, 4, 6), 6, 3, 0.22, 12)
     (dropped,) = drop_round(found[0], 0.22, 9)
     assert dropped.layers == (*found[0].layers, 9)
     assert dropped.pruner.mean_tokens(12) == pytest.approx(0.22, abs=1e-5)
@@ -64,27 +70,17 @@ def test_a_drop_leaves_more_tokens_above_it():
 
 
 def test_what_cannot_reach_the_budget_is_left_out_and_said():
-    found, left_out = first_round((8, 9, 10), 3, 0.22, 12)
+    found, left_out = first_round((8, 9, 10), 6, 3, 0.22, 12)
     assert all(one.where != "curve" for one in found)
     assert any("curve [8, 9, 10]" in line and "cannot be reached" in line for line in left_out)
     with pytest.raises(BudgetError, match="keep everything"):
         solve([BTPStage(0, 1.0), BTPStage(1, 0.01, 0.5)], 0.2, 12, None)
 
 
-def test_each_stage_moves_up_and_down_where_there_is_room():
-    best = next(one for one in first_round((2, 4, 6), 3, 0.22, 12)[0] if one.where == "curve, and layer 0")
-    moved = {one.layers for one in place_round(best, 0.22)}
-    assert moved == {
-        (1, 2, 4, 6), (0, 1, 4, 6), (0, 3, 4, 6), (0, 2, 3, 6), (0, 2, 5, 6), (0, 2, 4, 5), (0, 2, 4, 7)
-    }  # fmt: skip
-    assert all(one.pruner.mean_tokens(12) == pytest.approx(0.22, abs=1e-5) for one in place_round(best, 0.22))
-
-
-def test_one_stage_more_lies_between_two_or_behind_the_last():
-    best = next(one for one in first_round((2, 4, 6), 3, 0.22, 12)[0] if one.where == "curve, and layer 0")
-    more = stage_round(best, 0.22)
-    assert [one.layers for one in more] == [(0, 1, 2, 4, 6), (0, 2, 3, 4, 6), (0, 2, 4, 5, 6), (0, 2, 4, 6, 7)]
-    for one in more:
-        assert one.pruner.mean_tokens(12) == pytest.approx(0.22, abs=1e-5)
-        shares = [stage.attention for stage in kept_stages(one)]
-        assert shares == sorted(shares)
+def test_variations_leave_the_best_one_itself_out():
+    best = first_round((2, 4, 6), 6, 3, 0.22, 12)[0][0]
+    ladders = attention_round(best, 0.22)
+    assert len(ladders) == len(ATTENTION) - 1
+    assert len({one.pruner for one in [best, *ladders, *seed_round(best, 0.22)]}) == len(ATTENTION) + 4
+    assert [kept_stages(one)[0].spatial for one in seed_round(best, 0.22)] == [0.25, 0.5, 0, 0]
+    assert [kept_stages(one)[0].over for one in seed_round(best, 0.22)] == [1.2, 1.2, 1, 1.5]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from foveate.learn.choice import batch_sums, choose, depth_of_harmless_drop, scores
+from foveate.learn.choice import batch_sums, beaten, choose, depth_of_harmless_drop, reading_depth, scores
 
 
 def test_scores_from_sums_are_those_from_all_samples():
@@ -29,6 +29,16 @@ def test_earlier_layers_stay_unless_others_are_clearly_better():
     assert choose(clear, ["a", "b"]) == 1
 
 
+def test_a_candidate_is_beaten_by_more_than_three_standard_errors_of_the_difference():
+    # differences of 0.15 with a standard error of 0.05 (n = 4, standard deviation 0.1), and a little more or less
+    steps = [0.0, 0.0, 0.2, 0.2]
+    scale = 0.1 / torch.tensor(steps).std().item()
+    other = [1 + 0.15 + scale * (step - 0.1) for step in steps]
+    assert beaten(made([1.0] * 4, [value + 0.01 for value in other]), 1)
+    assert not beaten(made([1.0] * 4, [value - 0.01 for value in other]), 1)
+    assert not beaten(made([1.0] * 4, other), 0)
+
+
 def test_of_the_same_layers_the_least_divergence_is_taken():
     noisy = made([0.1, 0.3, 0.1, 0.3], [0.3, 0.1, 0.3, 0.08])
     assert choose(noisy, ["a", "a"]) == 1
@@ -47,6 +57,14 @@ def test_of_the_same_layers_the_least_divergence_is_taken():
 )
 def test_harmless_means_from_there_on(kl, same, layer):
     assert depth_of_harmless_drop(kl, same) == layer
+
+
+@pytest.mark.parametrize(
+    ("kl", "layer"),
+    [([1, 0.9, 0.5, 0.1], 2), ([1, 0.4, 0.6, 0.1], 3), ([1, 1, 1, 0.6], 4), ([0, 0], 0), ([0, 0.1, 0], 2)],
+)
+def test_reading_depth_is_where_half_of_the_harm_is_left(kl, layer):
+    assert reading_depth(kl) == layer
 
 
 def test_a_candidate_that_gives_no_numbers_is_never_taken():

@@ -96,6 +96,7 @@ def _show(result: dict[str, Any], out: Path) -> None:
         warn(result["curve"]["note"])
     if result["left_out"]:
         say(f"out of reach of the budget: {len(result['left_out'])} candidates, listed in {out / RESULT}")
+    say(f"reading depth: layer {result['reading']} of {result['depth']}, above which most of the image is read")
     harmless = result["harmless"]["layer"]
     if harmless is None:
         say("dropping all that is left is harmless before no layer")

@@ -94,13 +94,14 @@ def calibrate_btp(
 
     1. One dense pass a sample gives the curve (`TurnCurve`) and, by a rule, layers from it (`stages_from_curve`).
        Everything is dropped before one layer after the other, which gives the depth where that is harmless.
-    2. All candidates are measured on the first 64 samples: KL of the dense to the pruned next-token distributions over
+       The depth above which most of the image has been read (`reading_depth`) comes of the same figures.
+    2. Candidates are measured on the first 64 samples: KL of the dense to the pruned next-token distributions over
        the first tokens of the dense model's own greedy answer (`divergence`). First all layers with all ladders of
-       keep; the best so far is then given one stage more, varied in its layers, in attention's share, in its keeps, in
-       seed and rebalancing, given another stage, and varied in its keeps again, each from the best so far; at last the
-       six best, at most three of the same layers, are tried with a drop where that is harmless.
-    3. The six best again are measured on all samples, and one of them is taken, see `choice.choose`; layers are
-       preferred in the order that the first samples gave.
+       keep, and of layers that these samples cannot tell apart the preferred ones are taken, see `choice.choose` and
+       `candidates.layer_sets`; the best so far is then varied in attention's share, in seed and rebalancing, which are
+       kept where they are clearly better; at last the six best, at most three of the same layers, are tried with a
+       drop where that is harmless.
+    3. The six best again are measured on all samples, and one of them is taken by the same rule.
 
     Nothing but sums, and the few tokens of its answer, is kept of a sample. After each batch the sums are on disk, and
     the same call goes on from there.
@@ -143,10 +144,10 @@ def calibrate_btp(
     work = _Work(loaded, samples.items, settings, depth, state, progress)
     curve, drops = work.look()
     harmless = choice.depth_of_harmless_drop(drops["kl"], drops["same"], settings.tolerance, settings.agreement)
+    reading = choice.reading_depth(drops["kl"])
     layers = stages_from_curve(curve.turned, settings.stages)
-    rounds, left_out = work.heats(layers, harmless)
-    ranked = [candidate for candidate, _ in sorted(rounds, key=lambda entry: entry[1]["kl"])]
-    final = _finalists(ranked)
+    best, rounds, left_out = work.heats(layers, reading, harmless)
+    final = _finalists(best, rounds)
     found = work.measure("final", final, samples.items)
     chosen = choice.choose(found, [candidate.layers for candidate in final])
     pruner = final[chosen].pruner
@@ -165,6 +166,7 @@ def calibrate_btp(
             "cosine": curve.cosines,
         },
         "rule": {"layers": list(layers), "text": _line(stages_from_curve.__doc__)},
+        "reading": reading,
         "harmless": {
             "layer": harmless,
             "tolerance": settings.tolerance,
@@ -239,42 +241,40 @@ class _Work:
         return counts.result(), told
 
     def heats(
-        self, layers: Sequence[int], harmless: int | None
-    ) -> tuple[list[tuple[Candidate, dict[str, Any]]], list[str]]:
-        """All candidates on the first samples, round by round, and those left out."""
+        self, layers: Sequence[int], reading: int, harmless: int | None
+    ) -> tuple[Candidate, list[tuple[Candidate, dict[str, Any]]], list[str]]:
+        """The best on the first samples, all that were measured there, round by round, and those left out."""
         budget = self.settings.keep
-        field, left_out = candidates.first_round(layers, self.settings.stages, budget, self.depth)
+        field, left_out = candidates.first_round(layers, reading, self.settings.stages, budget, self.depth)
         if not field:
             raise BudgetError(
                 f"no candidate reaches a mean of {budget:.1%} of the visual tokens per layer with "
                 f"{self.settings.stages} stages in {self.depth} layers: {'; '.join(left_out)}"
             )
         measured: list[tuple[Candidate, dict[str, Any]]] = []
-        rounds: list[tuple[str, Callable[[Candidate, float], list[Candidate]]]] = [
-            ("one stage more", candidates.stage_round),
-            ("places", candidates.place_round),
+        found = self._heat("layers", field, measured)
+        best = field[choice.choose(found, [candidate.layers for candidate in field])]
+        for name, vary in (
             ("attention shares", candidates.attention_round),
-            ("keeps", candidates.keep_round),
             ("seed and rebalancing", candidates.seed_round),
-            ("another stage", candidates.stage_round),
-            ("keeps again", candidates.keep_round),
-        ]
-        self._heat("layers", field, measured)
-        for name, vary in rounds:
-            best = min(measured, key=lambda entry: entry[1]["kl"])[0]
-            self._heat(name, vary(best, budget), measured)
+        ):
+            field = [best, *vary(best, budget)]
+            found = self._heat(name, field, measured)
+            best = field[choice.least(found)] if choice.beaten(found, 0) else best
         if harmless is not None and self.settings.final == "auto":
-            best_ones = _finalists([candidate for candidate, _ in sorted(measured, key=lambda entry: entry[1]["kl"])])
-            dropped = [one for best in best_ones for one in candidates.drop_round(best, budget, harmless)]
-            self._heat("drop", dropped, measured)
-        return measured, left_out
+            drops = [candidates.drop_round(one, budget, harmless) for one in _finalists(best, measured)]
+            if any(drops):
+                self._heat("drop", [one for some in drops for one in some], measured)
+        return best, measured, left_out
 
-    def _heat(self, name: str, field: list[Candidate], measured: list[tuple[Candidate, dict[str, Any]]]) -> None:
+    def _heat(
+        self, name: str, field: list[Candidate], measured: list[tuple[Candidate, dict[str, Any]]]
+    ) -> choice.Scores:
+        found = self.measure(name, field, self.samples[:HEAT])
         known = {candidate.pruner for candidate, _ in measured}
-        field = [candidate for candidate in field if candidate.pruner not in known]
-        if field:
-            found = self.measure(name, field, self.samples[:HEAT])
-            measured += [(one, {"round": name} | _numbers(found, at)) for at, one in enumerate(field)]
+        entries = [(one, {"round": name} | _numbers(found, at)) for at, one in enumerate(field)]
+        measured += [entry for entry in entries if entry[0].pruner not in known]
+        return found
 
     def measure(self, name: str, field: Sequence[Candidate | Pruner], samples: Sequence[Sample]) -> choice.Scores:
         """Scores of candidates on these samples."""
@@ -304,10 +304,12 @@ def drop_everything(layer: int) -> BTP:
     return BTP(stages=(BTPStage(layer, 0.0),), final="drop")
 
 
-def _finalists(ranked: Sequence[Candidate]) -> list[Candidate]:
-    final: list[Candidate] = []
-    for candidate in ranked:
-        if len(final) < FINAL and [_kept(one) for one in final].count(_kept(candidate)) < SAME_LAYERS:
+def _finalists(best: Candidate, measured: Sequence[tuple[Candidate, dict[str, Any]]]) -> list[Candidate]:
+    """The best one, and those of least KL."""
+    final = [best]
+    for candidate, _ in sorted(measured, key=lambda entry: float(entry[1]["kl"])):
+        alike = [_kept(one) for one in final].count(_kept(candidate))
+        if candidate not in final and len(final) < FINAL and alike < SAME_LAYERS:
             final.append(candidate)
     return final
 

@@ -17,15 +17,15 @@ LADDERS = {
     "gentle, then steep": lambda part, stages: 0.7 ** (part * (stages - 1)) if part < 1 else 0.12,
     "steep": lambda part, stages: 0.3 ** (part * (stages - 1)),
 }
-# Attention's share at the first and at the last stage, even steps between.
+# Attention's share at the first and at the last stage, even steps between; the first is where calibration begins.
 ATTENTION = {
-    "0 to 1": (0.0, 1.0),
     "0.6 to 1 (paper, LLaVA-1.5)": (0.6, 1.0),
+    "0 to 1": (0.0, 1.0),
     "0.2 to 0.8 (paper, Qwen2.5-VL)": (0.2, 0.8),
     "0.9 to 1": (0.9, 1.0),
     "0.5 to 0.5": (0.5, 0.5),
 }
-SEED = 0.5  # of the first stage's diversity places
+EARLY = 1.5  # layers lie at this power of even steps
 
 
 @dataclass(frozen=True)
@@ -59,24 +59,32 @@ class Candidate:
         return self.pruner.depth
 
 
-def layer_sets(curve: Sequence[int], count: int, depth: int) -> dict[str, tuple[int, ...]]:
+def layer_sets(curve: Sequence[int], reading: int, count: int, depth: int) -> dict[str, tuple[int, ...]]:
     """Where stages may lie, in the order of preference; the same layers stand once, under their first name.
 
-    The rule's layers from the curve; the default ones by depth; `count` ones spread evenly from layer 0 over a
-    quarter, a half and two thirds of the depth; and the first two with a stage before layer 0 in front. There is no
-    attention yet there, so that such a stage picks for diversity alone, and it saves most.
+    From layer 0 to the reading depth, `count` of them behind layer 0, one more, and one less: denser early, where a
+    token that goes is spared by most layers (as the paper's own layers lie), or evenly; the rule's layers from the
+    curve, and the default ones by depth, each with and without a stage before layer 0 in front. Before layer 0 there
+    is no attention yet, so that such a stage picks for diversity alone, and it saves most.
     """
     default = tuple(stage.layer for stage in default_stages(depth) if stage.keep)[:count]
-    sets = {"curve": tuple(curve), "curve, and layer 0": (0, *curve)}
+    sets = {f"{more} to the reading depth, denser early": _spaced(reading, more, EARLY) for more in _near(count)}
+    sets |= {f"{more} to the reading depth, even": _spaced(reading, more, 1) for more in _near(count)}
+    sets |= {"curve": tuple(curve), "curve, and layer 0": (0, *curve)}
     sets |= {"default": default, "default, and layer 0": (0, *default)}
-    for name, reach in (("a half", 1 / 2), ("a quarter", 1 / 4), ("two thirds", 2 / 3)):
-        spread = [round(depth * reach * at / max(count - 1, 1)) for at in range(count)]
-        sets[f"even over {name}"] = tuple(dict.fromkeys(spread))
     first: dict[tuple[int, ...], str] = {}
     for name, layers in sets.items():
         if layers and max(layers) < depth:
             first.setdefault(layers, name)
     return {name: layers for layers, name in first.items()}
+
+
+def _near(count: int) -> tuple[int, ...]:
+    return tuple(dict.fromkeys((count + 1, count + 2, max(count, 2))))
+
+
+def _spaced(reach: int, count: int, power: float) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(round(reach * (at / (count - 1)) ** power) for at in range(count)))
 
 
 def make_stages(layers: Sequence[int], ladder: str, attention: str) -> tuple[BTPStage, ...]:
@@ -87,7 +95,7 @@ def make_stages(layers: Sequence[int], ladder: str, attention: str) -> tuple[BTP
         part = number / (len(layers) - 1) if len(layers) > 1 else 1.0
         share = low + (high - low) * part if layer else 0.0
         keep = LADDERS[ladder](part if len(layers) > 1 else 0.0, len(layers))
-        stages.append(BTPStage(layer, keep, round(share, 4), spatial=SEED if not number else 0.0))
+        stages.append(BTPStage(layer, keep, round(share, 4)))
     return tuple(stages)
 
 
@@ -111,83 +119,42 @@ def solve(stages: Sequence[BTPStage], budget: float, depth: int, drop: int | Non
     return dataclasses.replace(pruner, stages=rounded)
 
 
-def first_round(curve: Sequence[int], count: int, budget: float, depth: int) -> tuple[list[Candidate], list[str]]:
-    """All layers with all ladders of keep, attention's share rising from 0 to 1; and what is left out, with why."""
+def first_round(
+    curve: Sequence[int], reading: int, count: int, budget: float, depth: int
+) -> tuple[list[Candidate], list[str]]:
+    """All layers with all ladders of keep, attention's share as in the paper; and what is left out, with why."""
     found, out = [], []
-    for (where, layers), ladder in itertools.product(layer_sets(curve, count, depth).items(), LADDERS):
-        how = f"{ladder}, attention 0 to 1"
+    sets, attention = layer_sets(curve, reading, count, depth), next(iter(ATTENTION))
+    for (where, layers), ladder in itertools.product(sets.items(), LADDERS):
+        how = f"{ladder}, attention {attention}"
         try:
-            found.append(Candidate(where, how, solve(make_stages(layers, ladder, "0 to 1"), budget, depth, None)))
+            found.append(Candidate(where, how, solve(make_stages(layers, ladder, attention), budget, depth, None)))
         except BudgetError as error:
             out.append(f"{where} {list(layers)}, {how}: {error}")
     return found, out
-
-
-def stage_round(best: Candidate, budget: float) -> list[Candidate]:
-    """The best one with one stage more: halfway between two neighbours, or behind the last by a quarter of its depth.
-
-    It keeps the geometric mean of its neighbours' keeps, behind the last a third of the last's, and takes the mean of
-    their attention's shares.
-    """
-    stages, made = kept_stages(best), []
-    for number, stage in enumerate(stages):
-        after = stages[number + 1] if number + 1 < len(stages) else None
-        end = after.layer if after else best.depth
-        layer = stage.layer + (max(1, (end - stage.layer) // 2) if after else max(1, stage.layer // 4))
-        if layer >= end:
-            continue
-        keep = (stage.keep * after.keep) ** 0.5 if after else stage.keep / 3
-        share = (stage.attention + (after.attention if after else 1.0)) / 2 if layer else 0.0
-        more = BTPStage(layer, keep, round(share, 4), stage.over, stage.split)
-        made.append(
-            (f"{best.how}; one more before layer {layer}", [*stages[: number + 1], more, *stages[number + 1 :]])
-        )
-    return list(_solved(best, made, budget))
-
-
-def place_round(best: Candidate, budget: float) -> list[Candidate]:
-    """The best one with each stage in turn moved up and down, by one layer of 16 (scaled with depth, at least 1)."""
-    step, made = max(1, round(best.depth / 16)), []
-    for number, by in itertools.product(range(len(kept_stages(best))), (-step, step)):
-        stages = list(kept_stages(best))
-        layer = stages[number].layer + by
-        taken = [stage.layer for stage in stages[:number]] + [-1], [stage.layer for stage in stages[number + 1 :]]
-        if max(taken[0]) < layer < min(taken[1], default=best.depth):
-            attention = stages[number].attention if layer else 0.0
-            stages[number] = dataclasses.replace(stages[number], layer=layer, attention=attention)
-            made.append((f"{best.how}; stage {number + 1} before layer {layer}", stages))
-    return list(_solved(best, made, budget))
 
 
 def attention_round(best: Candidate, budget: float) -> list[Candidate]:
     """The best one's layers and keeps with the other ladders of attention's share."""
     layers = [stage.layer for stage in kept_stages(best)]
     made = []
-    for name in list(ATTENTION)[1:]:
+    for name in ATTENTION:
+        if best.how.endswith(f"attention {name}"):
+            continue
         shares = [stage.attention for stage in make_stages(layers, "halving", name)]
         stages = [
             dataclasses.replace(stage, attention=share) for stage, share in zip(kept_stages(best), shares, strict=True)
         ]
-        made.append((f"{_ladder(best)}, attention {name}", stages))
-    return list(_solved(best, made, budget))
-
-
-def keep_round(best: Candidate, budget: float) -> list[Candidate]:
-    """The best one with each stage in turn keeping a half more, and a third less, before all are scaled again."""
-    made = []
-    for number, factor in itertools.product(range(len(kept_stages(best))), (1.5, 2 / 3)):
-        stages = list(kept_stages(best))
-        stages[number] = dataclasses.replace(stages[number], keep=min(1.0, stages[number].keep * factor))
-        made.append((f"{best.how}; stage {number + 1} keeps x{factor:.2f}", stages))
+        made.append((f"{best.how.partition(', attention')[0]}, attention {name}", stages))
     return list(_solved(best, made, budget))
 
 
 def seed_round(best: Candidate, budget: float) -> list[Candidate]:
-    """The best one with a seed of another size, without one, and with attention not rebalanced, or more so."""
+    """The best one with a spatial seed, and with attention not rebalanced, or more so."""
     stages = kept_stages(best)
     made = [
         (f"{best.how}; seed {share:g}", [dataclasses.replace(stages[0], spatial=share), *stages[1:]])
-        for share in (0.0, 0.25)
+        for share in (0.25, 0.5)
     ] + [
         (f"{best.how}; over {over:g}", [dataclasses.replace(stage, over=over) for stage in stages])
         for over in (1.0, 1.5)
@@ -214,9 +181,3 @@ def _solved(
         except BudgetError:
             continue  # a variant that does not fit is no loss
         yield Candidate(best.where, how, pruner)
-
-
-def _ladder(candidate: Candidate) -> str:
-    ladder, _, rest = candidate.how.partition(", attention")
-    moved = rest.partition(";")[2]
-    return f"{ladder};{moved}" if moved else ladder

@@ -50,6 +50,7 @@ def draw(result: dict[str, Any], picture: Path) -> bool:
     shown = [max(value, 1e-6) for value in drops["kl"]]
     lower.plot(drops["layer"], shown, marker=".", label="KL(dense || all dropped)")
     lower.axhline(result["harmless"]["tolerance"], color="0.5", linestyle="--", label="tolerance")
+    lower.axvline(result["reading"], color="tab:red", linestyle=":", label=f"reading depth, layer {result['reading']}")
     harmless = result["harmless"]["layer"]
     if harmless is not None:
         lower.axvline(harmless, color="tab:green", label=f"harmless from layer {harmless} on")
