@@ -14,22 +14,16 @@ from tests.tiny_models import BUILDERS, LAYOUTS, WITH_VIDEOS, build, generate, i
 
 STEPS = 6
 SHAPES = ["one image", "two images", "no image", "ragged", "ragged with text only", "video"]
-ON_BOTH_BACKENDS = ("llava", "qwen2_5_vl", "qwen3_vl")
 
 
 def layouts(*names):
-    """Every family, backend and layout of these names.
-
-    What a backend changes is how masks and attention look in the decoder. The decoders of the other families are those
-    of these three, or of their kin, so that they meet the eager backend on the hardest layout only.
-    """
+    """Every family, backend and layout of these names."""
     cases = [
         (family, attention, layout)
         for family in BUILDERS
         for attention in ("sdpa", "eager")
         for layout in names
         if layout != "video" or family in WITH_VIDEOS
-        if attention == "sdpa" or family in ON_BOTH_BACKENDS or layout == "ragged with text only"
     ]
     return pytest.mark.parametrize(("family", "attention", "layout"), cases, ids=map("-".join, cases))
 
