@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import PrinterCallback, Trainer
 
 from foveate.pruners import GlimpsePrune
 
@@ -39,6 +39,7 @@ class GlimpseTrainer(Trainer):
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
+        self.remove_callback(PrinterCallback)
         self.look, self.every, self.max_keep, self.report = look, every, max_keep, report
         self.history: list[dict[str, float]] = []
         self.checks: list[dict[str, float]] = []
@@ -64,9 +65,10 @@ class GlimpseTrainer(Trainer):
         step = self.state.global_step
         if self.report:
             self.report("training", step, self.state.max_steps)
-        if self.every and step % self.every == 0 and self.is_world_process_zero():
+        looked = self.checks[-1]["step"] if self.checks else 0  # the end of an epoch comes here twice
+        if self.every and step % self.every == 0 and step > looked and self.is_world_process_zero():
             learned = self.accelerator.unwrap_model(self.model).learned
-            with torch.random.fork_rng(enabled=True):
+            with torch.random.fork_rng():  # looking draws nothing that training would have drawn
                 learned.eval()
                 self.checks.append({"step": step, **self.look(GlimpsePrune(weights=learned, max_keep=self.max_keep))})
                 learned.train()

@@ -152,6 +152,7 @@ class Pruner:
     needs: ClassVar[str] = ""
     uses_grids: ClassVar[bool] = False
     keep_is_mean: ClassVar[bool] = False  # `keep` is a mean share of visual tokens per layer
+    finds_budget: ClassVar[bool] = False  # how much is kept is the method's own choice, unless told
     differentiable: ClassVar[bool] = False  # gradients flow through the attention that `select` is shown, to train on it
 
     compact_cache: bool = option(

@@ -55,6 +55,7 @@ class GlimpsePrune(Pruner):
     summary: ClassVar[str] = "a learned glimpse decides once, deep in the model, how much an answer needs"
     needs: ClassVar[str] = "trained weights (without: a labelled stand-in)"
     uses_grids: ClassVar[bool] = True
+    finds_budget: ClassVar[bool] = True
 
     keep: float | int | None = option(
         None, "share or count of the likeliest visual tokens, instead of threshold and caps; 1.0: off"

@@ -57,7 +57,7 @@ class Segments:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Scaled dot-product attention of (T, heads, d) inside each segment; (T, heads, d of the values)."""
-        found, start = [], 0
+        found, start = [value[:0]], 0
         for number, length in self.groups:
             part = slice(start, start + number * length)
             shaped = [x[part].unflatten(0, (number, length)).transpose(1, 2) for x in (query, key, value)]
