@@ -86,6 +86,9 @@ class VisualTokens:
         for.
     extra
         (B, G, D) hidden states of the tokens that the method added.
+    vision
+        For each layer of the vision encoder that `vision_layers` asked for, (B, N, C) features of the visual tokens,
+        averaged over the patches that make up a token; zero for padding and separators.
     """
 
     layer: int
@@ -134,6 +137,7 @@ class VisualTokens:
             mean_text=rows(self.mean_text),
             attention=None if self.attention is None else rows(self.attention),
             extra=rows(self.extra),
+            vision=tuple(map(rows, self.vision)),
         )
 
 
@@ -182,7 +186,13 @@ class Pruner:
         return "softmax"
 
     def vision_layers(self, depth: int) -> tuple[int, ...]:
+        """Blocks of a vision encoder of `depth`, from 0, whose outputs the method wants, in the order it wants them."""
         return ()
+
+    @property
+    def reads_vision(self) -> bool:
+        """True where the method says which `vision_layers` it wants."""
+        return type(self).vision_layers is not Pruner.vision_layers
 
     def notes(self, depth: int) -> tuple[str, ...]:
         """What a user of a model of `depth` layers should be warned of; goes into the report."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveate import __version__
-from foveate.errors import BudgetError, ModelNotReachable
+from foveate.errors import BudgetError, IncompatibleWeightsError, ModelNotReachable
 
 if TYPE_CHECKING:
     from foveate.pruners.base import Pruner
@@ -64,9 +64,9 @@ def load(name_or_folder: str | Path) -> Pruner:
         if glimpse_authors.is_theirs(config):
             return glimpse_authors.load(config, find(name, glimpse_authors.WEIGHTS))
         method, options = config["method"], dict(config["options"])
+    except (BudgetError, IncompatibleWeightsError):
+        raise
     except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, BudgetError):
-            raise
         raise BudgetError(f"{path} is not a pruner's config: {error!r}") from error
     if method in METHODS:
         options |= METHODS[method].load_weights(config, name)
