@@ -5,7 +5,3 @@ from foveate.errors import FoveateError
 
 class CalibrationError(FoveateError, ValueError):
     """Samples, settings or an earlier run that a calibration cannot use; the message says why."""
-
-
-class TrainingError(FoveateError, ValueError):
-    """Data, settings or an earlier run that a training cannot use; the message says why."""
