@@ -22,7 +22,8 @@ class Meter:
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
         self.device = device
-        self._peak, self._end, self._thread = 0, threading.Event(), None
+        self._peak, self._end = 0, threading.Event()
+        self._thread: threading.Thread | None = None
 
     @property
     def kind(self) -> str:

@@ -69,7 +69,8 @@ def answer_logps(
 
 def _continued(model: Any, positions: Tensor) -> Tensor:
     """(3, B, C - 1) positions behind a prompt with images, which take up less room than their tokens."""
-    (deltas,) = {id(one): one for module in model.modules() if (one := getattr(module, "rope_deltas", None)) is not None}.values()
+    found = (getattr(module, "rope_deltas", None) for module in model.modules())
+    deltas = next(one for one in found if one is not None)
     return (positions + deltas.to(positions.device)).expand(3, -1, -1)
 
 

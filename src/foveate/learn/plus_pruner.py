@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from foveate.errors import BudgetError
 from foveate.learn.errors import TrainingError
+from foveate.learn.grounded import Box
 from foveate.learn.targets import target_mask
 from foveate.pruners.base import PromptRows, Pruner, VisualTokens
 
-Boxes = Sequence[Sequence[float]]
+Boxes = Sequence[Box]
 
 
 @dataclass
@@ -102,11 +103,13 @@ class GivenBoxes(Pruner):
         keep = torch.zeros_like(tokens.valid) if self.otherwise is None else self.otherwise.select(tokens).clone()
         for row, boxes in enumerate(known):
             if boxes:
-                keep[row] = False
-                mask = target_mask(boxes, tokens.grids[row])
-                if mask.shape[0] != int(tokens.valid[row].sum()):
-                    raise TrainingError(
-                        f"a sample's grids hold {mask.shape[0]} visual tokens, its prompt {int(tokens.valid[row].sum())}"
-                    )
-                keep[row, : mask.shape[0]] = mask.to(keep.device)
+                keep[row] = self._under(boxes, tokens, row)
         return keep
+
+    def _under(self, boxes: Boxes, tokens: VisualTokens, row: int) -> Tensor:
+        """(N,) bool, the visual tokens of a sample that its boxes touch."""
+        mask = target_mask(boxes, tokens.grids[row])
+        there = int(tokens.valid[row].sum())
+        if mask.shape[0] != there:
+            raise TrainingError(f"a sample's grids hold {mask.shape[0]} visual tokens, its prompt {there}")
+        return nn.functional.pad(mask, (0, tokens.valid.shape[1] - there)).to(tokens.valid.device)

@@ -47,7 +47,8 @@ class PlusTrainer(GRPOTrainer):
         if pruner is not None:
             check_possible(args)
         super().__init__(args=args, **kwargs)
-        self.add_callback(Costs(Meter(self.accelerator.device), self._note))
+        self.meter = Meter(self.accelerator.device)
+        self.add_callback(Costs(self.meter, self._note))
 
     def _note(self, name: str, value: float) -> None:
         self._metrics["train"][name].append(value)
@@ -117,6 +118,19 @@ class Costs(TrainerCallback):
             self.note(name, value)
 
 
+class ShowSteps(TrainerCallback):
+    """Tells how far the training is."""
+
+    def __init__(self, progress: Callable[[str, int, int], None]) -> None:
+        self.progress = progress
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.progress("fine-tuning", state.global_step, state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.progress("fine-tuning", state.global_step, state.max_steps)
+
+
 def check_possible(args: GRPOConfig) -> None:
     """Refuse what does not go with a pruned KV cache.
 
@@ -128,7 +142,7 @@ def check_possible(args: GRPOConfig) -> None:
     if args.use_vllm:
         raise TrainingError("rollouts in vLLM would not be pruned, as hooks do not exist there: leave vLLM off")
     if args.use_transformers_continuous_batching:
-        raise TrainingError("rollouts by continuous batching have a paged KV cache, which cannot be pruned: leave it off")
+        raise TrainingError("continuous batching has a paged KV cache, which cannot be pruned: leave it off")
     if args.gradient_checkpointing:
         raise TrainingError(
             "gradient checkpointing runs without a KV cache, which pruning needs: leave it off, or train unpruned"

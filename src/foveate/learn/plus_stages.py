@@ -1,0 +1,125 @@
+"""The stages of GlimpsePrune+, each from and to files."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from foveate.learn.errors import TrainingError
+from foveate.learn.grounded import GroundedSamples
+from foveate.learn.plus_config import PlusSettings
+from foveate.learn.plus_setup import load_for, make_trainer, usable
+from foveate.learn.processes import Processes
+from foveate.learn.rewards import reward_by_name
+from foveate.measure import environment
+
+ADAPTER, STEPS, MODEL, PREDICTOR, RUN = "adapter", "steps.json", "model", "predictor", "rl"
+Progress = Callable[[str, int, int], None]
+FIGURES = ("step", "seconds", "peak_bytes", "kept", "kv_share", "reward", "reward_std", "kl", "entropy", "loss")
+
+
+def need_trl() -> None:
+    """Say what to install.
+
+    Raises
+    ------
+    TrainingError
+        TRL, PEFT, accelerate or datasets is missing.
+    """
+    try:
+        import accelerate  # noqa: F401
+        import datasets  # noqa: F401
+        import peft  # noqa: F401
+        import trl  # noqa: F401
+    except ImportError as error:
+        raise TrainingError(f"GlimpsePrune+ needs {error.name}: pip install 'foveate[train]'") from error
+
+
+def reinforce(
+    settings: PlusSettings,
+    samples: GroundedSamples,
+    folder: Path,
+    device: str = "auto",
+    progress: Progress | None = None,
+    processes: Processes | None = None,
+) -> dict[str, Any]:
+    """Fine-tune by GRPO; goes on from the last checkpoint of FOLDER/rl."""
+    need_trl()
+    from transformers.trainer_utils import get_last_checkpoint
+
+    processes = processes or Processes()
+    reward = reward_by_name(settings.reward, settings.judge)
+    loaded = load_for(settings, processes.device(device))
+    items, left_out = usable(settings, samples.items, loaded, progress)
+    trainer = make_trainer(settings, items, loaded, reward, folder / RUN, progress)
+    (folder / RUN).mkdir(parents=True, exist_ok=True)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder / RUN)))
+    if processes.main:
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder / ADAPTER)
+        history = [entry for entry in trainer.state.log_history if "seconds" in entry]
+        steps = [{name: entry[name] for name in FIGURES if name in entry} for entry in history]
+        report = {
+            "pruned": settings.pruned,
+            "memory": trainer.meter.kind,
+            "machine": environment.machine(loaded.model.device),
+            "steps": steps,
+        }
+        (folder / ADAPTER / STEPS).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return {
+        "samples": len(items),
+        "left_out": left_out,
+        "steps": trainer.state.global_step,
+        "versions": environment.versions(),
+        **_summary(trainer.state.log_history),
+    }
+
+
+def _summary(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Median seconds and largest memory of a step."""
+    entries = [entry for entry in history if "seconds" in entry]
+    if not entries:
+        return {}
+    found: dict[str, Any] = {"seconds_per_step": statistics.median(float(entry["seconds"]) for entry in entries)}
+    if any("peak_bytes" in entry for entry in entries):
+        found["peak_bytes"] = max(int(float(entry["peak_bytes"])) for entry in entries if "peak_bytes" in entry)
+    return found
+
+
+def merge(settings: PlusSettings, folder: Path) -> dict[str, Any]:
+    """Put the adapter of FOLDER/adapter into the weights; gives FOLDER/model."""
+    need_trl()
+    from peft import PeftModel
+
+    loaded = load_for(settings, "cpu")
+    before = environment.model_fingerprint(loaded.model)
+    merged = PeftModel.from_pretrained(loaded.model, str(folder / ADAPTER)).merge_and_unload()
+    merged.save_pretrained(folder / MODEL)
+    loaded.processor.save_pretrained(folder / MODEL)
+    return {"from": before, "to": environment.model_fingerprint(merged)}
+
+
+def check_predictor(settings: PlusSettings) -> None:
+    """Refuse settings of a predictor before the hours that come first.
+
+    Raises
+    ------
+    TrainingError
+        They do not do.
+    """
+    if settings.glimpse is not None:
+        raise TrainingError("a predictor cannot be trained here yet: leave `glimpse` out")
+
+
+def train_predictor(
+    settings: PlusSettings,
+    samples: GroundedSamples,
+    folder: Path,
+    device: str,
+    progress: Progress | None,
+    processes: Processes,
+) -> dict[str, Any]:
+    """Train a predictor on FOLDER/model, as `foveate train glimpse` does; gives FOLDER/predictor."""
+    raise NotImplementedError
