@@ -15,6 +15,7 @@ _PUBLIC: dict[str, str | None] = {
     "BTPStage": "foveate.pruners",
     "DivPrune": "foveate.pruners",
     "FastV": "foveate.pruners",
+    "GlimpsePrune": "foveate.pruners",
     "GreedyPrune": "foveate.pruners",
     "Random": "foveate.pruners",
     "attach": "foveate.engine",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from foveate.pruners import BTPStage as BTPStage
     from foveate.pruners import DivPrune as DivPrune
     from foveate.pruners import FastV as FastV
+    from foveate.pruners import GlimpsePrune as GlimpsePrune
     from foveate.pruners import GreedyPrune as GreedyPrune
     from foveate.pruners import Random as Random
     from foveate.pruners import load as load

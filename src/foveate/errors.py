@@ -8,6 +8,7 @@ __all__ = [
     "AlreadyAttachedError",
     "BudgetError",
     "FoveateError",
+    "IncompatibleWeightsError",
     "ModelNotReachable",
     "UnknownMethodError",
     "UnsupportedCacheError",
@@ -33,6 +34,10 @@ class AlreadyAttachedError(FoveateError):
 
 class BudgetError(FoveateError, ValueError):
     """A keep ratio, a count or a threshold is out of range, or asks for what the method cannot give."""
+
+
+class IncompatibleWeightsError(FoveateError, ValueError):
+    """Learned weights do not fit the model, or a file of weights is not what it should be."""
 
 
 class UnknownMethodError(FoveateError, ValueError):

@@ -8,8 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveate import BTP, DivPrune, FastV, GreedyPrune, Random, select
+from foveate import BTP, DivPrune, FastV, GlimpsePrune, GreedyPrune, Random, select
 from foveate.pruners import Pruner, VisualTokens
+from foveate.pruners.glimpse_modules import GlimpseConfig, GlimpseModules
+from tests.tiny_models import LAYERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,18 @@ class Ladder(Pruner):
         return select.top_k(score, k.clamp(min=0), tokens.valid)
 
 
+def glimpse(**changes) -> GlimpseModules:
+    """Random weights that choose: some tokens of each image, and never all."""
+    torch.manual_seed(5)
+    sizes = {"depth": LAYERS, "hidden_size": 64, "heads": 4, "layer": 4, "size": 16, "predictor_heads": 2, "blocks": 2}
+    modules = GlimpseModules(GlimpseConfig(**{**sizes, **changes}))
+    with torch.no_grad():
+        modules.glimpse.rows.mul_(50)
+        modules.predictor.attention_in.weight.mul_(20)
+        modules.predictor.out.weight.mul_(10)
+    return modules.eval()
+
+
 METHODS: dict[str, Pruner] = {
     "random": Random(keep=0.3),
     "random mid": Random(keep=5, layer=3, seed=1),
@@ -54,6 +68,8 @@ METHODS: dict[str, Pruner] = {
         distance="euclidean",
     ),
     "btp logits compacted": BTP(stages=[(2, 0.4, 0.5, 3.7)], score="logits", compact_cache=True),
+    "glimpseprune": GlimpsePrune(weights=glimpse(), min_keep=2),
+    "glimpseprune untrained": GlimpsePrune(threshold=0.3, max_keep=0.4),
     "ladder": Ladder(),
     "ladder from 0 compacted": Ladder(cuts=(0, 2, 4), compact_cache=True),
 }

@@ -51,8 +51,9 @@ def methods() -> list[dict[str, Any]]:
             "paper": method.paper,
             "url": method.url,
             "options": [
-                {"name": item.name, "default": _default(item), "help": item.metadata.get("help", "")}
+                {"name": item.name, "default": _default(item), "help": item.metadata["help"]}
                 for item in dataclasses.fields(method)
+                if item.metadata
             ],
         }
         for name, method in METHODS.items()

@@ -10,13 +10,21 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import AttentionInterface
 
+from foveate.pruners.base import AttentionForm
+
 Listener = Callable[[Tensor, Tensor, Tensor | None, dict[str, Any]], None]
+
+_FORMS: dict[AttentionForm, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda scores: scores.softmax(-1),
+    "log_softmax": lambda scores: scores.log_softmax(-1),
+    "logits": lambda scores: scores,
+}
 
 _lock = threading.Lock()
 _open_taps = 0
@@ -34,8 +42,7 @@ def _tapped_get_interface(self: AttentionInterface, attn_implementation: str, de
         listener = listeners.get(module)
         if listener is not None:
             query, key, _, mask = args if len(args) == 4 else (*args, kwargs["attention_mask"])
-            with torch.no_grad():
-                listener(query, key, mask, kwargs)
+            listener(query, key, mask, kwargs)
         return function(module, *args, **kwargs)
 
     return tapped
@@ -69,7 +76,7 @@ def attention_rows(
     mask: Tensor | None,
     options: dict[str, Any],
     rows: Tensor,
-    form: Literal["softmax", "logits"] = "softmax",
+    form: AttentionForm = "softmax",
 ) -> Tensor:
     """Rows of softmax(Q K^T) in fp32.
 
@@ -84,7 +91,8 @@ def attention_rows(
     rows
         (B, R) long, which of the L queries; -1 gives a row of zeros.
     form
-        "logits" for the products before the softmax; what the mask hides is -inf, or as low as the mask makes it.
+        "logits" for the products before the softmax, "log_softmax" for its logarithm; what the mask hides is -inf
+        there, or as low as the mask makes it.
 
     Returns
     -------
@@ -93,7 +101,7 @@ def attention_rows(
     """
     absent = (rows < 0)[:, None, :, None]
     scores = _masked_scores(query, key, mask, options, rows.clamp(min=0))
-    return (scores if form == "logits" else scores.softmax(-1)).masked_fill(absent, 0)
+    return _FORMS[form](scores).masked_fill(absent, 0)
 
 
 def _masked_scores(query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any], rows: Tensor) -> Tensor:

@@ -42,6 +42,8 @@ class Hooks:
         self.notes = pruner.notes(self.depth)
         self.method = pruner.resolved(self.depth)
         self.extra = pruner.extra_tokens(model)
+        if self.extra is not None and self.extra.ndim == 2:
+            self.extra = self.extra[None]
         self.records: list[PrefillRecord] = []
         self.thread = threading.local()
         self.group = [sum(stage <= layer for stage in self.stages) for layer in range(self.depth)]
@@ -121,7 +123,7 @@ class Hooks:
         if self.pruner.uses_grids and not frame.prompt.layout.known:
             frame.prompt.record.notes.append(UNKNOWN_LAYOUT)
         if self.extra is not None:
-            frame.extra = self.extra.shape[0]
+            frame.extra = self.extra.shape[1]
         kwargs, frame.additions = self.family.take_additions(kwargs)
         return args, kwargs
 
@@ -188,7 +190,8 @@ class Hooks:
             return
 
         def listen(query: Tensor, key: Tensor, mask: Any, options: dict) -> None:
-            frame.attention = attention_rows(query, key, mask, options, rows, self.method.attention_form())
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.method.differentiable):
+                frame.attention = attention_rows(query, key, mask, options, rows, self.method.attention_form())
 
         frame.tap.enter_context(attention_tap(self.parts.attention[number], listen))
 
@@ -205,12 +208,15 @@ class Hooks:
         hidden = args[0] if args else kwargs["hidden_states"]
         cache = kwargs.get("past_key_values")
         if number == 0 and frame.extra and self.extra is not None:
-            hidden = torch.cat([hidden, self.extra.to(hidden).expand(hidden.shape[0], -1, -1)], 1)
+            hidden = torch.cat([hidden, self.extra[0].to(hidden).expand(hidden.shape[0], -1, -1)], 1)
             frame.cut(torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1), None)
         if number in self.stages and frame.prompt is not None and any(frame.prompt.counts):
             if cache is not None:
                 check_cache(cache, self.depth)
             hidden = self._cut(number, hidden, cache, frame, frame.prompt)
+        if frame.extra and self.extra is not None and 0 < number < len(self.extra):
+            own = hidden[:, -frame.extra :] + self.extra[number].to(hidden)
+            hidden = torch.cat([hidden[:, : -frame.extra], own], 1)
         cached = None if cache is None else cache_layer(cache, number)
         if frame.index is None and not isinstance(cached, PrunedLayer):
             return None

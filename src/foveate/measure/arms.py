@@ -174,6 +174,8 @@ def _placed(spec: MethodSpec, layer: int | None) -> MethodSpec:
 
 def _budgets(spec: MethodSpec, keeps: Sequence[float], depth: int | None) -> list[Arm]:
     written = str(spec)
+    if getattr(method_class(spec.name), "finds_budget", False):
+        return [Arm(written, 1.0, spec, own_budget=True)]
     if "keep" in spec.options:
         raise UnknownMethodError(f"'{written}': budgets are given by --keep, for every method the same")
     if not has_option(spec.name, "keep"):

@@ -50,10 +50,20 @@ class LoadedModel:
         InputError
             The processor refuses an image or a question; the message says why.
         """
+        return self.process(questions, images).to(self.model.device, dtype=self.model.dtype)
+
+    def process(self, questions: list[str], images: list[list[Image.Image]]) -> Any:
+        """Return the processed batch, padded on the left, on the CPU and as the processor makes it.
+
+        Raises
+        ------
+        InputError
+            The processor refuses an image or a question; the message says why.
+        """
         texts = [self.prompt(question, len(own)) for question, own in zip(questions, images, strict=True)]
         start = getattr(self.processor.tokenizer, "bos_token", None)
         try:
-            batch = self.processor(
+            return self.processor(
                 text=texts,
                 images=[image for own in images for image in own] or None,
                 padding=len(texts) > 1,  # alone it needs none, and some tokenizers have no padding token
@@ -64,7 +74,6 @@ class LoadedModel:
             )
         except ValueError as error:
             raise InputError(f"the processor of {self.name} refuses this: {_line(error)}") from error
-        return batch.to(self.model.device, dtype=self.model.dtype)
 
 
 def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:

@@ -13,12 +13,13 @@ from foveate.pruners.btp import BTP
 from foveate.pruners.btp_stages import BTPStage
 from foveate.pruners.divprune import DivPrune
 from foveate.pruners.fastv import FastV
+from foveate.pruners.glimpseprune import GlimpsePrune
 from foveate.pruners.greedyprune import GreedyPrune
 from foveate.pruners.random import Random
 from foveate.pruners.saving import load
 
 METHODS: Mapping[str, type[Pruner]] = MappingProxyType(
-    {method.name: method for method in (Random, FastV, DivPrune, GreedyPrune, BTP)}
+    {method.name: method for method in (Random, FastV, DivPrune, GreedyPrune, BTP, GlimpsePrune)}
 )
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "BTPStage",
     "DivPrune",
     "FastV",
+    "GlimpsePrune",
     "GreedyPrune",
     "PromptRows",
     "Pruner",

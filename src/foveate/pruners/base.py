@@ -7,18 +7,21 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from foveate.errors import BudgetError
 from foveate.pruners.budget import check_keep, tokens_to_keep
-from foveate.pruners.saving import save_pretrained
+from foveate.pruners import saving
 
 if TYPE_CHECKING:
     from foveate.engine import Handle
     from foveate.families import Grid
+
+
+AttentionForm = Literal["softmax", "log_softmax", "logits"]
 
 
 def option(default: Any, help: str) -> Any:
@@ -100,6 +103,7 @@ class VisualTokens:
     mean_text: Tensor
     attention: Tensor | None
     extra: Tensor
+    vision: tuple[Tensor, ...] = ()
 
     def by_image(self, images: int) -> VisualTokens:
         """The same tokens with one row for each (sample, image): (B * images, N, ...), other images' tokens invalid.
@@ -148,6 +152,8 @@ class Pruner:
     needs: ClassVar[str] = ""
     uses_grids: ClassVar[bool] = False
     keep_is_mean: ClassVar[bool] = False  # `keep` is a mean share of visual tokens per layer
+    finds_budget: ClassVar[bool] = False  # how much is kept is the method's own choice, unless told
+    differentiable: ClassVar[bool] = False  # gradients flow through the attention that `select` is shown, to train on it
 
     compact_cache: bool = option(
         False, "also cut the KV cache of the layers before a stage to that stage's survivors (GlimpsePrune does)"
@@ -169,9 +175,15 @@ class Pruner:
         """Rows (B, R) whose attention at layer - 1 the stage before `layer` wants, or None."""
         return None
 
-    def attention_form(self) -> Literal["softmax", "logits"]:
-        """Whether those rows are softmaxed or the scaled products of query and key, -inf where the mask hides."""
+    def attention_form(self) -> AttentionForm:
+        """Whether those rows are softmaxed, its logarithm, or the scaled products of query and key.
+
+        What the mask hides is -inf in the last two.
+        """
         return "softmax"
+
+    def vision_layers(self, depth: int) -> tuple[int, ...]:
+        return ()
 
     def notes(self, depth: int) -> tuple[str, ...]:
         """What a user of a model of `depth` layers should be warned of; goes into the report."""
@@ -188,12 +200,42 @@ class Pruner:
         raise BudgetError(f"{self.name} has no budget that could be set to a mean share of visual tokens per layer")
 
     def extra_tokens(self, model: nn.Module) -> Tensor | None:
-        """Embeddings (G, D) added behind the prompt and taken out at the last stage, or None."""
+        """Embeddings (G, D) of tokens added behind the prompt and taken out at the last stage, or None.
+
+        Of (S, G, D), the first are the embeddings, and row s is added to their hidden states before layer s.
+        """
         return None
 
+    def save_weights(self, folder: Path) -> dict[str, Any]:
+        """Write learned weights to a folder; what its config says of them."""
+        return {}
+
+    @classmethod
+    def load_weights(cls, config: dict[str, Any], name: str) -> dict[str, Any]:
+        """Learned weights, as options, of a saved pruner's config and its folder or Hub id."""
+        return {}
+
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the method's name and options to a folder that `foveate.load` takes."""
-        save_pretrained(self, folder)
+        """Write the method's name and options, and learned weights, to a folder that `foveate.load` takes."""
+        saving.save_pretrained(self, folder)
+
+    def push_to_hub(self, repository: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Upload what `save_pretrained` writes to the Hub; the address of the commit."""
+        return saving.push_to_hub(self, repository, private=private, token=token)
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | Path) -> Self:
+        """`foveate.load`, for this method only.
+
+        Raises
+        ------
+        BudgetError
+            When the folder holds another method.
+        """
+        loaded = saving.load(name_or_folder)
+        if not isinstance(loaded, cls):
+            raise BudgetError(f"{name_or_folder} holds {loaded.name}, not {cls.name}")
+        return loaded
 
     def __call__(self, model: nn.Module) -> contextlib.AbstractContextManager[Handle]:
         """Context in which `model` runs with this method; everything is undone on exit, also after an error."""

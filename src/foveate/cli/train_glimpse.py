@@ -1,0 +1,124 @@
+"""`foveate train glimpse`: train GlimpsePrune's predictor on a frozen model."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from foveate.cli.console import complain, console, progress, quiet_loading, say, show_table, warn, write_json
+from foveate.cli.options import Device, DType, JsonFile
+
+
+def run(
+    out: Annotated[Path, typer.Option(help="Folder for foveate.load; a stopped run goes on there with --resume.")],
+    model: Annotated[str, typer.Option(help="A Hub id, a folder, or `tiny`, the embedded model.")] = "tiny",
+    data: Annotated[Path | None, typer.Option(help="JSONL with image, question, answer and boxes, or:")] = None,
+    images: Annotated[Path | None, typer.Option(metavar="DIR", help="What its image paths start from.")] = None,
+    dataset: Annotated[Path | None, typer.Option(metavar="DIR", help="A folder of the datasets library, or:")] = None,
+    suite: Annotated[str | None, typer.Option(help="Questions of a suite: scenes.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="How many, drawn at random; the published 20,000.")] = 20_000,
+    held_out: Annotated[int, typer.Option(min=1, help="Questions that are only looked at.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Of samples, starting weights and order.")] = 42,
+    epochs: Annotated[float, typer.Option(help="Passes over the samples.")] = 1.0,
+    max_steps: Annotated[int, typer.Option(help="Updates, whatever the epochs say; -1: as the epochs say.")] = -1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples a device and step.")] = 1,
+    accumulation: Annotated[int, typer.Option(min=1, help="Steps before an update.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW, cosine schedule.")] = 1e-4,
+    layer: Annotated[int | None, typer.Option(help="Cut before this decoder layer; default: two thirds.")] = None,
+    vision_layers: Annotated[str | None, typer.Option(help="Vision blocks, from 0, deepest first, or `none`.")] = None,
+    size: Annotated[int, typer.Option(min=8, help="Width of the predictor.")] = 256,
+    condition_size: Annotated[int, typer.Option(min=8, help="Width of its vision condition.")] = 512,
+    attention: Annotated[str, typer.Option(help="logits or log_softmax.")] = "logits",
+    max_keep: Annotated[float | None, typer.Option(help="Cap at the looks at held-out questions.")] = 0.111,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer at those looks.")] = 8,
+    check_every: Annotated[int, typer.Option(min=0, help="Updates between those looks; 0: at the end only.")] = 100,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Mixed precision.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
+    json_file: JsonFile = None,
+    device: Device = "auto",
+    dtype: DType = "auto",
+) -> None:
+    """Train what GlimpsePrune keeps by, from images with boxes; the model stays frozen. Runs under `accelerate launch`."""
+    from foveate.learn.extras import need_training
+    from foveate.learn.processes import current
+
+    need_training()
+    from foveate.learn.glimpse_train import PICTURE, Settings, sizes_for, train_glimpse
+    from foveate.measure.loading import load_model
+
+    processes = current()
+    with console(stderr=True).status(f"loading {model}"):
+        quiet_loading()
+        loaded = load_model(model, processes.device(device), dtype)
+    changes: dict[str, Any] = {"size": size, "condition_size": condition_size, "attention": attention}
+    if layer is not None:
+        changes["layer"] = layer
+    if vision_layers is not None:
+        changes["vision_layers"] = () if vision_layers == "none" else tuple(map(int, vision_layers.split(",")))
+    settings = Settings(
+        batch_size=batch_size,
+        accumulation=accumulation,
+        epochs=epochs,
+        max_steps=max_steps,
+        learning_rate=learning_rate,
+        bf16=bf16,
+        seed=seed,
+        check_every=check_every,
+        max_keep=max_keep,
+        max_new_tokens=max_new_tokens,
+    )
+    with progress() as bar:
+        bar.disable = bar.disable or not processes.main
+        task = bar.add_task("preparing", total=None)
+
+        def advance(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        given, kept_apart = _samples(data, images, dataset, suite, samples, held_out, seed, advance)
+        try:
+            config = sizes_for(loaded.model, **changes)
+            result = train_glimpse(loaded, given, kept_apart, settings, out, config, resume, advance)
+        except KeyboardInterrupt:
+            complain(f"stopped; the same command with --resume goes on from the last checkpoint in {out}")
+            raise typer.Exit(130) from None
+    if not processes.main:
+        return
+    rows = [
+        [name, *(f"{found[column]:.1%}" for column in ("recall", "kept", "accuracy"))]
+        for name, found in result["held_out"].items()
+    ]
+    show_table(f"{held_out} held-out questions", ["", "evidence kept", "visual tokens kept", "right"], rows, 1)
+    if (out / PICTURE).exists():
+        say(f"picture: {out / PICTURE}")
+    else:
+        warn("no picture: matplotlib is not installed (pip install 'foveate[viz]')")
+    say(f"pruner: foveate.load({str(out)!r})")
+    if json_file:
+        write_json(json_file, result)
+
+
+def _samples(
+    data: Path | None,
+    images: Path | None,
+    dataset: Path | None,
+    suite: str | None,
+    number: int,
+    held_out: int,
+    seed: int,
+    advance: Any,
+) -> tuple[Any, Any]:
+    """What is learned from, and what is only looked at: never the same samples."""
+    from foveate.learn import grounded
+    from foveate.learn.errors import TrainingDataError
+
+    if sum(one is not None for one in (data, dataset, suite)) != 1:
+        raise TrainingDataError("give one of --data FILE, --dataset DIR and --suite NAME")
+    if suite is not None:
+        if suite not in grounded.SUITES:
+            raise TrainingDataError(f"no suite '{suite}' to train on; there are {', '.join(grounded.SUITES)}")
+        return (
+            grounded.SUITES[suite](number, seed, progress=advance),
+            grounded.SUITES[suite](held_out, seed + 1, progress=advance).items,
+        )
+    found = grounded.from_jsonl(data, images) if data is not None else grounded.from_datasets(dataset)
+    return grounded.split(found, number, held_out, seed)

@@ -1,0 +1,101 @@
+"""How a predictor does on questions whose evidence is known: recall first, then how much it keeps, then accuracy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.learn.grounded import GroundedSample
+from foveate.learn.targets import target_masks
+from foveate.measure.answer import run_batch
+from foveate.measure.loading import LoadedModel
+from foveate.measure.suite import is_correct
+from foveate.pruners import GlimpsePrune, VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording(GlimpsePrune):
+    """GlimpsePrune that remembers what it kept."""
+
+    seen: list[tuple[VisualTokens, Tensor]] = field(default_factory=list, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, pruner: GlimpsePrune) -> Recording:
+        """The same pruner, remembering."""
+        return cls(**{item.name: getattr(pruner, item.name) for item in dataclasses.fields(GlimpsePrune)})
+
+    def select(self, tokens: VisualTokens) -> Tensor:
+        keep = super().select(tokens)
+        self.seen.append((tokens, keep))
+        return keep
+
+
+@dataclass(frozen=True)
+class Check:
+    """Means over the questions; shares from 0 to 1.
+
+    Attributes
+    ----------
+    recall
+        Of the evidence tokens, those kept, over the questions that have some.
+    precision
+        Of the kept tokens, those under the evidence, over the same questions.
+    kept
+        Of the visual tokens, those kept.
+    accuracy
+        Answers that are right, exactly.
+    questions
+        How many.
+    """
+
+    recall: float
+    precision: float
+    kept: float
+    accuracy: float
+    questions: int
+
+
+def check(
+    loaded: LoadedModel,
+    samples: Sequence[GroundedSample],
+    pruner: GlimpsePrune | None,
+    batch_size: int = 16,
+    max_new_tokens: int = 8,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Check:
+    """Answer the questions pruned, or dense with None, and compare what was kept with the boxes."""
+    recalls: list[float] = []
+    precisions: list[float] = []
+    kept: list[float] = []
+    right = 0
+    for at in range(0, len(samples), batch_size):
+        batch = samples[at : at + batch_size]
+        recording = None if pruner is None else Recording.of(pruner)
+        questions, images = [sample.question for sample in batch], [[sample.image()] for sample in batch]
+        answers = run_batch(loaded, questions, images, recording, max_new_tokens).texts
+        right += sum(is_correct(text, sample.answer) for text, sample in zip(answers, batch, strict=True))
+        if recording is not None and recording.seen:
+            tokens, keep = recording.seen[0]
+            kept += (keep.sum(-1) / tokens.valid.sum(-1).clamp(min=1)).tolist()
+            target = target_masks([[sample.boxes] for sample in batch], tokens.grids).to(keep.device)
+            target = torch.nn.functional.pad(target, (0, keep.shape[1] - target.shape[1])) & tokens.valid
+            there, both = target.any(-1), (target & keep).sum(-1)
+            recalls += (both / target.sum(-1).clamp(min=1))[there].tolist()
+            precisions += (both / keep.sum(-1).clamp(min=1))[there].tolist()
+        if progress:
+            progress("checking", min(at + batch_size, len(samples)), len(samples))
+    return Check(_mean(recalls), _mean(precisions), _mean(kept, 1.0), right / len(samples), len(samples))
+
+
+def _mean(values: Sequence[float], nothing: float = 1.0) -> float:
+    return sum(values) / len(values) if values else nothing
+
+
+def told(found: Check) -> dict[str, Any]:
+    """Plain data for JSON, rounded."""
+    return {name: round(value, 4) for name, value in dataclasses.asdict(found).items()}

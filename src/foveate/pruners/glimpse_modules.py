@@ -1,0 +1,239 @@
+"""GlimpsePrune's learned parts: the glimpse token's rows, and the predictor of what to keep (the paper's VIP)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import IncompatibleWeightsError
+from foveate.pruners.segments import Segments
+
+THETA = 1e4
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class GlimpseConfig:
+    """Sizes of the learned parts, and the model they belong to.
+
+    Attributes
+    ----------
+    depth, hidden_size, heads
+        L decoder layers of width D with H attention heads, of the base model.
+    layer
+        K: the cut lies before this decoder layer, counted from 0; attention is read in the layer before it.
+    vision_layers
+        Blocks of the vision encoder, from 0, whose outputs condition the predictor's blocks in this order; none: the
+        predictor sees attention alone, in `blocks` blocks.
+    vision_size
+        C, width of those outputs.
+    size, condition_size, predictor_heads, blocks
+        E, F, heads and M of the predictor (section 3.3 and table 14 of the paper); no blocks: there is no predictor, and
+        the glimpse token's attention itself decides.
+    attention
+        What the predictor is given: scaled products of query and key, or the logarithm of their softmax.
+    """
+
+    depth: int
+    hidden_size: int
+    heads: int
+    layer: int
+    vision_layers: tuple[int, ...] = ()
+    vision_size: int = 0
+    size: int = 256
+    condition_size: int = 512
+    predictor_heads: int = 4
+    blocks: int = 4
+    attention: Literal["logits", "log_softmax"] = "logits"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "vision_layers", tuple(self.vision_layers))
+        if self.vision_layers:
+            object.__setattr__(self, "blocks", len(self.vision_layers))
+        else:
+            object.__setattr__(self, "condition_size", 0)
+        wrong = [
+            what
+            for what, fine in (
+                (f"a cut before layer {self.layer} of {self.depth}", 0 < self.layer < self.depth),
+                ("sizes under 1", min(self.hidden_size, self.heads, self.size) > 0 <= self.blocks),
+                ("vision layers without a width", bool(self.vision_layers) == (self.vision_size > 0)),
+                (
+                    "a predictor whose width is no multiple of 4 times its heads",
+                    (self.size + self.condition_size) % (4 * self.predictor_heads) == 0
+                    and self.size % self.predictor_heads == 0,
+                ),
+                (f"attention {self.attention!r}", self.attention in ("logits", "log_softmax")),
+            )
+            if not fine
+        ]
+        if wrong:
+            raise IncompatibleWeightsError(f"weights of GlimpsePrune cannot have {', nor '.join(wrong)}")
+
+
+def default_layer(depth: int) -> int:
+    """K = ⌈2L/3⌉ (section 3.2 of the paper)."""
+    return -(-2 * depth // 3)
+
+
+def published_vision_layers(depth: int, number: int = 4) -> tuple[int, ...]:
+    """Vision blocks from the deepest up at even steps: 31, 23, 15, 7 of 32 and 23, 17, 11, 5 of 24 (table 14)."""
+    return tuple(depth * (number - step) // number - 1 for step in range(min(number, depth)))
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a learned scale, in fp32."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)
+        return self.weight * wide.to(x.dtype)
+
+
+class Glimpse(nn.Module):
+    """The glimpse token: one learned row a decoder layer, all through one projection and norm."""
+
+    def __init__(self, config: GlimpseConfig) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.randn(config.depth, 1, config.hidden_size) * 0.02)
+        self.projection = _linear(config.hidden_size, config.hidden_size)
+        self.norm = RMSNorm(config.hidden_size)
+
+    def forward(self, layers: int | None = None) -> Tensor:
+        """(layers, 1, D): the token's embedding, then what is added before each later layer."""
+        return self.norm(self.projection(self.rows[:layers]))
+
+
+class PredictorBlock(nn.Module):
+    """Attention among the tokens of one image, steered by one vision layer, then a gated feed-forward."""
+
+    def __init__(self, config: GlimpseConfig) -> None:
+        super().__init__()
+        size, wide = config.size, config.size + config.condition_size
+        self.heads = config.predictor_heads
+        self.condition = _linear(config.vision_size, config.condition_size) if config.vision_layers else None
+        self.norm = RMSNorm(size)
+        self.query, self.key = _linear(wide, wide, bias=False), _linear(wide, wide, bias=False)
+        self.value, self.out = _linear(size, size, bias=False), _linear(size, size, bias=False)
+        self.feed_norm = RMSNorm(size)
+        self.gate, self.up, self.down = _linear(size, 2 * size), _linear(size, 2 * size), _linear(2 * size, size)
+
+    def forward(self, x: Tensor, vision: Tensor | None, angles: Tensor, segments: Segments) -> Tensor:
+        """(T, E) of all tokens, with their (T, C) vision features and (T, d/2) rotary angles."""
+        z = self.norm(x)
+        steered = z if self.condition is None or vision is None else torch.cat([z, self.condition(vision)], -1)
+        query = rotate(self.query(steered).unflatten(-1, (self.heads, -1)), angles)
+        key = rotate(self.key(steered).unflatten(-1, (self.heads, -1)), angles)
+        value = self.value(z).unflatten(-1, (self.heads, -1))
+        x = x + self.out(segments.attend(query, key, value).flatten(1))
+        z = self.feed_norm(x)
+        return x + self.down(nn.functional.silu(self.gate(z)) * self.up(z))
+
+
+class Predictor(nn.Module):
+    """Attention of the glimpse token in, one keep logit a visual token out (section 3.3 of the paper; its VIP)."""
+
+    def __init__(self, config: GlimpseConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.attention_in = _linear(config.heads, config.size)
+        self.blocks = nn.ModuleList(PredictorBlock(config) for _ in range(config.blocks))
+        self.out = _linear(config.size, 1)
+
+    def forward(self, attention: Tensor, vision: Sequence[Tensor], cell: Tensor, segments: Segments) -> Tensor:
+        """Keep logits.
+
+        Parameters
+        ----------
+        attention
+            (T, H) attention of the glimpse token to each visual token, of all images one after another.
+        vision
+            (T, C) features of each vision layer, or none.
+        cell
+            (T, 2) row and column of each token in its image.
+        segments
+            Which tokens belong together.
+
+        Returns
+        -------
+        Tensor
+            (T,) logits.
+        """
+        angles = rotary_angles(cell, (self.config.size + self.config.condition_size) // self.config.predictor_heads)
+        x = self.attention_in(attention)
+        for number, block in enumerate(self.blocks):
+            x = block(x, vision[number] if vision else None, angles, segments)
+        return self.out(x)[:, 0]
+
+
+class GlimpseModules(nn.Module):
+    """Glimpse and predictor together: what is trained, saved and loaded; equal to others of the same numbers.
+
+    Attributes
+    ----------
+    about
+        Plain data for the model card: the base model, how it was trained, what was measured.
+    """
+
+    def __init__(self, config: GlimpseConfig, about: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.config, self.about = config, dict(about or {})
+        self.glimpse = Glimpse(config)
+        self.predictor = Predictor(config) if config.blocks else None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, GlimpseModules) or self.config != other.config:
+            return False
+        theirs = other.state_dict()
+        return all(torch.equal(mine.cpu(), theirs[name].cpu()) for name, mine in self.state_dict().items())
+
+    def __hash__(self) -> int:
+        return hash(self.config)
+
+    def check(self, model: Any) -> None:
+        """Raise unless the modules fit the model.
+
+        Raises
+        ------
+        IncompatibleWeightsError
+            Naming what differs.
+        """
+        text = model.config.get_text_config()
+        theirs = {
+            "depth": text.num_hidden_layers,
+            "hidden_size": text.hidden_size,
+            "heads": text.num_attention_heads,
+        }
+        wrong = [f"{name} {ours}, not {it}" for name, it in theirs.items() if (ours := getattr(self.config, name)) != it]
+        if wrong:
+            raise IncompatibleWeightsError(f"these weights are for a model of {', '.join(wrong)}")
+
+
+def rotary_angles(cell: Tensor, width: int) -> Tensor:
+    """(T, width / 2) angles: half the frequencies turn with the row, half with the column."""
+    number = width // 4
+    frequency = THETA ** (-torch.arange(number, device=cell.device, dtype=torch.float32) / number)
+    return (cell.float()[:, :, None] * frequency).flatten(1)
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Turn (T, heads, d) by (T, d / 2) angles; entry i goes with entry i + d / 2."""
+    first, second = x.float().chunk(2, -1)
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
+
+
+def _linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
+    linear = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.xavier_uniform_(linear.weight)
+    if bias:
+        nn.init.zeros_(linear.bias)
+    return linear

@@ -1,0 +1,199 @@
+"""GlimpsePrune: a learned token glances at the image once, deep in the model, and what it does not need goes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from foveate import select
+from foveate.errors import BudgetError, IncompatibleWeightsError
+from foveate.pruners import glimpse_saving
+from foveate.pruners.base import AttentionForm, PromptRows, Pruner, VisualTokens, option
+from foveate.pruners.budget import check_keep, tokens_to_keep
+from foveate.pruners.glimpse_modules import GlimpseModules, default_layer
+from foveate.pruners.segments import Segments
+
+CORNERS = {"tl": (0, 0), "tr": (0, 1), "bl": (1, 0), "br": (1, 1)}
+UNTRAINED = (
+    "no trained predictor: visual tokens are chosen by the head mean of the last prompt token's attention before layer "
+    "{layer}, a training-free stand-in and not the published method"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlimpsePrune(Pruner):
+    """Keep what a predictor trained on grounded questions says the answer is read from; how much depends on both.
+
+    A learned glimpse token stands behind the prompt up to layer K = ⌈2L/3⌉. Each head's attention from it to the visual
+    tokens goes through a small predictor, which also sees the vision encoder, to one logit a token; what is less
+    likely than `threshold` leaves the hidden states and the KV cache of all layers, and the glimpse token with it
+    (sections 3.2 and 3.3). Prefill saves at most the layers behind K; decoding saves in all.
+
+    `foveate.load` gives it with its weights, the authors' own checkpoints included; `foveate train glimpse` trains
+    them. Without weights the head mean of the last prompt token's attention, scaled to 0 to 1, stands in.
+
+    Source: "A Glimpse to Compress", arXiv 2508.01548, and the released code where the paper is silent; see
+    docs/methods/glimpseprune.md.
+
+    Raises
+    ------
+    BudgetError
+        When an option makes no sense, or the layer is not in the model.
+    IncompatibleWeightsError
+        On attaching, when the weights are for another model.
+    """
+
+    name: ClassVar[str] = "glimpseprune"
+    paper: ClassVar[str] = "Zeng et al. 2025, arXiv 2508.01548"
+    url: ClassVar[str] = "https://arxiv.org/abs/2508.01548"
+    summary: ClassVar[str] = "a learned glimpse decides once, deep in the model, how much an answer needs"
+    needs: ClassVar[str] = "trained weights (without: a labelled stand-in)"
+    uses_grids: ClassVar[bool] = True
+    finds_budget: ClassVar[bool] = True
+
+    keep: float | int | None = option(
+        None, "share or count of the likeliest visual tokens, instead of threshold and caps; 1.0: off"
+    )
+    threshold: float = option(0.5, "keep what is likelier than this, in [0, 1)")
+    max_keep: float | None = option(None, "share of a prompt's visual tokens that is never exceeded, rounded down")
+    min_keep: int = option(1, "visual tokens of a prompt that stay whatever the predictor says")
+    anchors: tuple[str, ...] = option((), "corners of each image that always stay: tl, tr, bl, br")
+    layer: int | None = option(None, "cut before this decoder layer, from 0; none: as trained, or two thirds of them")
+    compact_cache: bool = option(True, "also cut the KV cache of the layers before the stage to its survivors")
+    weights: GlimpseModules | None = dataclasses.field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "anchors", tuple(self.anchors))
+        if self.keep is not None:
+            object.__setattr__(self, "keep", check_keep(self.keep))
+        if isinstance(self.threshold, bool) or not 0 <= self.threshold < 1:
+            raise BudgetError(f"glimpseprune: threshold must lie in [0, 1), got {self.threshold!r}")
+        if self.max_keep is not None and (isinstance(self.max_keep, bool) or not 0 < self.max_keep <= 1):
+            raise BudgetError(f"glimpseprune: max_keep is a share in (0, 1], got {self.max_keep!r}")
+        if isinstance(self.min_keep, bool) or not isinstance(self.min_keep, int) or self.min_keep < 1:
+            raise BudgetError(f"glimpseprune: min_keep is a count of at least 1, got {self.min_keep!r}")
+        if unknown := sorted(set(self.anchors) - set(CORNERS)):
+            raise BudgetError(f"glimpseprune: no corner {', '.join(unknown)}; there are {', '.join(CORNERS)}")
+        if self.layer is not None and (isinstance(self.layer, bool) or not isinstance(self.layer, int)):
+            raise BudgetError(f"glimpseprune: layer must be an integer, got {self.layer!r}")
+
+    @property
+    def keeps_all(self) -> bool:
+        """True for keep=1.0, the setting that switches the method off."""
+        return isinstance(self.keep, float) and self.keep == 1.0
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        trained = None if self.weights is None else self.weights.config.layer
+        layer = next(number for number in (self.layer, trained, default_layer(depth)) if number is not None)
+        if not 0 < layer < depth:
+            raise BudgetError(f"glimpseprune: layer must be one of 1 to {depth - 1}, got {layer}")
+        return (layer,)
+
+    def with_mean(self, share: float, depth: int) -> GlimpsePrune:
+        (layer,) = self.layers(depth)
+        keep = (share * depth - layer) / (depth - layer)
+        if not 0 < keep <= 1:
+            raise BudgetError(
+                f"glimpseprune: a cut before layer {layer} of {depth} leaves over {layer / depth:.0%} of the visual "
+                f"tokens per layer on average, not {share:.0%}"
+            )
+        return dataclasses.replace(self, keep=keep)
+
+    def notes(self, depth: int) -> tuple[str, ...]:
+        return () if self.weights is not None or self.keeps_all else (UNTRAINED.format(layer=self.layers(depth)[0]),)
+
+    def extra_tokens(self, model: nn.Module) -> Tensor | None:
+        if self.weights is None or self.keeps_all:
+            return None
+        self.weights.check(model)
+        with torch.no_grad():
+            return self.weights.glimpse(self.layers(self.weights.config.depth)[0])
+
+    def attention_rows(self, layer: int, rows: PromptRows) -> Tensor | None:
+        if self.keeps_all:
+            return None
+        return rows.last[:, None] if self.weights is None else rows.extra
+
+    def attention_form(self) -> AttentionForm:
+        if self.weights is None or self.weights.predictor is None:
+            return "softmax"
+        return self.weights.config.attention
+
+    def vision_layers(self, depth: int) -> tuple[int, ...]:
+        return () if self.weights is None or self.keeps_all else self.weights.config.vision_layers
+
+    def select(self, tokens: VisualTokens) -> Tensor:
+        if self.keeps_all:
+            return tokens.valid
+        logits = self.logits(tokens)
+        if self.keep is not None:
+            count = tokens_to_keep(self.keep, tokens.dense)
+        else:
+            count = ((logits.sigmoid() > self.threshold) & tokens.valid).sum(-1)
+            if self.max_keep is not None:
+                count = torch.minimum(count, (tokens.dense * self.max_keep).floor().long())
+            count = count.clamp(min=self.min_keep)
+        keep = select.top_k(logits, torch.minimum(count, tokens.valid.sum(-1)), tokens.valid)
+        return keep | self._anchored(tokens) if self.anchors else keep
+
+    def logits(self, tokens: VisualTokens) -> Tensor:
+        """(B, N) keep logits, fp32; padding is -inf.
+
+        Without a predictor: of the heads' mean attention, scaled to run from 0 to 1 over a prompt's visual tokens.
+
+        Raises
+        ------
+        IncompatibleWeightsError
+            When the weights are for another vision encoder.
+        """
+        if tokens.attention is None:
+            raise RuntimeError("GlimpsePrune was given no attention; the engine must honour attention_rows")
+        if self.weights is None or self.weights.predictor is None:
+            mean = tokens.attention[:, :, 0].mean(1)
+            low = mean.masked_fill(~tokens.valid, math.inf).amin(-1, keepdim=True)
+            high = mean.masked_fill(~tokens.valid, -math.inf).amax(-1, keepdim=True)
+            scaled = (mean - low) / (high - low).clamp(min=torch.finfo(mean.dtype).tiny)
+            return scaled.masked_fill(~tokens.valid, 0).logit(1e-6).masked_fill(~tokens.valid, -math.inf)
+        predictor, config = self.weights.predictor, self.weights.config
+        sizes = [vision.shape[-1] for vision in tokens.vision]
+        if sizes != [config.vision_size] * len(config.vision_layers):
+            raise IncompatibleWeightsError(
+                f"these weights are for {len(config.vision_layers)} vision layers of width {config.vision_size}, the "
+                f"model gives {sizes}"
+            )
+        segments = Segments.of(tokens)
+        kind = next(predictor.parameters())
+        attention = tokens.attention[:, :, 0].transpose(1, 2).to(kind)
+        cell = torch.stack([tokens.row, tokens.column], -1).clamp(min=0)
+        found = predictor(
+            segments.pick(attention),
+            [segments.pick(vision.to(kind)) for vision in tokens.vision],
+            segments.pick(cell),
+            segments,
+        )
+        return segments.put(found.float(), tokens.valid.shape, -math.inf)
+
+    def _anchored(self, tokens: VisualTokens) -> Tensor:
+        """(B, N) bool, corners of each grid."""
+        most = max(map(len, tokens.grids))
+        sizes = [[[grid.height, grid.width] for grid in grids] + [[0, 0]] * (most - len(grids)) for grids in tokens.grids]
+        last = torch.tensor(sizes, device=tokens.grid.device) - 1
+        last = last.gather(1, tokens.grid.clamp(min=0)[..., None].expand(-1, -1, 2))
+        cell = torch.stack([tokens.row, tokens.column], -1)
+        found = torch.zeros_like(tokens.valid)
+        for corner in self.anchors:
+            found |= (cell == last * torch.tensor(CORNERS[corner], device=cell.device)).all(-1)
+        return found & (tokens.grid >= 0) & tokens.valid
+
+    def save_weights(self, folder: Path) -> dict[str, Any]:
+        return {} if self.weights is None else glimpse_saving.save(self.weights, folder)
+
+    @classmethod
+    def load_weights(cls, config: dict[str, Any], name: str) -> dict[str, Any]:
+        return {"weights": glimpse_saving.load(config, name)} if "weights" in config else {}
