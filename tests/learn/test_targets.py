@@ -5,9 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.families import Grid
+from foveate.families import FAMILIES, Grid
+from foveate.families.grids import WHOLE, tiles
 from foveate.learn.errors import TrainingDataError
-from foveate.learn.targets import target_mask, target_masks
+from foveate.learn.targets import placed, target_mask, target_masks
 
 
 def marks(mask, grid):
@@ -59,6 +60,28 @@ def test_every_grid_of_an_image_has_its_targets():
     assert mask.nonzero().flatten().tolist() == [3, 4 + 2 * 5 + 2]
 
 
+between_lines = st.integers(0, 5000).map(lambda number: (number + 0.5) / 5001)  # on no line between cells
+
+
+@given(between_lines, between_lines, between_lines, between_lines, st.integers(1, 3), st.integers(1, 3), side, side)
+def test_tiles_have_the_targets_of_one_large_grid(x1, y1, x2, y2, rows, columns, height, width):
+    box = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
+    parts = [Grid(height, width, region=region) for region in tiles(rows, columns)]
+    cut = target_mask([box], parts).view(rows, columns, height, width).transpose(1, 2).flatten()
+    assert torch.equal(cut, target_mask([box], [Grid(rows * height, columns * width)]))
+
+
+def test_a_part_has_what_lies_in_it():
+    grid = Grid(2, 2, region=(0.5, 0.5, 1.0, 1.0))
+    assert marks(target_mask([(0.1, 0.1, 0.6, 0.6)], [grid]), grid) == {(0, 0)}
+    assert not target_mask([(0.1, 0.1, 0.4, 0.9), (0.0, 0.0, 1.0, 0.45)], [grid]).any()
+
+
+def test_padding_is_no_target():
+    grid = Grid(4, 2, region=(0.0, -0.5, 1.0, 1.5))  # a wide image in a square
+    assert marks(target_mask([(0.0, 0.0, 1.0, 0.9)], [grid]), grid) == set(product((1, 2), (0, 1)))
+
+
 def test_no_boxes_no_target():
     assert not target_mask([], [Grid(1, 7, known=False), Grid(2, 2)]).any()
     assert target_mask([], []).shape == (0,)
@@ -67,6 +90,27 @@ def test_no_boxes_no_target():
 def test_an_unknown_layout_is_an_error_only_with_boxes():
     with pytest.raises(TrainingDataError, match="boxes cannot be placed: how the visual tokens lie"):
         target_mask([(0.0, 0.0, 1.0, 1.0)], [Grid(1, 7, known=False)])
+
+
+def test_parts_that_lie_nobody_knows_where():
+    parts = [Grid(2, 2, region=None), Grid(2, 2, region=None), Grid(2, 2)]
+    with pytest.raises(TrainingDataError, match="an image was cut into 3 parts, and it is unknown which lies where"):
+        target_mask([(0.0, 0.0, 1.0, 1.0)], parts)
+    assert not target_mask([], parts).any()
+
+
+def test_the_images_size_places_its_tiles():
+    tile, whole = Grid(2, 2, region=None), Grid(2, 2)
+    grids = [(tile, tile, whole), ()]
+    known = placed(grids, [[(20, 10)], []], FAMILIES["internvl"], None)
+    assert target_masks([[[(0.6, 0.1, 0.7, 0.4)]], []], known).tolist() == [
+        [*[False] * 4, True, False, False, False, False, True, False, False],
+        [False] * 12,
+    ]
+    tall = placed(grids, [[(10, 20)], []], FAMILIES["internvl"], None)
+    assert [grid.region for grid in tall[0][0]] == [*tiles(2, 1), WHOLE]
+    with pytest.raises(TrainingDataError, match="sample 1 has 0 images, and sizes for 1"):
+        placed(grids, [[(20, 10)], [(5, 5)]], FAMILIES["internvl"], None)
 
 
 def test_a_batch():

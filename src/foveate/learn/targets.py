@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from foveate.families import Grid
+from foveate.families import Family, Grid
+from foveate.families.grids import WHOLE
 from foveate.learn.errors import TrainingDataError
 from foveate.learn.grounded import Box
 
@@ -34,11 +36,44 @@ def target_mask(boxes: Sequence[Box], image: Sequence[Grid]) -> Tensor:
     Raises
     ------
     TrainingDataError
-        There are boxes, but it is unknown how the tokens lie in the image.
+        There are boxes, but it is unknown how the tokens lie in the image, or which part of it a grid covers.
     """
     if boxes and not all(grid.known for grid in image):
         raise TrainingDataError("boxes cannot be placed: how the visual tokens lie in the image is unknown")
+    if boxes and any(grid.region is None for grid in image):
+        raise TrainingDataError(
+            f"boxes cannot be placed: an image was cut into {len(image)} parts, and it is unknown which lies where; "
+            "with the image's size, `placed` may know"
+        )
     return torch.cat([torch.zeros(0, dtype=torch.bool), *(_on_grid(boxes, grid) for grid in image)])
+
+
+def placed(
+    grids: Sequence[Sequence[Sequence[Grid] | Grid]],
+    sizes: Sequence[Sequence[tuple[int, int]]],
+    family: Family,
+    processor: Any,
+) -> list[list[tuple[Grid, ...]]]:
+    """The grids of a batch with the part of the image that each covers, as far as sizes and processor tell.
+
+    Parameters
+    ----------
+    grids
+        As for `target_masks`.
+    sizes
+        For each sample, for each of its images, width and height in pixels before the processor.
+    family, processor
+        The model's.
+
+    Raises
+    ------
+    TrainingDataError
+        There are sizes for more or fewer images than a sample has.
+    """
+    return [
+        [family.place(image, size, processor) for image, size in zip(images, own, strict=True)]
+        for images, own in _by_image(grids, sizes, "sizes")
+    ]
 
 
 def target_masks(boxes: Sequence[Sequence[Sequence[Box]]], grids: Sequence[Sequence[Sequence[Grid] | Grid]]) -> Tensor:
@@ -62,26 +97,38 @@ def target_masks(boxes: Sequence[Sequence[Sequence[Box]]], grids: Sequence[Seque
     TrainingDataError
         There are boxes for more or fewer images than a sample has, or they cannot be placed.
     """
-    rows = []
-    for number, (own, given) in enumerate(zip(boxes, grids, strict=True)):
-        flat = [grid for grid in given if isinstance(grid, Grid)]
-        images = [flat] if flat else [image for image in given if not isinstance(image, Grid)]
-        if len(own) != len(images):
-            raise TrainingDataError(f"sample {number} has {len(images)} images, and boxes for {len(own)}")
-        masks = [target_mask(one, image) for one, image in zip(own, images, strict=True)]
-        rows.append(torch.cat([torch.zeros(0, dtype=torch.bool), *masks]))
+    none = torch.zeros(0, dtype=torch.bool)
+    rows = [
+        torch.cat([none, *(target_mask(one, image) for one, image in zip(own, images, strict=True))])
+        for images, own in _by_image(grids, boxes, "boxes")
+    ]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def _by_image(
+    grids: Sequence[Sequence[Sequence[Grid] | Grid]], given: Sequence[Sequence[Any]], what: str
+) -> Iterator[tuple[list[tuple[Grid, ...]], Sequence[Any]]]:
+    """For each sample, the grids of each of its images, and what is given for each of them."""
+    for number, (row, own) in enumerate(zip(grids, given, strict=True)):
+        flat = tuple(grid for grid in row if isinstance(grid, Grid))
+        images = [flat] if flat else [tuple(image) for image in row if not isinstance(image, Grid)]
+        if len(own) != len(images):
+            raise TrainingDataError(f"sample {number} has {len(images)} images, and {what} for {len(own)}")
+        yield images, own
 
 
 def _on_grid(boxes: Sequence[Box], grid: Grid) -> Tensor:
     """(grid.length,) bool, the tokens of a grid that some box touches."""
     touched = torch.zeros(grid.height, grid.width + grid.row_ends, dtype=torch.bool)
+    left, top, right, bottom = grid.region or WHOLE
     for x1, y1, x2, y2 in boxes:
-        rows, columns = _cells(y1, y2, grid.height), _cells(x1, x2, grid.width)
+        rows = _cells((y1 - top) / (bottom - top), (y2 - top) / (bottom - top), grid.height)
+        columns = _cells((x1 - left) / (right - left), (x2 - left) / (right - left), grid.width)
         touched[rows, columns] = True
     return torch.nn.functional.pad(touched.flatten(), (0, grid.behind))
 
 
 def _cells(start: float, end: float, count: int) -> slice:
-    """The cells of `count` in a row that the stretch from `start` to `end`, shares of the row, touches."""
-    return slice(math.floor(start * count), min(math.floor(end * count), count - 1) + 1)
+    """The cells of `count` in a row that the stretch from `start` to `end`, shares of the row, touches, if any."""
+    last = min(math.floor(end * count), count - 1)
+    return slice(max(math.floor(start * count), 0), max(last + 1, 0))
