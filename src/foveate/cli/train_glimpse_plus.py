@@ -34,9 +34,9 @@ def glimpse_plus(
         def advance(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total)
 
-        samples = load_samples(settings, advance)
+        samples, held_out = load_samples(settings, advance)
         try:
-            result = train_plus(settings, samples, out, fresh, device, advance, processes)
+            result = train_plus(settings, samples, held_out, out, fresh, device, advance, processes)
         except KeyboardInterrupt:
             complain(f"stopped; the checkpoints are in {out}, and the same command goes on there")
             raise typer.Exit(130) from None

@@ -79,10 +79,15 @@ def _yaml(text: str) -> Any:
 
 
 def _checked(name: str, value: Any, hint: Any, where: str) -> Any:
-    """The value, if it is of the kind that the field says."""
+    """The value, if it is of the kind that the field says; a mapping becomes the dataclass that is wanted."""
     kinds = tuple(typing.get_origin(one) or one for one in typing.get_args(hint) or (hint,))
     if not isinstance(hint, types.UnionType):
         kinds = (typing.get_origin(hint) or hint,)
+    inside = next((one for one in kinds if dataclasses.is_dataclass(one)), None)
+    if inside is not None and isinstance(value, dict):
+        return make_settings(inside, value, f"{where}, {name}")
+    if tuple in kinds and isinstance(value, list):
+        value = tuple(value)
     if float in kinds and not isinstance(value, (bool, float)):
         with contextlib.suppress(TypeError, ValueError):
             value = float(value)  # YAML takes 1e-4 for text, and 1 for a whole number

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate.learn.grounded import GroundedSamples
+from foveate.learn.grounded import GroundedSample, GroundedSamples
 from foveate.learn.plus_config import PlusSettings
-from foveate.learn.plus_stages import check_predictor, merge, reinforce, train_predictor
+from foveate.learn.plus_stages import merge, reinforce, train_predictor
 from foveate.learn.plus_state import State
 from foveate.learn.processes import Processes
 
@@ -18,6 +18,7 @@ Progress = Callable[[str, int, int], None]
 def train_plus(
     settings: PlusSettings,
     samples: GroundedSamples,
+    held_out: Sequence[GroundedSample],
     folder: Path,
     fresh: bool = False,
     device: str = "auto",
@@ -29,7 +30,7 @@ def train_plus(
     1. `rl`: GRPO with LoRA on the model, sampling and scoring with pruned context (`PlusTrainer`). Goes on from the
        last checkpoint in FOLDER/rl; gives FOLDER/adapter, with time and peak memory of each step in steps.json.
     2. `merge`: the adapter goes into the weights; gives FOLDER/model, an ordinary model with its processor.
-    3. `predictor`: where `settings.glimpse` is given, a predictor is trained on that model; gives FOLDER/predictor.
+    3. `predictor`: a predictor is trained on that model, unless `settings.glimpse` is None; gives FOLDER/predictor.
 
     Parameters
     ----------
@@ -37,6 +38,8 @@ def train_plus(
         How.
     samples : GroundedSamples
         Questions, answers and boxes.
+    held_out : sequence of GroundedSample
+        Others, at which the training of the predictor looks.
     folder : Path
         Gets everything.
     fresh : bool
@@ -58,10 +61,12 @@ def train_plus(
     TrainingError
         The folder holds a run of other settings, the data does not do, or what training needs is not installed.
     """
-    check_predictor(settings)
     state = State(folder, settings, samples, fresh, processes or Processes())
     state.run("rl", lambda: reinforce(settings, samples, folder, device, progress, state.processes))
     state.run("merge", lambda: merge(settings, folder), by_one=True)
     if settings.glimpse is not None:
-        state.run("predictor", lambda: train_predictor(settings, samples, folder, device, progress, state.processes))
+        state.run(
+            "predictor",
+            lambda: train_predictor(settings, samples, held_out, folder, device, progress, state.processes),
+        )
     return state.data

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from foveate.learn import glimpse_train
 from foveate.learn.config_file import make_settings, read_config
 from foveate.learn.errors import TrainingError
 from foveate.learn.judge import Judge
@@ -20,16 +21,23 @@ class PlusSettings:
     ----------
     model : str
         A Hub id, a folder, or `tiny`, the embedded model.
-    data : str
-        `scenes`, or a file or folder of grounded samples.
-    samples : int or None
-        How many of them; None: all. Scenes need a number.
+    data, images : str or None
+        A JSONL with image, question, answer and boxes, and the folder that its image paths start from.
+    dataset : str or None
+        Or a folder of the datasets library.
+    suite : str or None
+        Or a suite: `scenes`.
+    samples : int
+        How many, drawn at random.
+    held_out : int
+        Questions apart from them, at which the training of the predictor looks.
     seed : int
         Of scenes, order, adapter and sampling.
     pruned : bool
         False: the same fine-tuning on all visual tokens, to compare with.
     predictor : str or None
-        A saved pruner that cuts once, which chooses where a sample has no boxes.
+        Who chooses where a sample has no boxes: the folder of a saved pruner that cuts once, or a method by name;
+        `glimpseprune` is the training-free stand-in.
     layer : int or None
         Where to cut without one; None: before ⌈2L/3⌉.
     reward : str
@@ -68,13 +76,19 @@ class PlusSettings:
         Only without pruning.
     rollouts : str
         Who samples: `transformers`; hooks do not exist elsewhere.
-    glimpse : mapping or None
-        Settings of the predictor that is trained on the merged model; None: none is trained.
+    glimpse : Settings or None
+        How the predictor is trained on the merged model, as by `foveate train glimpse`; None: none is.
+    glimpse_sizes : mapping
+        Its sizes where they are not the published ones, see `sizes_for`.
     """
 
     model: str
-    data: str = "scenes"
-    samples: int | None = None
+    data: str | None = None
+    images: str | None = None
+    dataset: str | None = None
+    suite: str | None = None
+    samples: int = 20_000
+    held_out: int = 256
     seed: int = 0
     pruned: bool = True
     predictor: str | None = None
@@ -100,10 +114,22 @@ class PlusSettings:
     save_every: int = 50
     gradient_checkpointing: bool = False
     rollouts: str = "transformers"
-    glimpse: Mapping[str, Any] | None = None
+    glimpse: glimpse_train.Settings | None = glimpse_train.Settings()
+    glimpse_sizes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("group", "prompts", "micro_batch", "lora_rank", "lora_alpha", "max_completion", "save_every"):
+        if self.predictor is not None and self.layer is not None:
+            raise TrainingError("the cut lies where the predictor's lies: give `layer` or `predictor`, not both")
+        for name in (
+            "group",
+            "prompts",
+            "micro_batch",
+            "lora_rank",
+            "lora_alpha",
+            "max_completion",
+            "save_every",
+            "samples",
+        ):
             if getattr(self, name) < (2 if name == "group" else 1):
                 raise TrainingError(
                     f"{name} must be at least {2 if name == 'group' else 1}, got {getattr(self, name)}"
@@ -131,14 +157,11 @@ class PlusSettings:
 
 
 def read_settings(path: Path) -> PlusSettings:
-    """Settings of a YAML or JSON file; the judge's are inside those of `judge`.
+    """Settings of a YAML or JSON file, with those of `judge` and `glimpse` inside.
 
     Raises
     ------
     TrainingError
         The file cannot be read, names a setting that does not exist, or gives one of the wrong kind.
     """
-    read = read_config(path)
-    if isinstance(read.get("judge"), dict):
-        read["judge"] = make_settings(Judge, read["judge"], f"{path}, judge")
-    return make_settings(PlusSettings, read, str(path))
+    return make_settings(PlusSettings, read_config(path), str(path))

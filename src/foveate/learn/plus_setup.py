@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-import foveate
 from foveate.families import family_of
+from foveate.learn import grounded
 from foveate.learn.errors import TrainingError
-from foveate.learn.grounded import GroundedSample, GroundedSamples, from_scenes
+from foveate.learn.grounded import GroundedSample, GroundedSamples
 from foveate.learn.plus_config import PlusSettings
 from foveate.learn.plus_pruner import GivenBoxes
 from foveate.learn.rewards import Reply, Reward, score
 from foveate.measure.loading import LoadedModel, load_model
+from foveate.pruners import METHODS, Pruner, load, make
 
 Progress = Callable[[str, int, int], None]
 
@@ -26,19 +28,39 @@ def load_for(settings: PlusSettings, device: str) -> LoadedModel:
     return load_model(settings.model, device, "bfloat16" if settings.bf16 else "auto")
 
 
-def load_samples(settings: PlusSettings, progress: Progress | None = None) -> GroundedSamples:
-    """What the settings train on.
+def load_samples(
+    settings: PlusSettings, progress: Progress | None = None
+) -> tuple[GroundedSamples, Sequence[GroundedSample]]:
+    """What the settings train on, and what is only looked at.
 
     Raises
     ------
+    TrainingDataError
+        It cannot be read, or there is less than is asked for.
     TrainingError
-        Scenes without a number, or data that cannot be read.
+        Not one of data, dataset and suite was given.
     """
-    if settings.data != "scenes":
-        raise TrainingError(f"no data is called '{settings.data}': use `scenes`")
-    if settings.samples is None:
-        raise TrainingError("`data: scenes` needs `samples`, how many to draw")
-    return from_scenes(settings.samples, settings.seed, progress=progress)
+    given = [name for name in ("data", "dataset", "suite") if getattr(settings, name) is not None]
+    if len(given) != 1:
+        raise TrainingError(f"give one of data, dataset and suite, not {' and '.join(given) or 'none'}")
+    if settings.suite is not None:
+        if settings.suite not in grounded.SUITES:
+            raise TrainingError(f"no suite '{settings.suite}' to train on; there are {', '.join(grounded.SUITES)}")
+        draw = grounded.SUITES[settings.suite]
+        apart = draw(max(settings.held_out, 1), settings.seed + 1, progress=progress).items[: settings.held_out]
+        return draw(settings.samples, settings.seed, progress=progress), apart
+    if settings.data is not None:
+        found = grounded.from_jsonl(settings.data, settings.images)
+    else:
+        found = grounded.from_datasets(str(settings.dataset))
+    return grounded.split(found, settings.samples, settings.held_out, settings.seed)
+
+
+def chooser(settings: PlusSettings) -> Pruner | None:
+    """Who chooses for samples without boxes."""
+    if settings.predictor is None:
+        return None
+    return make(settings.predictor) if settings.predictor in METHODS else load(settings.predictor)
 
 
 def usable(
@@ -84,11 +106,10 @@ def make_trainer(
 
     from foveate.learn.plus_trainer import PlusTrainer, ShowSteps
 
-    pruner = None
+    pruner, processor = None, loaded.processor
     if settings.pruned:
-        otherwise = None if settings.predictor is None else foveate.load(settings.predictor)
-        pruner = GivenBoxes(otherwise=otherwise, layer=settings.layer)
-    processor = loaded.processor
+        place = functools.partial(family_of(loaded.model).place, processor=processor)
+        pruner = GivenBoxes(otherwise=chooser(settings), layer=settings.layer, place=place)
     processor.tokenizer.padding_side = "left"
     if not getattr(processor, "chat_template", None):
         processor.chat_template = _plain_template(processor)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from foveate.errors import FoveateError
 from foveate.learn.errors import TrainingError
-from foveate.learn.grounded import GroundedSamples
+from foveate.learn.glimpse_train import Settings, sizes_for, train_glimpse
+from foveate.learn.grounded import GroundedSample, GroundedSamples
 from foveate.learn.plus_config import PlusSettings
 from foveate.learn.plus_setup import load_for, make_trainer, usable
 from foveate.learn.processes import Processes
 from foveate.learn.rewards import reward_by_name
 from foveate.measure import environment
+from foveate.measure.loading import load_model
+from foveate.pruners.glimpse_modules import GlimpseConfig
 
 ADAPTER, STEPS, MODEL, PREDICTOR, RUN = "adapter", "steps.json", "model", "predictor", "rl"
 Progress = Callable[[str, int, int], None]
@@ -53,6 +58,8 @@ def reinforce(
     processes = processes or Processes()
     reward = reward_by_name(settings.reward, settings.judge)
     loaded = load_for(settings, processes.device(device))
+    if settings.glimpse is not None:
+        check_sizes(settings, loaded.model)
     items, left_out = usable(settings, samples.items, loaded, progress)
     trainer = make_trainer(settings, items, loaded, reward, folder / RUN, progress)
     (folder / RUN).mkdir(parents=True, exist_ok=True)
@@ -101,25 +108,35 @@ def merge(settings: PlusSettings, folder: Path) -> dict[str, Any]:
     return {"from": before, "to": environment.model_fingerprint(merged)}
 
 
-def check_predictor(settings: PlusSettings) -> None:
-    """Refuse settings of a predictor before the hours that come first.
+def check_sizes(settings: PlusSettings, model: Any) -> GlimpseConfig:
+    """Sizes of the predictor, checked before the hours that come first.
 
     Raises
     ------
     TrainingError
         They do not do.
     """
-    if settings.glimpse is not None:
-        raise TrainingError("a predictor cannot be trained here yet: leave `glimpse` out")
+    unknown = sorted(set(settings.glimpse_sizes) - {one.name for one in dataclasses.fields(GlimpseConfig)})
+    if unknown:
+        raise TrainingError(f"a predictor has no size {', '.join(unknown)}")
+    try:
+        return sizes_for(model, **settings.glimpse_sizes)
+    except (FoveateError, TypeError, ValueError) as error:
+        raise TrainingError(f"glimpse_sizes do not do: {error}") from error
 
 
 def train_predictor(
     settings: PlusSettings,
     samples: GroundedSamples,
+    held_out: Sequence[GroundedSample],
     folder: Path,
     device: str,
     progress: Progress | None,
     processes: Processes,
 ) -> dict[str, Any]:
     """Train a predictor on FOLDER/model, as `foveate train glimpse` does; gives FOLDER/predictor."""
-    raise NotImplementedError
+    loaded = load_model(str(folder / MODEL), processes.device(device), "bfloat16" if settings.bf16 else "auto")
+    sizes = check_sizes(settings, loaded.model)
+    how = settings.glimpse or Settings()
+    result = train_glimpse(loaded, samples, held_out, how, folder / PREDICTOR, sizes, True, progress)
+    return {"held_out": result.get("held_out", {})}

@@ -44,6 +44,7 @@ class PlusTrainer(GRPOTrainer):
     ) -> None:
         self._samples, self._pruner = samples, pruner
         self._rows: list[int] = []
+        self._sizes: dict[int, tuple[int, int]] = {}
         if pruner is not None:
             check_possible(args)
         super().__init__(args=args, **kwargs)
@@ -60,12 +61,14 @@ class PlusTrainer(GRPOTrainer):
             yield None
             return
         self._pruner.batch.boxes = [self._samples[row].boxes for row in rows]
+        self._pruner.batch.sizes = [self._sizes[row] for row in rows]
         model = self.accelerator.unwrap_model(self.model)
         with attach(model.get_base_model() if hasattr(model, "get_base_model") else model, self._pruner) as handle:
             yield handle
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._rows = [int(one[INDEX]) for one in inputs]
+        self._sizes |= {row: one["images"][0].size for row, one in zip(self._rows, inputs, strict=True)}
         output = super()._generate_and_score_completions(inputs)
         return output | {INDEX: torch.tensor(self._rows)}
 
