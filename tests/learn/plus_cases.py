@@ -13,7 +13,17 @@ from foveate.learn.rewards import exact_match
 # TRL 1.16 itself still uses the old name, at home and on the model
 TRL_IS_LATE = "ignore:.*(gradient_checkpointing|is_gradient_checkpointing).*:FutureWarning"
 SETTINGS = PlusSettings(
-    model="tiny", prompts=2, micro_batch=4, max_steps=2, max_completion=6, lora_dropout=0.0, save_every=1
+    model="tiny",
+    suite="scenes",
+    samples=24,
+    held_out=8,
+    prompts=2,
+    micro_batch=4,
+    max_steps=2,
+    max_completion=6,
+    lora_dropout=0.0,
+    save_every=1,
+    glimpse=None,
 )
 
 

@@ -8,13 +8,14 @@ pytest.importorskip("trl", reason="needs the extra `train`")
 
 from trl import GRPOConfig
 
+from foveate.errors import BudgetError
 from foveate.learn.errors import TrainingError
 from foveate.learn.plus_pruner import GivenBoxes
 from foveate.learn.plus_setup import grpo_config, usable
 from foveate.learn.plus_trainer import INDEX, check_possible
 from foveate.learn.rewards import exact_match
 from foveate.learn.targets import target_mask
-from foveate.pruners import FastV
+from foveate.pruners import BTP, FastV
 from tests.learn.plus_cases import SETTINGS, TRL_IS_LATE, first, rows, scenes, stir, trainer, watch_sampling, words
 
 pytestmark = pytest.mark.filterwarnings(TRL_IS_LATE)
@@ -118,12 +119,11 @@ def test_each_answer_keeps_its_boxes_through_shuffling_and_small_passes(stirred,
     assert order.sort().values.tolist() == [0] * 4 + [3] * 4
     assert order.tolist() != [0] * 4 + [3] * 4
     for batch, logps in zip([first_pass, second_pass], found, strict=True):
-        for row, (words, mask) in enumerate(
-            zip(batch["completion_ids"], batch["completion_mask"].bool(), strict=True)
-        ):
+        answered = batch["completion_mask"].bool()
+        for row, (said, mask) in enumerate(zip(batch["completion_ids"], answered, strict=True)):
             prompt = batch["prompt_ids"][row]
-            same = (sequences == torch.cat([prompt, words])[None, : sequences.shape[1]]).all(-1).nonzero()[0]
-            drawn = sampled_logps(sequences[same], logits[same] / 2.0, words[None])[0]
+            same = (sequences == torch.cat([prompt, said])[None, : sequences.shape[1]]).all(-1).nonzero()[0]
+            drawn = sampled_logps(sequences[same], logits[same] / 2.0, said[None])[0]
             torch.testing.assert_close(logps[row][mask], drawn[mask], atol=1e-4, rtol=0)
 
 
@@ -228,6 +228,7 @@ def test_a_sample_without_boxes_needs_a_predictor(tmp_path):
     settings = dataclasses.replace(SETTINGS, predictor=str(tmp_path / "fastv"), max_prompt=None)
     assert usable(settings, bare, None, None) == (bare, 0)
     one = trainer(tmp_path, settings, bare)
+    one._sizes = {0: (224, 224), 1: (224, 224)}
     with one._pruned([0, 1]) as pruned:
         model = one.model.get_base_model()
         texts = one.processing_class(
@@ -246,6 +247,10 @@ def test_a_sample_without_boxes_needs_a_predictor(tmp_path):
 def test_the_cut_lies_at_two_thirds():
     assert [GivenBoxes().layers(depth) for depth in (28, 32, 36, 40, 12)] == [(19,), (22,), (24,), (27,), (8,)]
     assert GivenBoxes(layer=3).layers(12) == (3,)
+    with pytest.raises(BudgetError, match="1 to 11"):
+        GivenBoxes(layer=12).layers(12)
+    with pytest.raises(BudgetError, match="cut once"):
+        GivenBoxes(otherwise=BTP()).layers(12)
 
 
 def test_long_prompts_are_left_out(tmp_path):

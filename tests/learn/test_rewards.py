@@ -193,7 +193,7 @@ def test_a_server_that_is_no_chat_server_is_an_error(serve, text):
 
 def test_a_judge_that_takes_too_long_is_an_error(serve):
     release = threading.Event()
-    _, url = serve(lambda body: release.wait(10) and says("1") or says("1"))
+    _, url = serve(lambda body: (release.wait(10), says("1"))[1])
     with pytest.raises(RewardError, match="timed out"):
         Judge(url, timeout=0.2, retries=0)([reply("a", "b")])
     release.set()

@@ -83,7 +83,7 @@ def _checked(name: str, value: Any, hint: Any, where: str) -> Any:
     kinds = tuple(typing.get_origin(one) or one for one in typing.get_args(hint) or (hint,))
     if not isinstance(hint, types.UnionType):
         kinds = (typing.get_origin(hint) or hint,)
-    inside = next((one for one in kinds if dataclasses.is_dataclass(one)), None)
+    inside: Any = next((one for one in kinds if dataclasses.is_dataclass(one)), None)
     if inside is not None and isinstance(value, dict):
         return make_settings(inside, value, f"{where}, {name}")
     if tuple in kinds and isinstance(value, list):

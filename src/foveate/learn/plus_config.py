@@ -27,8 +27,10 @@ class PlusSettings:
         Or a folder of the datasets library.
     suite : str or None
         Or a suite: `scenes`.
+    skip_bad : bool
+        Leave out samples that cannot be used, which else are an error.
     samples : int
-        How many, drawn at random.
+        How many at most, drawn at random.
     held_out : int
         Questions apart from them, at which the training of the predictor looks.
     seed : int
@@ -87,6 +89,7 @@ class PlusSettings:
     images: str | None = None
     dataset: str | None = None
     suite: str | None = None
+    skip_bad: bool = False
     samples: int = 20_000
     held_out: int = 256
     seed: int = 0
@@ -114,34 +117,24 @@ class PlusSettings:
     save_every: int = 50
     gradient_checkpointing: bool = False
     rollouts: str = "transformers"
-    glimpse: glimpse_train.Settings | None = glimpse_train.Settings()
+    glimpse: glimpse_train.Settings | None = field(default_factory=glimpse_train.Settings)
     glimpse_sizes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.predictor is not None and self.layer is not None:
             raise TrainingError("the cut lies where the predictor's lies: give `layer` or `predictor`, not both")
-        for name in (
-            "group",
-            "prompts",
-            "micro_batch",
-            "lora_rank",
-            "lora_alpha",
-            "max_completion",
-            "save_every",
-            "samples",
-        ):
-            if getattr(self, name) < (2 if name == "group" else 1):
-                raise TrainingError(
-                    f"{name} must be at least {2 if name == 'group' else 1}, got {getattr(self, name)}"
-                )
+        counts = ("samples", "prompts", "micro_batch", "lora_rank", "lora_alpha", "max_completion", "save_every")
+        for name, least in (("group", 2), *((count, 1) for count in counts)):
+            if getattr(self, name) < least:
+                raise TrainingError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.prompts * self.group % self.micro_batch:
             raise TrainingError(
                 f"prompts × group = {self.prompts * self.group} answers do not divide into passes of micro_batch = "
                 f"{self.micro_batch}"
             )
-        for name, low, high in (("warmup", 0, 1), ("lora_dropout", 0, 1)):
-            if not low <= getattr(self, name) < high:
-                raise TrainingError(f"{name} lies in [{low}, {high}), got {getattr(self, name)}")
+        for name in ("warmup", "lora_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise TrainingError(f"{name} lies in [0, 1), got {getattr(self, name)}")
         if min(self.lr, self.temperature, self.grad_norm) <= 0 or self.beta < 0:
             raise TrainingError("lr, temperature and grad_norm must be positive, and beta not negative")
         if self.max_steps < 1 and self.epochs <= 0:

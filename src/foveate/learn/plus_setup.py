@@ -50,9 +50,9 @@ def load_samples(
         apart = draw(max(settings.held_out, 1), settings.seed + 1, progress=progress).items[: settings.held_out]
         return draw(settings.samples, settings.seed, progress=progress), apart
     if settings.data is not None:
-        found = grounded.from_jsonl(settings.data, settings.images)
+        found = grounded.from_jsonl(settings.data, settings.images, settings.skip_bad)
     else:
-        found = grounded.from_datasets(str(settings.dataset))
+        found = grounded.from_datasets(str(settings.dataset), skip_bad=settings.skip_bad)
     return grounded.split(found, settings.samples, settings.held_out, settings.seed)
 
 
