@@ -190,7 +190,7 @@ class Hooks:
             return
 
         def listen(query: Tensor, key: Tensor, mask: Any, options: dict) -> None:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.method.differentiable):
+            with torch.no_grad():
                 frame.attention = attention_rows(query, key, mask, options, rows, self.method.attention_form())
 
         frame.tap.enter_context(attention_tap(self.parts.attention[number], listen))

@@ -36,7 +36,7 @@ def cut(
     if frame.alive is not None:
         visual = visual & frame.alive
     columns = torch.argsort((~visual).to(torch.uint8), dim=-1, stable=True)[:, : max(prompt.counts)]
-    with torch.set_grad_enabled(torch.is_grad_enabled() and pruner.differentiable):
+    with torch.no_grad():
         tokens = _show(hidden.detach(), frame, prompt, layer, places, columns, visual)
         keep = pruner.select(tokens)
     if keep.dtype != torch.bool or keep.shape != tokens.valid.shape:

@@ -3,40 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from foveate.families import family_of
+from foveate.engine.attention import attention_rows, attention_tap
+from foveate.families import Parts, family_of
 from foveate.learn.divergence import IGNORE
 from foveate.learn.grounded import GroundedSample
 from foveate.learn.localisation import localisation_loss
 from foveate.learn.targets import target_masks
 from foveate.measure.loading import LoadedModel
-from foveate.pruners import GlimpsePrune, PromptRows, VisualTokens
-from foveate.pruners.glimpse_modules import GlimpseModules
+from foveate.pruners import GlimpsePrune, Pruner, VisualTokens
+from foveate.pruners.glimpse_modules import GlimpseConfig, GlimpseModules
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watching(GlimpsePrune):
-    """Says what the predictor would of a prompt that ends with the glimpse token, and cuts nothing."""
+class Looking(Pruner):
+    """Remembers the visual tokens that reach layer K, and cuts nothing."""
 
-    differentiable: ClassVar[bool] = True
+    name: ClassVar[str] = "looking"
+    paper: ClassVar[str] = "none"
+    summary: ClassVar[str] = "remembers the visual tokens"
 
-    compact_cache: bool = False
-    seen: list[tuple[VisualTokens, Tensor]] = field(default_factory=list, compare=False, repr=False)
+    config: GlimpseConfig
+    seen: list[VisualTokens] = field(default_factory=list, compare=False, repr=False)
 
-    def extra_tokens(self, model: nn.Module) -> Tensor | None:
-        return None
+    def layers(self, depth: int) -> tuple[int, ...]:
+        return (self.config.layer,)
 
-    def attention_rows(self, layer: int, rows: PromptRows) -> Tensor | None:
-        return rows.last[:, None]
+    def vision_layers(self, depth: int) -> tuple[int, ...]:
+        return self.config.vision_layers
 
     def select(self, tokens: VisualTokens) -> Tensor:
-        self.seen.append((tokens, self.logits(tokens)))
+        self.seen.append(tokens)
         return tokens.valid
 
 
@@ -72,52 +77,82 @@ class GlimpseForTraining(nn.Module):
         object.__setattr__(self, "base", model)  # no sub-module: neither trained, nor saved, nor moved
 
     def forward(self, start: int, boxes: Sequence[Any], labels: Tensor, **inputs: Any) -> dict[str, Tensor]:
-        """Loss and what it is made of; see `collate` for the arguments."""
-        rows = self.dropout(self.learned.glimpse())
-        watching = Watching(weights=self.learned)
+        """Loss and what it is made of; see `collate` for the arguments.
+
+        The prompt does not see the glimpse token, so that it goes through the model once without gradients; glimpse
+        token and answer follow on its cache.
+        """
         inputs = {name: _as_model(value, self.base) for name, value in inputs.items()}
-        with watching(self.base), glimpse_in_prompt(self.base, rows, start):
-            out = self.base(**inputs, labels=labels, use_cache=False)
+        shape = inputs["input_ids"].shape
+        along = {name for name, value in inputs.items() if isinstance(value, Tensor) and value.shape == shape}
+        prompt = {name: value[:, :start] if name in along else value for name, value in inputs.items()}
+        config, looking = self.learned.config, Looking(config=self.learned.config)
+        parts = family_of(self.base).parts(self.base)
+        with torch.no_grad(), looking(self.base), positions_of(parts) as positions:
+            cache = self.base(**prompt, use_cache=True).past_key_values
+        attention: list[Tensor] = []
+        pruner = GlimpsePrune(weights=self.learned)
+
+        def listen(query: Tensor, key: Tensor, mask: Any, options: dict[str, Any]) -> None:
+            first = torch.zeros(shape[0], 1, dtype=torch.long, device=query.device)
+            attention.append(attention_rows(query, key, mask, options, first, pruner.attention_form()))
+
+        following = positions[0][..., -1:] + 1 + torch.arange(shape[1] - start, device=positions[0].device)
+        rows = self.dropout(self.learned.glimpse())
+        with attention_tap(parts.attention[config.layer - 1], listen), glimpse_first(parts, rows):
+            out = self.base(
+                input_ids=inputs["input_ids"][:, start:],
+                position_ids=following.expand(*following.shape[:-2], shape[0], -1),
+                attention_mask=inputs["attention_mask"],
+                past_key_values=cache,
+                labels=labels[:, start:],
+                use_cache=True,
+            )
         loss = {"answer_loss": out.loss}
         total = self.weighing.answer * out.loss
-        if watching.seen:
-            tokens, logits = watching.seen[0]
+        if looking.seen:
+            tokens = looking.seen[0]
+            places = tokens.position.clamp(min=0)[:, None, None].expand(-1, config.heads, 1, -1)
+            told = attention[0].gather(3, places).masked_fill(~tokens.valid[:, None, None], 0)
+            logits = pruner.logits(dataclasses.replace(tokens, attention=told))
             target = target_masks(boxes, tokens.grids).to(logits.device)
             target = nn.functional.pad(target, (0, logits.shape[1] - target.shape[1])) & tokens.valid
-            place, parts = localisation_loss(logits, target, tokens.valid, self.weighing.dice, self.weighing.bce)
+            place, each = localisation_loss(logits, target, tokens.valid, self.weighing.dice, self.weighing.bce)
             total = total + self.weighing.place * place
-            loss |= parts
+            loss |= each
         return {"loss": total, **{name: value.detach() for name, value in loss.items()}}
 
 
 @contextlib.contextmanager
-def glimpse_in_prompt(model: Any, rows: Tensor, place: int) -> Iterator[None]:
-    """While open, the token at `place` is the glimpse token: row 0 instead of its embedding, later rows added.
+def positions_of(parts: Parts) -> Iterator[list[Tensor]]:
+    """While open, the position ids that the model makes, (…, B or 1, L), are put into the list."""
+    found: list[Tensor] = []
 
-    Parameters
-    ----------
-    rows
-        (L, 1, D), with gradients.
-    place
-        Its column in every sample.
-    """
+    def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        found.append(kwargs["position_ids"] if "position_ids" in kwargs else args[1])
 
-    def hook(number: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    handle = parts.rotary.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def glimpse_first(parts: Parts, rows: Tensor) -> Iterator[None]:
+    """While open, the first token is the glimpse token: row 0 of (L, 1, D) is its embedding, later rows are added."""
+
+    def hook(number: int, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         hidden = args[0] if args else kwargs["hidden_states"]
         own = rows[number].to(hidden).expand(hidden.shape[0], -1, -1)
-        if number:
-            own = own + hidden[:, place : place + 1]
-        hidden = torch.cat([hidden[:, :place], own, hidden[:, place + 1 :]], 1)
+        hidden = torch.cat([own + hidden[:, :1] if number else own, hidden[:, 1:]], 1)
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
-    handles = []
+    handles = [
+        layer.register_forward_pre_hook(partial(hook, number), with_kwargs=True)
+        for number, layer in enumerate(parts.layers)
+    ]
     try:
-        for number, layer in enumerate(family_of(model).parts(model).layers):
-            handles.append(
-                layer.register_forward_pre_hook(
-                    lambda layer, args, kwargs, number=number: hook(number, args, kwargs), with_kwargs=True
-                )
-            )
         yield
     finally:
         for handle in handles:
@@ -157,7 +192,7 @@ def collate(loaded: LoadedModel, samples: Sequence[GroundedSample]) -> dict[str,
 
 def _words(loaded: LoadedModel, sample: GroundedSample) -> list[int]:
     """Ids of the answer; behind a prompt that ends in a word, such as "ASSISTANT:", it begins with a blank."""
-    blank = "" if loaded.prompt("", 1)[-1:] in ("\\n", ">", " ") else " "
+    blank = "" if loaded.prompt("", 1)[-1:] in ("\n", ">", " ", "") else " "
     return list(loaded.processor.tokenizer(blank + sample.answer, add_special_tokens=False)["input_ids"])
 
 

@@ -78,9 +78,15 @@ def sizes_for(model: Any, **changes: Any) -> GlimpseConfig:
         "heads": text.num_attention_heads,
         "layer": default_layer(text.num_hidden_layers),
         "vision_layers": layers,
-        "vision_size": family.vision_size(model) if layers else 0,
+        "vision_size": vision_size(model) if layers else 0,
     }
     return GlimpseConfig(**{**found, **changes})
+
+
+def vision_size(model: Any) -> int:
+    """C, the width of the vision encoder's blocks."""
+    config = model.config.vision_config
+    return int(getattr(config, "embed_dim", None) or config.hidden_size)  # Qwen2-VL's hidden_size is the decoder's
 
 
 def train_glimpse(

@@ -130,5 +130,4 @@ def _on_grid(boxes: Sequence[Box], grid: Grid) -> Tensor:
 
 def _cells(start: float, end: float, count: int) -> slice:
     """The cells of `count` in a row that the stretch from `start` to `end`, shares of the row, touches, if any."""
-    last = min(math.floor(end * count), count - 1)
-    return slice(max(math.floor(start * count), 0), max(last + 1, 0))
+    return slice(max(math.floor(start * count), 0), max(math.floor(end * count) + 1, 0))  # a slice stops at the last

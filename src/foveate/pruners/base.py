@@ -153,7 +153,6 @@ class Pruner:
     uses_grids: ClassVar[bool] = False
     keep_is_mean: ClassVar[bool] = False  # `keep` is a mean share of visual tokens per layer
     finds_budget: ClassVar[bool] = False  # how much is kept is the method's own choice, unless told
-    differentiable: ClassVar[bool] = False  # gradients flow through the attention that `select` is shown, to train on it
 
     compact_cache: bool = option(
         False, "also cut the KV cache of the layers before a stage to that stage's survivors (GlimpsePrune does)"
