@@ -9,3 +9,11 @@ class CalibrationError(FoveateError, ValueError):
 
 class TrainingDataError(FoveateError, ValueError):
     """Grounded samples that a training cannot use; the message names the file and the line, and says why."""
+
+
+class TrainingError(FoveateError, ValueError):
+    """Settings, a state or an earlier run that a training cannot use; the message says why."""
+
+
+class RewardError(FoveateError, ValueError):
+    """A reward that does not exist, or did not give a figure for each answer; the message says why."""

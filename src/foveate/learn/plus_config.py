@@ -1,0 +1,160 @@
+"""All settings of GlimpsePrune+, read from one file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from foveate.learn import glimpse_train
+from foveate.learn.config_file import make_settings, read_config
+from foveate.learn.errors import TrainingError
+from foveate.learn.judge import Judge
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlusSettings:
+    """How to fine-tune a model with pruned visual context; the defaults are the published ones.
+
+    Parameters
+    ----------
+    model : str
+        A Hub id, a folder, or `tiny`, the embedded model.
+    data, images : str or None
+        A JSONL with image, question, answer and boxes, and the folder that its image paths start from.
+    dataset : str or None
+        Or a folder of the datasets library.
+    suite : str or None
+        Or a suite: `scenes`.
+    skip_bad : bool
+        Leave out samples that cannot be used, which else are an error.
+    samples : int
+        How many at most, drawn at random.
+    held_out : int
+        Questions apart from them, at which the training of the predictor looks.
+    seed : int
+        Of scenes, order, adapter and sampling.
+    pruned : bool
+        False: the same fine-tuning on all visual tokens, to compare with.
+    predictor : str or None
+        Who chooses where a sample has no boxes: the folder of a saved pruner that cuts once, or a method by name;
+        `glimpseprune` is the training-free stand-in.
+    layer : int or None
+        Where to cut without one; None: before ⌈2L/3⌉.
+    reward : str
+        exact_match, numeric, anls, judge, by_prompt, or module:function.
+    judge : Judge or None
+        The model that judges.
+    group : int
+        Answers drawn for each question.
+    prompts : int
+        Questions in one step, in each process.
+    micro_batch : int
+        Answers scored in one pass.
+    epochs : float
+        Passes over the data.
+    max_steps : int
+        Steps; where positive, instead of `epochs`.
+    lr, warmup, grad_norm : float
+        Highest learning rate, which falls by a cosine; the share of steps in which it rises; clipping of gradients.
+    beta : float
+        Weight of the KL divergence from the model before.
+    temperature : float
+        While sampling.
+    lora_rank, lora_alpha : int
+        Of the adapter on all linear layers of the language model.
+    lora_dropout : float
+        Drawn anew in each pass: with the published 0.05, log-probabilities differ a little from sampling to scoring.
+    max_prompt : int or None
+        Samples with longer prompts, before pruning, are left out.
+    max_completion : int
+        Tokens of an answer.
+    bf16 : bool
+        Weights and activations in bfloat16; the adapter stays in float32.
+    save_every : int
+        Steps between checkpoints, from which a stopped run goes on.
+    gradient_checkpointing : bool
+        Only without pruning.
+    rollouts : str
+        Who samples: `transformers`; hooks do not exist elsewhere.
+    glimpse : Settings or None
+        How the predictor is trained on the merged model, as by `foveate train glimpse`; None: none is.
+    glimpse_sizes : mapping
+        Its sizes where they are not the published ones, see `sizes_for`.
+    """
+
+    model: str
+    data: str | None = None
+    images: str | None = None
+    dataset: str | None = None
+    suite: str | None = None
+    skip_bad: bool = False
+    samples: int = 20_000
+    held_out: int = 256
+    seed: int = 0
+    pruned: bool = True
+    predictor: str | None = None
+    layer: int | None = None
+    reward: str = "exact_match"
+    judge: Judge | None = None
+    group: int = 4
+    prompts: int = 8
+    micro_batch: int = 4
+    epochs: float = 1.0
+    max_steps: int = -1
+    lr: float = 1e-4
+    warmup: float = 0.1
+    grad_norm: float = 1.0
+    beta: float = 0.04
+    temperature: float = 1.0
+    lora_rank: int = 32
+    lora_alpha: int = 64
+    lora_dropout: float = 0.05
+    max_prompt: int | None = 6000
+    max_completion: int = 128
+    bf16: bool = False
+    save_every: int = 50
+    gradient_checkpointing: bool = False
+    rollouts: str = "transformers"
+    glimpse: glimpse_train.Settings | None = field(default_factory=glimpse_train.Settings)
+    glimpse_sizes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.predictor is not None and self.layer is not None:
+            raise TrainingError("the cut lies where the predictor's lies: give `layer` or `predictor`, not both")
+        counts = ("samples", "prompts", "micro_batch", "lora_rank", "lora_alpha", "max_completion", "save_every")
+        for name, least in (("group", 2), *((count, 1) for count in counts)):
+            if getattr(self, name) < least:
+                raise TrainingError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.prompts * self.group % self.micro_batch:
+            raise TrainingError(
+                f"prompts × group = {self.prompts * self.group} answers do not divide into passes of micro_batch = "
+                f"{self.micro_batch}"
+            )
+        for name in ("warmup", "lora_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise TrainingError(f"{name} lies in [0, 1), got {getattr(self, name)}")
+        if min(self.lr, self.temperature, self.grad_norm) <= 0 or self.beta < 0:
+            raise TrainingError("lr, temperature and grad_norm must be positive, and beta not negative")
+        if self.max_steps < 1 and self.epochs <= 0:
+            raise TrainingError("either max_steps or epochs must be positive")
+        if self.rollouts != "transformers":
+            raise TrainingError(
+                f"rollouts by '{self.rollouts}' cannot be pruned, as the hooks do not exist there: use 'transformers'"
+            )
+        if self.pruned and self.gradient_checkpointing:
+            raise TrainingError(
+                "gradient checkpointing runs without a KV cache, which pruning needs: leave it off, or train unpruned"
+            )
+
+
+def read_settings(path: Path) -> PlusSettings:
+    """Settings of a YAML or JSON file, with those of `judge` and `glimpse` inside.
+
+    Raises
+    ------
+    TrainingError
+        The file cannot be read, names a setting that does not exist, or gives one of the wrong kind.
+    """
+    return make_settings(PlusSettings, read_config(path), str(path))

@@ -1,0 +1,83 @@
+"""Log-probabilities of given answers, computed as `generate` computes them: prefill, then the answer on the cache.
+
+In one pass over prompt and answer the answer would see, in the layers before the cut, visual tokens that are no longer
+in the cache while generating. So the prompt runs first, with a KV cache that the pruner cuts, and the answer continues
+on it; gradients flow through the cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+PER_TOKEN = ("token_type_ids", "mm_token_type_ids")  # inputs of the processor with one entry a token
+
+
+def answer_logps(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, answer: int, temperature: float = 1.0, **inputs: Any
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each answer token and the entropy of the distribution it was drawn from.
+
+    Parameters
+    ----------
+    model
+        A vision-language model, with or without an adapter; an attached pruner works here as while generating.
+    input_ids, attention_mask
+        (B, P + C) long, the prompt padded on the left, then the answer padded on the right.
+    answer
+        C, length of the answers.
+    temperature
+        The logits are divided by it, as while sampling.
+    inputs
+        What else the processor gave, for the prompt.
+
+    Returns
+    -------
+    tuple of Tensor
+        Twice (B, C) float32; padding holds numbers without meaning. The entropy carries no gradient.
+    """
+    length = input_ids.shape[1] - answer
+    inputs = {name: value[:, :length] if name in PER_TOKEN else value for name, value in inputs.items()}
+    positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+    grids = any(inputs.get(name) is not None for name in ("image_grid_thw", "video_grid_thw"))
+    if not grids:  # with grids the model makes rows, columns and times of its own
+        inputs["position_ids"] = positions[:, :length]
+    cache = DynamicCache()
+    first = model(
+        input_ids=input_ids[:, :length],
+        attention_mask=attention_mask[:, :length],
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+        **inputs,
+    )
+    logits = first.logits[:, -1:]
+    if answer > 1:
+        rest = model(
+            input_ids=input_ids[:, length:-1],
+            attention_mask=attention_mask[:, :-1],
+            position_ids=_continued(model, positions[:, length:-1]) if grids else positions[:, length:-1],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits = torch.cat([logits, rest.logits], 1)
+    return _score(logits, input_ids[:, length:], temperature)
+
+
+def _continued(model: Any, positions: Tensor) -> Tensor:
+    """(3, B, C - 1) positions behind a prompt with images, which take up less room than their tokens."""
+    found = (getattr(module, "rope_deltas", None) for module in model.modules())
+    deltas = next(one for one in found if one is not None)
+    return (positions + deltas.to(positions.device)).expand(3, -1, -1)
+
+
+def _score(logits: Tensor, words: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    logits = logits.float() / temperature
+    everything = logits.logsumexp(-1)
+    logps = logits.gather(-1, words[..., None])[..., 0] - everything
+    with torch.no_grad():
+        entropy = everything - (logits.softmax(-1) * logits).sum(-1)
+    return logps, entropy

@@ -1,0 +1,78 @@
+"""A trainer of the embedded model on a few scenes."""
+
+import dataclasses
+import functools
+
+import torch
+
+from foveate.learn.grounded import GroundedSamples, from_scenes
+from foveate.learn.plus_config import PlusSettings
+from foveate.learn.plus_setup import load_for, make_trainer
+from foveate.learn.rewards import exact_match
+
+# TRL 1.16 itself still uses the old name, at home and on the model
+TRL_IS_LATE = "ignore:.*(gradient_checkpointing|is_gradient_checkpointing).*:FutureWarning"
+SETTINGS = PlusSettings(
+    model="tiny",
+    suite="scenes",
+    samples=24,
+    held_out=8,
+    prompts=2,
+    micro_batch=4,
+    max_steps=2,
+    max_completion=6,
+    lora_dropout=0.0,
+    save_every=1,
+    glimpse=None,
+)
+
+
+@functools.cache
+def scenes(number=24, seed=5):
+    """Samples with boxes."""
+    found = from_scenes(number, seed)
+    return dataclasses.replace(found, items=tuple(item for item in found.items if item.boxes))
+
+
+def first(number):
+    """So many of them."""
+    return GroundedSamples(scenes().items[:number], "a few scenes", f"{number}")
+
+
+def words(replies):
+    """A reward in which answers of one group differ."""
+    return [float(sum(map(ord, one.given)) % 7) for one in replies]
+
+
+def trainer(folder, settings=SETTINGS, items=None, reward=exact_match):
+    """One that is ready."""
+    items = scenes().items if items is None else items
+    return make_trainer(settings, items, load_for(settings, "cpu"), reward, folder)
+
+
+def stir(model, size=0.05, seed=0):
+    """Give an adapter, which starts at nothing, something to say."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(size * torch.randn(weight.shape, generator=generator))
+
+
+def rows(trainer, numbers):
+    """What TRL hands to a step: each sample as often as answers are drawn."""
+    return [trainer.train_dataset[number] for number in numbers for _ in range(trainer.num_generations)]
+
+
+def watch_sampling(trainer, monkeypatch):
+    """A list that gets (sequences, logits, cache) of each sampling."""
+    base = trainer.accelerator.unwrap_model(trainer.model).get_base_model()
+    plain, seen = base.generate, []
+
+    def generate(*args, **kwargs):
+        output = plain(*args, **kwargs, output_logits=True, return_dict_in_generate=True)
+        seen.append((output.sequences, torch.stack(output.logits, 1), output.past_key_values))
+        return output.sequences
+
+    monkeypatch.setattr(base, "generate", generate)
+    return seen
