@@ -64,7 +64,9 @@ def whole_loss(model, weights, batch):
         for handle in handles:
             handle.remove()
     looking = Looking(config=weights.config)
-    prompt = {name: value[:, :start] if value.shape == batch["labels"].shape else value for name, value in batch.items()}
+    prompt = {
+        name: value[:, :start] if value.shape == batch["labels"].shape else value for name, value in batch.items()
+    }
     del prompt["labels"]
     with torch.no_grad(), looking(model):
         model(**prompt)

@@ -72,7 +72,10 @@ def _sizes(config: Mapping[str, Any], theirs: Mapping[str, Tensor], rows: Tensor
             ("no glimpse token before some layer", list(config.get("le_layers", (0,))) != list(range(depth))),
             ("a layer norm on the glimpse token", config.get("le_norm_type", "rmsnorm") != "rmsnorm"),
             ("attention in windows", not llava and not config.get("attn_fuse_global", False)),
-            (f"the predictor {config['attn_fuse_type']}", config["attn_fuse_type"] not in ("AttnFuserV1", "AttnFuserV2")),
+            (
+                f"the predictor {config['attn_fuse_type']}",
+                config["attn_fuse_type"] not in ("AttnFuserV1", "AttnFuserV2"),
+            ),
         )
         if there
     ]

@@ -218,7 +218,9 @@ class GlimpseModules(nn.Module):
             "hidden_size": text.hidden_size,
             "heads": text.num_attention_heads,
         }
-        wrong = [f"{name} {ours}, not {it}" for name, it in theirs.items() if (ours := getattr(self.config, name)) != it]
+        wrong = [
+            f"{name} {ours}, not {it}" for name, it in theirs.items() if (ours := getattr(self.config, name)) != it
+        ]
         if wrong:
             raise IncompatibleWeightsError(f"these weights are for a model of {', '.join(wrong)}")
 

@@ -182,7 +182,9 @@ class GlimpsePrune(Pruner):
     def _anchored(self, tokens: VisualTokens) -> Tensor:
         """(B, N) bool, corners of each grid."""
         most = max(map(len, tokens.grids))
-        sizes = [[[grid.height, grid.width] for grid in grids] + [[0, 0]] * (most - len(grids)) for grids in tokens.grids]
+        sizes = [
+            [[grid.height, grid.width] for grid in grids] + [[0, 0]] * (most - len(grids)) for grids in tokens.grids
+        ]
         last = torch.tensor(sizes, device=tokens.grid.device) - 1
         last = last.gather(1, tokens.grid.clamp(min=0)[..., None].expand(-1, -1, 2))
         cell = torch.stack([tokens.row, tokens.column], -1)

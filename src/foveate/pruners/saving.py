@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from foveate.pruners.base import Pruner
 
 CONFIG = "config.json"
+# trained pruners that come with the package
+SHIPPED = {"glimpseprune-tiny": Path(__file__).parents[1] / "tiny" / "predictor"}
 
 
 def save_pretrained(pruner: Pruner, folder: str | Path) -> None:
@@ -41,7 +43,7 @@ def push_to_hub(pruner: Pruner, repository: str, *, private: bool | None = None,
 def load(name_or_folder: str | Path) -> Pruner:
     """Load a pruner from a folder that `save_pretrained` wrote, or from the Hub.
 
-    The folders of GlimpsePrune's authors (`config.json` beside `new_modules_gp.pt`) are taken, too. Files of weights
+    `glimpseprune-tiny` is GlimpsePrune with the predictor that comes with the embedded model. The folders of GlimpsePrune's authors (`config.json` beside `new_modules_gp.pt`) are taken, too. Files of weights
     are read as tensors, never as code.
 
     Raises
@@ -57,7 +59,7 @@ def load(name_or_folder: str | Path) -> Pruner:
     """
     from foveate.pruners import METHODS, glimpse_authors, make
 
-    name = str(name_or_folder)
+    name = str(SHIPPED.get(str(name_or_folder), name_or_folder))
     path = find(name, CONFIG)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
