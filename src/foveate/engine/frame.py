@@ -56,8 +56,6 @@ class Prompt:
         (B,) long, place of the last prompt token.
     counts
         Visual tokens that are still there, for each sample, on the host.
-    vision
-        (B, L, C) features from the vision encoder, one for each layer of it that the method wants.
     """
 
     visual: Tensor
@@ -66,7 +64,6 @@ class Prompt:
     query: Tensor
     counts: list[int]
     record: PrefillRecord
-    vision: tuple[Tensor, ...] = ()
 
 
 @dataclass

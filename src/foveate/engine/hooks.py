@@ -16,7 +16,6 @@ from foveate.engine.frame import Frame, PrefillRecord, Prompt
 from foveate.engine.layer_inputs import pick_inputs
 from foveate.engine.prompt import read_prompt
 from foveate.engine.stage import cut, text_rows
-from foveate.engine.vision import VisionRecorder
 from foveate.errors import BudgetError
 from foveate.families import Family
 from foveate.pruners.base import PromptRows, Pruner
@@ -42,7 +41,6 @@ class Hooks:
             )
         self.notes = pruner.notes(self.depth)
         self.method = pruner.resolved(self.depth)
-        self.vision = self._vision_recorder()
         self.extra = pruner.extra_tokens(model)
         if self.extra is not None and self.extra.ndim == 2:
             self.extra = self.extra[None]
@@ -56,17 +54,8 @@ class Hooks:
             self.remove()
             raise
 
-    def _vision_recorder(self) -> VisionRecorder | None:
-        if not self.pruner.reads_vision:
-            return None
-        blocks = self.family.vision_blocks(self.model)
-        layers = self.pruner.vision_layers(len(blocks))
-        return VisionRecorder(blocks, layers) if layers else None
-
     def _register(self) -> None:
         parts = self.parts
-        if self.vision is not None:
-            self.vision.register(self._before, self._after)
         if self.model is not parts.base:
             self._before(self.model, self._before_model)
         self._before(parts.base, self._before_base)
@@ -130,8 +119,6 @@ class Hooks:
         if cache is not None:
             check_cache(cache, self.depth)
             frame.past = int(cache.get_seq_length())
-        if self.vision is not None:
-            frame.prompt.vision = self.vision.take(frame.prompt, self.family, self.config, frame.prompt.visual.device)
         frame.prompt.record.notes += self.notes
         if self.pruner.uses_grids and not frame.prompt.layout.known:
             frame.prompt.record.notes.append(UNKNOWN_LAYOUT)

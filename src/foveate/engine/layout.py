@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,28 +26,14 @@ class Layout:
         Grids of each sample, of all its images in order.
     known
         Whether all of them are.
-    images
-        Grids of each image, in prompt order, once each: beams repeat the rows but not the images.
-    videos
-        Of each of them, whether it is a video.
-    repeats
-        Rows of the batch that show the same images, one after another.
-    visual
-        (B, L) bool, on the CPU: all visual tokens.
     """
 
     places: Tensor
     grids: tuple[tuple[Grid, ...], ...]
     known: bool
-    images: tuple[Image, ...]
-    videos: tuple[bool, ...]
-    repeats: int
-    visual: Tensor
 
 
-def lay_out(
-    visual: Tensor, runs: Sequence[Run], images: Sequence[Image] | None, video_token: int | None = None
-) -> Layout:
+def lay_out(visual: Tensor, runs: Sequence[Run], images: Sequence[Image] | None) -> Layout:
     """Give each visual token its place.
 
     Parameters
@@ -61,49 +45,29 @@ def lay_out(
     images
         Grids of each image in prompt order over the batch. None, or grids that do not add up: each run is an image of
         unknown layout.
-    video_token
-        Id of the placeholder of videos.
     """
     counts = visual.sum(-1).tolist()
-    repeats, once = (1, None) if images is None else _rows(counts, images)
-    if once is None:
-        repeats, once = 1, [[] for _ in counts]
+    rows = None if images is None else _rows(counts, images)
+    if rows is None:
+        rows = [[] for _ in counts]
         for run in runs:
-            once[run.sample].append((Grid(1, run.length, known=False),))
-    rows = [row for row in once for _ in range(repeats)]
+            rows[run.sample].append((Grid(1, run.length, known=False),))
     places = torch.full((4, *visual.shape), -1)
     for sample, row in enumerate(rows):
         if row:
             places[:, sample, visual[sample]] = _places(row)
     grids = tuple(tuple(grid for image in row for grid in image) for row in rows)
-    videos = [video for sample, row in enumerate(once) for video in _videos(row, runs, sample * repeats, video_token)]
-    return Layout(
-        places=places,
-        grids=grids,
-        known=all(grid.known for row in grids for grid in row),
-        images=tuple(image for row in once for image in row),
-        videos=tuple(videos),
-        repeats=repeats,
-        visual=visual,
-    )
+    return Layout(places, grids, all(grid.known for row in grids for grid in row))
 
 
-def _videos(images: Sequence[Image], runs: Sequence[Run], sample: int, video_token: int | None) -> list[bool]:
-    """Whether each image of a sample is a video: of the placeholder that its first token has."""
-    own = [run for run in runs if run.sample == sample]
-    ends = list(itertools.accumulate(run.length for run in own))
-    starts = [0, *itertools.accumulate(sum(grid.length for grid in image) for image in images)][:-1]
-    return [video_token is not None and own[bisect.bisect(ends, start)].token == video_token for start in starts]
-
-
-def _rows(counts: list[int], images: Sequence[Image]) -> tuple[int, list[list[Image]] | None]:
-    """How often rows are repeated, and the images of each row before that; None if the images do not fill the rows."""
+def _rows(counts: list[int], images: Sequence[Image]) -> list[list[Image]] | None:
+    """Images of each sample; beams repeat the rows but not the images. None if the images do not fill the rows."""
     lengths = [sum(grid.length for grid in image) for image in images]
     if not sum(lengths):
-        return 1, None
+        return None
     repeats, rest = divmod(sum(counts), sum(lengths))
-    if rest or not repeats or len(counts) % repeats:
-        return 1, None
+    if rest or len(counts) % repeats:
+        return None
     rows: list[list[Image]] = []
     at = 0
     for count in counts[::repeats]:
@@ -112,9 +76,9 @@ def _rows(counts: list[int], images: Sequence[Image]) -> tuple[int, list[list[Im
             count -= lengths[at]
             at += 1
         if count:
-            return 1, None
-        rows.append(list(images[first:at]))
-    return repeats, rows
+            return None
+        rows += [list(images[first:at])] * repeats
+    return rows
 
 
 def _places(images: Sequence[Image]) -> Tensor:

@@ -51,8 +51,7 @@ def read_prompt(
         frame.record.skipped = "no visual token in the prompt"
         return frame
     runs = find_runs(everywhere.bool(), words[0] if words else None)
-    video = getattr(config, "video_token_id", None)
-    layout = lay_out(everywhere.bool(), runs, family.image_grids(config, kwargs, runs), video)
+    layout = lay_out(everywhere.bool(), runs, family.image_grids(config, kwargs, runs))
     layout = dataclasses.replace(layout, places=layout.places.to(visual.device).masked_fill(~before, -1))
     frame.record.image = layout.places[0]
     frame.prompt = Prompt(before, layout, real, query, counts, frame.record)

@@ -102,10 +102,6 @@ def _show(
         mean_text=torch.einsum("bn,bnd->bd", text, hidden) / text.sum(-1, keepdim=True).clamp(min=1),
         attention=attention,
         extra=hidden[:, hidden.shape[1] - frame.extra :],
-        vision=tuple(
-            gather_positions(features, position.clamp(max=frame.length - 1), 1).masked_fill(~valid[..., None], 0)
-            for features in prompt.vision
-        ),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -140,47 +139,6 @@ class Family:
         if isinstance(pixels, Tensor) and pixels.ndim == 4 and visual_tokens % pixels.shape[0] == 0:
             return [(Grid.square(visual_tokens // pixels.shape[0]),)] * pixels.shape[0]
         return None
-
-    def vision_blocks(self, model: Any) -> nn.ModuleList:
-        """Blocks of the vision encoder, from the first.
-
-        Raises
-        ------
-        UnsupportedModelError
-            When there are none to be found.
-        """
-        base = getattr(model, "base_model", model)
-        for tower in ("vision_tower", "visual", "vision_model"):
-            for module in getattr(base, tower, nn.Module()).modules():
-                if isinstance(module, nn.ModuleList):
-                    return module
-        raise UnsupportedModelError(f"{type(model).__name__} has no vision encoder with a list of blocks")
-
-    def vision_features(self, config: Any, state: Tensor, images: Sequence[tuple[Grid, ...]]) -> Tensor:
-        """What a block of the vision encoder put out, as one row for each visual token.
-
-        The default: all grids are alike, the encoder sees one after another, perhaps with a class token in front, and
-        a token is made of a square of patches.
-
-        Parameters
-        ----------
-        config
-            The model's.
-        state
-            (grids, patches, C) output of the block, or as the family's encoder has it.
-        images
-            Grids of each image that was encoded, in prompt order.
-
-        Returns
-        -------
-        Tensor
-            (T, C) of all tokens of the images in prompt order: means over their patches, zero for separators.
-        """
-        grid = images[0][0]
-        factor = math.isqrt(state.shape[1] // grid.cells)
-        patches = state[:, state.shape[1] - factor * factor * grid.cells :]
-        squares = patches.unflatten(1, (grid.height, factor, grid.width, factor))
-        return squares.mean((2, 4)).flatten(0, 2)
 
     def place(self, image: tuple[Grid, ...], size: tuple[int, int], processor: Any) -> tuple[Grid, ...]:
         """An image's grids with the regions that its size tells where its tokens do not.

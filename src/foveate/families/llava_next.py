@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.errors import UnsupportedModelError
 from foveate.families.base import Family
 from foveate.families.grids import Grid, Run
 
@@ -34,35 +33,6 @@ class LlavaNext(Family):
             return [_from_row_ends(small, image) for image in ends.split([len(image) for image in features])]
         sizes = kwargs.get("image_sizes")
         return None if sizes is None else [(small, _large(config, size, side)) for size in sizes.tolist()]
-
-    def vision_features(self, config: Any, state: Tensor, images: Sequence[tuple[Grid, ...]]) -> Tensor:
-        side = images[0][0].height
-        crops = state[:, state.shape[1] - side * side :].unflatten(1, (side, side))
-        found, at = [], 0
-        for small, large in images:
-            high, wide = _crops(config, large, side)
-            whole = crops[at + 1 : at + 1 + high * wide].unflatten(0, (high, wide)).transpose(1, 2).flatten(2, 3)
-            whole = whole.flatten(0, 1)
-            top, left = (whole.shape[0] - large.height) // 2, (whole.shape[1] - large.width) // 2
-            shown = whole[top : top + large.height, left : left + large.width]
-            found += [crops[at].flatten(0, 1), torch.nn.functional.pad(shown, (0, 0, 0, 1)).flatten(0, 1)]
-            at += 1 + high * wide
-        if at != len(crops):
-            raise UnsupportedModelError(f"these images have {at} crops, the vision encoder saw {len(crops)}")
-        return torch.cat(found)
-
-
-def _crops(config: Any, large: Grid, side: int) -> tuple[int, int]:
-    """Rows and columns of crops that the large grid was cut out of: the fewest in which it fills a side."""
-    fits = []
-    for height, width in config.image_grid_pinpoints:
-        high, wide = height // config.vision_config.image_size, width // config.vision_config.image_size
-        spare = high * side - large.height, wide * side - large.width
-        if min(spare) == 0 <= max(spare):
-            fits.append((high * wide, high, wide))
-    if not fits:
-        raise UnsupportedModelError(f"no crops of this model make a grid of {large.height} x {large.width} tokens")
-    return min(fits)[1:]
 
 
 def _large(config: Any, size: list[int], side: int) -> Grid:

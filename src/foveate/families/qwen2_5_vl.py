@@ -43,16 +43,6 @@ class QwenVL(Family):
         axes = positions[-3:].cpu() if isinstance(positions, Tensor) and positions.ndim == 3 else None
         return [_from_positions(axes, places) for _, _, places in pieces]
 
-    def vision_features(self, config: Any, state: Tensor, images: Sequence[tuple[Grid, ...]]) -> Tensor:
-        squares = config.vision_config.spatial_merge_size**2  # patches of a token follow one another
-        tokens = state.flatten(0, -2).unflatten(0, (-1, squares)).mean(1)
-        order = self.encoder_order(config, images)
-        return tokens if order is None else torch.empty_like(tokens).index_copy(0, order.to(tokens.device), tokens)
-
-    def encoder_order(self, config: Any, images: Sequence[tuple[Grid, ...]]) -> Tensor | None:
-        """(T,) long, which tokens the vision encoder has one after another; None: as the prompt has them."""
-        return None
-
 
 def _length(grids: tuple[Grid, ...]) -> int:
     return sum(grid.length for grid in grids)
@@ -129,25 +119,4 @@ def _frames(axes: Tensor) -> tuple[Grid, ...]:
     return (Grid(height, width),) * (len(high) // (height * width))
 
 
-def _cells(grid: Grid) -> tuple[Tensor, ...]:
-    """Row and column of each cell, both (height, width)."""
-    return torch.meshgrid(torch.arange(grid.height), torch.arange(grid.width), indexing="ij")
-
-
-@dataclass(frozen=True)
-class Qwen25VL(QwenVL):
-    """Its vision encoder has the tokens in windows, one after another."""
-
-    def encoder_order(self, config: Any, images: Sequence[tuple[Grid, ...]]) -> Tensor | None:
-        vision = config.vision_config
-        side = vision.window_size // vision.spatial_merge_size // vision.patch_size
-        order, start = [], 0
-        for grid in (grid for image in images for grid in image):
-            row, column = (axis.flatten() for axis in _cells(grid))
-            window = row // side * -(-grid.width // side) + column // side
-            order.append(window.argsort(stable=True) + start)
-            start += grid.cells
-        return torch.cat(order)
-
-
-QWEN2_5_VL = Qwen25VL("qwen2_5_vl", "Qwen2.5-VL", "Qwen/Qwen2.5-VL-7B-Instruct")
+QWEN2_5_VL = QwenVL("qwen2_5_vl", "Qwen2.5-VL", "Qwen/Qwen2.5-VL-7B-Instruct")

@@ -86,9 +86,6 @@ class VisualTokens:
         for.
     extra
         (B, G, D) hidden states of the tokens that the method added.
-    vision
-        For each layer of the vision encoder that `vision_layers` asked for, (B, N, C) features of the visual tokens,
-        averaged over the patches that make up a token; zero for padding and separators.
     """
 
     layer: int
@@ -106,7 +103,6 @@ class VisualTokens:
     mean_text: Tensor
     attention: Tensor | None
     extra: Tensor
-    vision: tuple[Tensor, ...] = ()
 
     def by_image(self, images: int) -> VisualTokens:
         """The same tokens with one row for each (sample, image): (B * images, N, ...), other images' tokens invalid.
@@ -137,7 +133,6 @@ class VisualTokens:
             mean_text=rows(self.mean_text),
             attention=None if self.attention is None else rows(self.attention),
             extra=rows(self.extra),
-            vision=tuple(map(rows, self.vision)),
         )
 
 
@@ -184,15 +179,6 @@ class Pruner:
         What the mask hides is -inf in the last two.
         """
         return "softmax"
-
-    def vision_layers(self, depth: int) -> tuple[int, ...]:
-        """Blocks of a vision encoder of `depth`, from 0, whose outputs the method wants, in the order it wants them."""
-        return ()
-
-    @property
-    def reads_vision(self) -> bool:
-        """True where the method says which `vision_layers` it wants."""
-        return type(self).vision_layers is not Pruner.vision_layers
 
     def notes(self, depth: int) -> tuple[str, ...]:
         """What a user of a model of `depth` layers should be warned of; goes into the report."""
