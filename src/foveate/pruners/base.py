@@ -83,6 +83,10 @@ class VisualTokens:
         for.
     extra
         (B, G, D) hidden states of the tokens that the method added.
+    vision
+        For each block of the vision encoder that `vision_layers` named, in that order, (B, N, C) what it put out for
+        these tokens: the mean of the patches that a visual token is made of, detached. Zeros for padding and for
+        separators. Empty where none was asked for.
     """
 
     layer: int
@@ -100,6 +104,7 @@ class VisualTokens:
     mean_text: Tensor
     attention: Tensor | None
     extra: Tensor
+    vision: tuple[Tensor, ...] = ()
 
     def by_image(self, images: int) -> VisualTokens:
         """The same tokens with one row for each (sample, image): (B * images, N, ...), other images' tokens invalid.
@@ -130,6 +135,7 @@ class VisualTokens:
             mean_text=rows(self.mean_text),
             attention=None if self.attention is None else rows(self.attention),
             extra=rows(self.extra),
+            vision=tuple(rows(features) for features in self.vision),
         )
 
 
@@ -172,6 +178,10 @@ class Pruner:
     def attention_form(self) -> Literal["softmax", "logits"]:
         """Whether those rows are softmaxed or the scaled products of query and key, -inf where the mask hides."""
         return "softmax"
+
+    def vision_layers(self, depth: int) -> tuple[int, ...]:
+        """Blocks of the vision encoder, of `depth`, counted from 0, whose outputs `select` wants, in this order."""
+        return ()
 
     def notes(self, depth: int) -> tuple[str, ...]:
         """What a user of a model of `depth` layers should be warned of; goes into the report."""
