@@ -86,6 +86,10 @@ class VisualTokens:
         for.
     extra
         (B, G, D) hidden states of the tokens that the method added.
+    vision
+        For each block of the vision encoder that `vision_layers` named, in that order, (B, N, C) what it put out for
+        these tokens: the mean of the patches that a visual token is made of, detached. Zeros for padding and for
+        separators. Empty where none was asked for.
     """
 
     layer: int
@@ -103,6 +107,7 @@ class VisualTokens:
     mean_text: Tensor
     attention: Tensor | None
     extra: Tensor
+    vision: tuple[Tensor, ...] = ()
 
     def by_image(self, images: int) -> VisualTokens:
         """The same tokens with one row for each (sample, image): (B * images, N, ...), other images' tokens invalid.
@@ -133,6 +138,7 @@ class VisualTokens:
             mean_text=rows(self.mean_text),
             attention=None if self.attention is None else rows(self.attention),
             extra=rows(self.extra),
+            vision=tuple(rows(features) for features in self.vision),
         )
 
 
@@ -179,6 +185,10 @@ class Pruner:
         What the mask hides is -inf in the last two.
         """
         return "softmax"
+
+    def vision_layers(self, depth: int) -> tuple[int, ...]:
+        """Blocks of the vision encoder, of `depth`, counted from 0, whose outputs `select` wants, in this order."""
+        return ()
 
     def notes(self, depth: int) -> tuple[str, ...]:
         """What a user of a model of `depth` layers should be warned of; goes into the report."""
