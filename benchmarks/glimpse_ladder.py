@@ -1,7 +1,7 @@
 """GlimpsePrune on the embedded model: what each part of it adds, and before which layer it cuts best.
 
 Trains each variant on the same questions and evaluates all of them on the same held-out ones, beside baselines that
-keep the same number of tokens. A variant that is there already is not trained again.
+keep the same number of tokens. Variants that are there already are not trained again.
 
     python benchmarks/glimpse_ladder.py --out benchmarks/results/glimpse_ladder
 """
@@ -9,20 +9,24 @@ keep the same number of tokens. A variant that is there already is not trained a
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import get_cosine_schedule_with_warmup
 
-from foveate.learn.glimpse_step import Weighing
-from foveate.learn.glimpse_train import Settings, sizes_for, train_glimpse
+from foveate.learn.glimpse_step import GlimpseForTraining, Weighing, collate, read_prompt
+from foveate.learn.glimpse_train import sizes_for
 from foveate.learn.grounded import from_scenes
 from foveate.measure.evaluate import Settings as Evaluation
 from foveate.measure.evaluate import evaluate
 from foveate.measure.loading import load_model
 from foveate.measure.spec import parse_methods
+from foveate.pruners import GlimpsePrune
+from foveate.pruners.glimpse_modules import GlimpseModules
 
 ANSWER_ONLY = Weighing(place=0.0)
 # name -> sizes, weighing, cut before layer
@@ -39,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("glimpse-ladder"), help="weights and checkpoints")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--size", type=int, default=64)
@@ -50,43 +54,66 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     loaded = load_model("tiny", device="cpu")
-    samples = from_scenes(args.steps * args.batch_size, args.seed)
-    watched = from_scenes(90, args.seed + 1).items
-    for name, (sizes, weighing, layer) in {**LADDER, **LAYERS}.items():
-        folder = args.work / slug(name)
-        if (folder / "training.json").exists():
-            continue
-        settings = Settings(
-            batch_size=args.batch_size,
-            accumulation=1,
-            learning_rate=args.learning_rate,
-            max_steps=args.steps,
-            weighing=weighing,
-            seed=args.seed,
-            check_every=0,
-            save_every=args.steps,
-        )
-        config = sizes_for(loaded.model, **{"size": args.size, "condition_size": args.size, "layer": layer, **sizes})
-        found = train_glimpse(loaded, samples, watched, settings, folder, config, resume=True)
-        print(name, json.dumps(found["held_out"]), flush=True)
+    if not all((args.work / slug(name) / "config.json").exists() for name in {**LADDER, **LAYERS}):
+        train(loaded, args)
     cap = f"max_keep={args.max_keep}"
     folders = {name: f"{args.work / slug(name)}" for name in (*LADDER, *LAYERS)}
-    methods = [f"glimpseprune:{cap}", *(f"{folder}:{cap}" for folder in folders.values())]
+    methods = ["random:layer=8", f"glimpseprune:{cap}", *(f"{folder}:{cap}" for folder in folders.values())]
     evaluation = Evaluation(
-        methods=tuple(parse_methods(",".join(methods))), keeps=(args.max_keep,), samples=args.questions, layer=8
+        methods=tuple(parse_methods(",".join(methods))), keeps=(args.max_keep,), samples=args.questions
     )
     args.out.mkdir(parents=True, exist_ok=True)
     result = evaluate(loaded, evaluation, args.work / "answers")
     result["variants"] = {f"{folder}:{cap}": name for name, folder in folders.items()} | {
         f"glimpseprune:{cap}": "first token's attention, no training"
     }
-    result["training"] = {
-        name: json.loads((Path(folder) / "training.json").read_text())["configuration"]
-        for name, folder in folders.items()
-    }
+    result["training"] = json.loads((args.work / "losses.json").read_text())
     result["arguments"] = {key: str(value) for key, value in vars(args).items()}
     (args.out / "result.json").write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     (args.out / "result.md").write_text(table(result))
+
+
+def train(loaded: Any, args: argparse.Namespace) -> None:
+    """Train all variants at once: what comes before the glimpse token is the same for all, and is computed once."""
+    samples = from_scenes(args.steps * args.batch_size, args.seed).items
+    loaded.model.requires_grad_(False)
+    learners: dict[str, GlimpseForTraining] = {}
+    for name, (sizes, weighing, layer) in {**LADDER, **LAYERS}.items():
+        torch.manual_seed(args.seed)
+        config = sizes_for(loaded.model, **{"size": args.size, "condition_size": args.size, "layer": layer, **sizes})
+        learners[name] = GlimpseForTraining(loaded.model, GlimpseModules(config), weighing)
+    optimizers = {
+        name: torch.optim.AdamW(learner.parameters(), lr=args.learning_rate) for name, learner in learners.items()
+    }
+    schedules = [
+        get_cosine_schedule_with_warmup(optimizer, args.steps // 10, args.steps) for optimizer in optimizers.values()
+    ]
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(args.seed)).tolist()
+    widest = learners["+ vision condition"].learned.config
+    losses: dict[str, list[dict[str, float]]] = {name: [] for name in learners}
+    for step in range(args.steps):
+        picked = order[step * args.batch_size : (step + 1) * args.batch_size]
+        batch = collate(loaded, [samples[number] for number in picked])
+        start, boxes, labels = batch.pop("start"), batch.pop("boxes"), batch.pop("labels")
+        read = read_prompt(loaded.model, widest, batch, start)
+        for name, learner in learners.items():
+            vision = read.tokens.vision if learner.learned.config.vision_layers else ()
+            tokens = dataclasses.replace(read.tokens, vision=vision)
+            own = dataclasses.replace(read, tokens=tokens, cache=copy.deepcopy(read.cache))
+            found = learner.answer(own, batch, start, boxes, labels)
+            found["loss"].backward()
+            torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
+            optimizers[name].step()
+            optimizers[name].zero_grad()
+            losses[name].append({"step": step, **{key: float(value.detach()) for key, value in found.items()}})
+        for schedule in schedules:
+            schedule.step()
+        if step % 20 == 0:
+            print(step, {name: round(rows[-1]["loss"], 3) for name, rows in losses.items()}, flush=True)
+    for name, learner in learners.items():
+        GlimpsePrune(weights=learner.learned.eval()).save_pretrained(args.work / slug(name))
+    thinned = {name: rows[::20] for name, rows in losses.items()}
+    (args.work / "losses.json").write_text(json.dumps(thinned, indent=2) + "\n")
 
 
 def slug(name: str) -> str:

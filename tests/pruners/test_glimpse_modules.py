@@ -20,7 +20,7 @@ from foveate.pruners.glimpse_modules import (
 from foveate.pruners.segments import Segments
 from tests.pruners.visual_tokens import visual_tokens
 
-# depth, hidden size, heads, vision blocks, vision width; then millions of parameters: predictor, glimpse (methods, 3.2)
+# depth, hidden size, heads, vision blocks, vision width; then millions of parameters: predictor, glimpse
 PUBLISHED = {
     "Qwen2.5-VL-3B": (36, 2048, 16, 32, 1280, 9.45, 4.27),
     "Qwen2.5-VL-7B": (28, 3584, 28, 32, 1280, 9.45, 12.95),

@@ -38,9 +38,9 @@ def run(
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
-    """Train what GlimpsePrune keeps by, from images with boxes; the model stays frozen. Runs under `accelerate launch`."""
-    from foveate.learn.processes import current
+    """Train GlimpsePrune's predictor on images with boxes; the model stays frozen. Runs under `accelerate launch`."""
     from foveate.learn.glimpse_train import PICTURE, Settings, need_accelerate, sizes_for, train_glimpse
+    from foveate.learn.processes import current
     from foveate.measure.loading import load_model
 
     need_accelerate()

@@ -83,35 +83,36 @@ class GlimpseForTraining(nn.Module):
         token and answer follow on its cache.
         """
         inputs = {name: _as_model(value, self.base) for name, value in inputs.items()}
-        shape = inputs["input_ids"].shape
-        along = {name for name, value in inputs.items() if isinstance(value, Tensor) and value.shape == shape}
-        prompt = {name: value[:, :start] if name in along else value for name, value in inputs.items()}
-        config, looking = self.learned.config, Looking(config=self.learned.config)
-        parts = family_of(self.base).parts(self.base)
-        with torch.no_grad(), looking(self.base), positions_of(parts) as positions:
-            cache = self.base(**prompt, use_cache=True).past_key_values
+        return self.answer(read_prompt(self.base, self.learned.config, inputs, start), inputs, start, boxes, labels)
+
+    def answer(
+        self, read: ReadPrompt, inputs: dict[str, Any], start: int, boxes: Sequence[Any], labels: Tensor
+    ) -> dict[str, Tensor]:
+        """The loss on a prompt that the model has read; its cache then holds the answer, too."""
+        config, pruner = self.learned.config, GlimpsePrune(weights=self.learned)
         attention: list[Tensor] = []
-        pruner = GlimpsePrune(weights=self.learned)
+        batch, length = inputs["input_ids"].shape
 
         def listen(query: Tensor, key: Tensor, mask: Any, options: dict[str, Any]) -> None:
-            first = torch.zeros(shape[0], 1, dtype=torch.long, device=query.device)
+            first = torch.zeros(batch, 1, dtype=torch.long, device=query.device)
             attention.append(attention_rows(query, key, mask, options, first, pruner.attention_form()))
 
-        following = positions[0][..., -1:] + 1 + torch.arange(shape[1] - start, device=positions[0].device)
+        parts = family_of(self.base).parts(self.base)
+        behind = read.last + 1 + torch.arange(length - start, device=read.last.device)
         rows = self.dropout(self.learned.glimpse())
         with attention_tap(parts.attention[config.layer - 1], listen), glimpse_first(parts, rows):
             out = self.base(
                 input_ids=inputs["input_ids"][:, start:],
-                position_ids=following.expand(*following.shape[:-2], shape[0], -1),
+                position_ids=behind.expand(*behind.shape[:-2], batch, -1),
                 attention_mask=inputs["attention_mask"],
-                past_key_values=cache,
+                past_key_values=read.cache,
                 labels=labels[:, start:],
                 use_cache=True,
             )
         loss = {"answer_loss": out.loss}
         total = self.weighing.answer * out.loss
-        if looking.seen:
-            tokens = looking.seen[0]
+        if read.tokens is not None:
+            tokens = read.tokens
             places = tokens.position.clamp(min=0)[:, None, None].expand(-1, config.heads, 1, -1)
             told = attention[0].gather(3, places).masked_fill(~tokens.valid[:, None, None], 0)
             logits = pruner.logits(dataclasses.replace(tokens, attention=told))
@@ -121,6 +122,39 @@ class GlimpseForTraining(nn.Module):
             total = total + self.weighing.place * place
             loss |= each
         return {"loss": total, **{name: value.detach() for name, value in loss.items()}}
+
+
+@dataclass(frozen=True)
+class ReadPrompt:
+    """A prompt that the model has read.
+
+    Attributes
+    ----------
+    cache
+        Of all layers.
+    last
+        (…, B or 1, 1) position ids of the last prompt token.
+    tokens
+        The visual tokens; None of a batch without any.
+    """
+
+    cache: Any
+    last: Tensor
+    tokens: VisualTokens | None
+
+
+@torch.no_grad()
+def read_prompt(model: Any, config: GlimpseConfig, inputs: dict[str, Any], start: int) -> ReadPrompt:
+    """Let the model read the first `start` columns of the inputs."""
+    shape = inputs["input_ids"].shape
+    prompt = {
+        name: value[:, :start] if isinstance(value, Tensor) and value.shape == shape else value
+        for name, value in inputs.items()
+    }
+    looking = Looking(config=config)
+    with looking(model), positions_of(family_of(model).parts(model)) as positions:
+        cache = model(**prompt, use_cache=True).past_key_values
+    return ReadPrompt(cache, positions[0][..., -1:], looking.seen[0] if looking.seen else None)
 
 
 @contextlib.contextmanager

@@ -6,11 +6,10 @@ import dataclasses
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.data import Dataset
 
 from foveate.families import family_of
@@ -58,7 +57,7 @@ class Settings:
     learning_rate: float = 1e-4
     warmup: float = 0.1
     dropout: float = 0.1
-    weighing: Weighing = Weighing()
+    weighing: Weighing = field(default_factory=Weighing)
     bf16: bool = False
     seed: int = 42
     check_every: int = 100

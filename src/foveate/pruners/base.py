@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import BudgetError
-from foveate.pruners.budget import check_keep, tokens_to_keep
 from foveate.pruners import saving
+from foveate.pruners.budget import check_keep, tokens_to_keep
 
 if TYPE_CHECKING:
     from foveate.engine import Handle

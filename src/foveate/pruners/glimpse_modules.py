@@ -32,8 +32,8 @@ class GlimpseConfig:
     vision_size
         C, width of those outputs.
     size, condition_size, predictor_heads, blocks
-        E, F, heads and M of the predictor (section 3.3 and table 14 of the paper); no blocks: there is no predictor, and
-        the glimpse token's attention itself decides.
+        E, F, heads and M of the predictor (section 3.3 and table 14 of the paper); no blocks: there is no predictor,
+        and the glimpse token's attention itself decides.
     attention
         What the predictor is given: scaled products of query and key, or the logarithm of their softmax.
     length

@@ -21,8 +21,8 @@ from foveate.pruners.segments import Segments
 
 CORNERS = {"tl": (0, 0), "tr": (0, 1), "bl": (1, 0), "br": (1, 1)}
 UNTRAINED = (
-    "no trained predictor: visual tokens are chosen by the head mean of the last prompt token's attention before layer "
-    "{layer}, a training-free stand-in and not the published method"
+    "no trained predictor: visual tokens are chosen by the head mean of the last prompt token's attention before "
+    "layer {layer}, a training-free stand-in and not the published method"
 )
 
 
@@ -30,9 +30,9 @@ UNTRAINED = (
 class GlimpsePrune(Pruner):
     """Keep what a predictor trained on grounded questions says the answer is read from; how much depends on both.
 
-    A learned glimpse token stands behind the prompt up to layer K = ⌈2L/3⌉. Each head's attention from it to the visual
-    tokens goes through a small predictor, which also sees the vision encoder, to one logit a token; what is less
-    likely than `threshold` leaves the hidden states and the KV cache of all layers, and the glimpse token with it
+    A learned glimpse token stands behind the prompt up to layer K = ⌈2L/3⌉. Each head's attention from it to the
+    visual tokens goes through a small predictor, which also sees the vision encoder, to one logit a token; what is
+    less likely than `threshold` leaves the hidden states and the KV cache of all layers, and the glimpse token with it
     (sections 3.2 and 3.3). Prefill saves at most the layers behind K; decoding saves in all.
 
     `foveate.load` gives it with its weights, the authors' own checkpoints included; `foveate train glimpse` trains

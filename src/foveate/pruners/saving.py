@@ -43,8 +43,9 @@ def push_to_hub(pruner: Pruner, repository: str, *, private: bool | None = None,
 def load(name_or_folder: str | Path) -> Pruner:
     """Load a pruner from a folder that `save_pretrained` wrote, or from the Hub.
 
-    `glimpseprune-tiny` is GlimpsePrune with the predictor that comes with the embedded model. The folders of GlimpsePrune's authors (`config.json` beside `new_modules_gp.pt`) are taken, too. Files of weights
-    are read as tensors, never as code.
+    `glimpseprune-tiny` is GlimpsePrune with the predictor that comes with the embedded model. The folders of
+    GlimpsePrune's authors (`config.json` beside `new_modules_gp.pt`) are taken, too. Files of weights are read as
+    tensors, never as code.
 
     Raises
     ------
