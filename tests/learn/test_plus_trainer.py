@@ -228,7 +228,6 @@ def test_a_sample_without_boxes_needs_a_predictor(tmp_path):
     settings = dataclasses.replace(SETTINGS, predictor=str(tmp_path / "fastv"), max_prompt=None)
     assert usable(settings, bare, None, None) == (bare, 0)
     one = trainer(tmp_path, settings, bare)
-    one._sizes = {0: (224, 224), 1: (224, 224)}
     with one._pruned([0, 1]) as pruned:
         model = one.model.get_base_model()
         texts = one.processing_class(
