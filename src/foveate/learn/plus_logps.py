@@ -57,12 +57,16 @@ def answer_logps(
     )
     logits = first.logits[:, -1:]
     if answer > 1:
+        words = input_ids[:, length:-1]
+        # a sampled placeholder is a word
+        types = {name: torch.zeros_like(words) for name in PER_TOKEN if inputs.get(name) is not None}
         rest = model(
-            input_ids=input_ids[:, length:-1],
+            input_ids=words,
             attention_mask=attention_mask[:, :-1],
             position_ids=positions[..., -1:] + torch.arange(1, answer, device=positions.device),
             past_key_values=cache,
             use_cache=True,
+            **types,
         )
         logits = torch.cat([logits, rest.logits], 1)
     return _score(logits, input_ids[:, length:], temperature)
