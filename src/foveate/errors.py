@@ -13,6 +13,7 @@ __all__ = [
     "UnknownMethodError",
     "UnsupportedCacheError",
     "UnsupportedModelError",
+    "VisionFeaturesError",
 ]
 
 
@@ -26,6 +27,10 @@ class UnsupportedModelError(FoveateError):
 
 class UnsupportedCacheError(FoveateError):
     """The KV cache in use cannot hold layers of different lengths."""
+
+
+class VisionFeaturesError(FoveateError):
+    """What the vision encoder put out for a prompt was not seen, or does not go with its visual tokens."""
 
 
 class AlreadyAttachedError(FoveateError):

@@ -68,7 +68,12 @@ METHODS: dict[str, Pruner] = {
         distance="euclidean",
     ),
     "btp logits compacted": BTP(stages=[(2, 0.4, 0.5, 3.7)], score="logits", compact_cache=True),
-    "glimpseprune": GlimpsePrune(weights=glimpse(), min_keep=2),
+    "glimpseprune": GlimpsePrune(
+        weights=glimpse(vision_layers=(2, 0), vision_size=32, condition_size=16), min_keep=2, max_keep=0.5
+    ),
+    "glimpseprune two tokens": GlimpsePrune(
+        weights=glimpse(length=2, attention="log_softmax", layer=2), max_keep=0.4, anchors=("tl",), compact_cache=False
+    ),
     "glimpseprune untrained": GlimpsePrune(threshold=0.3, max_keep=0.4),
     "ladder": Ladder(),
     "ladder from 0 compacted": Ladder(cuts=(0, 2, 4), compact_cache=True),

@@ -8,6 +8,7 @@ import typer
 from foveate.cli.console import WRONG, console, quiet_loading, say, show_table, warn, write_json
 from foveate.cli.options import JsonFile, Keep, Method, MethodOptions
 
+SHIPPED = "glimpseprune-tiny"
 NEXT = "On a model of yours: foveate run --model MODEL --image photo.jpg --prompt 'What is this?' --overlay kept.png"
 
 
@@ -53,9 +54,39 @@ def demo(
         say(time_note(found.timed))
         found.draw(picture)
         say(f"picture of the kept tokens: {picture}\n")
+    glance = _glimpse(loaded, seed, picture.with_stem(f"{picture.stem}-glimpse"))
     say(NEXT)
     if json_file:
-        write_json(json_file, _json(found, pruner))
+        write_json(json_file, _json(found, pruner) | {"glimpse": glance.to_dict()})
+
+
+def _glimpse(loaded: Any, seed: int, picture: Path) -> Any:
+    """Show how many tokens GlimpsePrune keeps for a question that needs few and for one that needs many."""
+    from foveate import load
+    from foveate.measure.compare import compare
+    from foveate.measure.suite import load_suite
+
+    grounded = [
+        one for one in load_suite("scenes", 54, seed) if one.evidence is not None and one.task in ("color", "count")
+    ]
+    easy = min((one for one in grounded if one.task == "color"), key=_evidence)
+    cluttered = max((one for one in grounded if one.task == "count"), key=_evidence)
+    found = compare(loaded, [easy, cluttered], load(SHIPPED))
+    columns = ["question", "dense", "pruned", "evidence", "tokens kept"]
+    rows = [
+        [one.question, dense, pruned, f"{_evidence(one)} tokens", f"{kept} of {of}"]
+        for one, dense, pruned, (kept, of) in zip(
+            found.examples, found.dense.texts, found.pruned.texts, found.kept(), strict=True
+        )
+    ]
+    show_table("GlimpsePrune, trained for this model: it keeps what the question needs", columns, rows, 3)
+    found.draw(picture)
+    say(f"picture of both: {picture}\n")
+    return found
+
+
+def _evidence(example: Any) -> int:
+    return len(example.evidence)
 
 
 def _answers(found: Any) -> list[list[str]]:

@@ -57,11 +57,12 @@ def run(
 
 def make_pruner(method: str, keep: str | None, options: list[str], usual: str) -> Any:
     """Return the pruner that a command's options describe; `usual` is the budget where nothing says another."""
-    from foveate.measure.spec import build, has_option, is_saved, parse_options, parse_value
+    from foveate.measure.spec import build, has_option, is_saved, method_class, parse_options, parse_value
 
     given = parse_options(options)
-    if keep is None and not is_saved(method) and has_option(method, "keep"):  # without one it finds its budget itself
-        keep = usual
+    # a saved pruner has its budget, and some methods find theirs
+    if keep is None and not is_saved(method) and not getattr(method_class(method), "finds_budget", False):
+        keep = usual if has_option(method, "keep") else None
     return build(method, given if keep is None else {"keep": parse_value(keep), **given})
 
 

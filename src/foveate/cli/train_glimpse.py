@@ -39,13 +39,11 @@ def run(
     dtype: DType = "auto",
 ) -> None:
     """Train what GlimpsePrune keeps by, from images with boxes; the model stays frozen. Runs under `accelerate launch`."""
-    from foveate.learn.extras import need_training
     from foveate.learn.processes import current
-
-    need_training()
-    from foveate.learn.glimpse_train import PICTURE, Settings, sizes_for, train_glimpse
+    from foveate.learn.glimpse_train import PICTURE, Settings, need_accelerate, sizes_for, train_glimpse
     from foveate.measure.loading import load_model
 
+    need_accelerate()
     processes = current()
     with console(stderr=True).status(f"loading {model}"):
         quiet_loading()

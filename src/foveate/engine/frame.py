@@ -12,6 +12,7 @@ from torch import Tensor
 
 from foveate.engine.gather import gather_positions
 from foveate.engine.layout import Layout
+from foveate.engine.vision import VisionFeatures
 from foveate.families import LayerAdditions
 
 
@@ -56,6 +57,14 @@ class Prompt:
         (B,) long, place of the last prompt token.
     counts
         Visual tokens that are still there, for each sample, on the host.
+    placeholders
+        (B, L) bool, every place that the model fills with visual features, also behind the question.
+    ids
+        (B, L) long; None where the prompt was given as embeddings.
+    encoded
+        Whether the images came encoded, as in `generate()` of current transformers.
+    vision
+        Outputs of the vision encoder's blocks; None where no method wants them.
     """
 
     visual: Tensor
@@ -64,6 +73,10 @@ class Prompt:
     query: Tensor
     counts: list[int]
     record: PrefillRecord
+    placeholders: Tensor
+    ids: Tensor | None
+    encoded: bool
+    vision: VisionFeatures | None = None
 
 
 @dataclass

@@ -16,6 +16,7 @@ from foveate.engine.frame import Frame, PrefillRecord, Prompt
 from foveate.engine.layer_inputs import pick_inputs
 from foveate.engine.prompt import read_prompt
 from foveate.engine.stage import cut, text_rows
+from foveate.engine.vision import VisionRecorder, vision_recorder
 from foveate.errors import BudgetError
 from foveate.families import Family
 from foveate.pruners.base import PromptRows, Pruner
@@ -44,6 +45,7 @@ class Hooks:
         self.extra = pruner.extra_tokens(model)
         if self.extra is not None and self.extra.ndim == 2:
             self.extra = self.extra[None]
+        self.vision: VisionRecorder | None = vision_recorder(model, self.method, family)
         self.records: list[PrefillRecord] = []
         self.thread = threading.local()
         self.group = [sum(stage <= layer for stage in self.stages) for layer in range(self.depth)]
@@ -64,6 +66,8 @@ class Hooks:
         self._after(parts.decoder, self._after_decoder)
         if self.extra is not None:
             self._before(parts.rotary, self._before_rotary)
+        if self.vision is not None:
+            self.handles += self.vision.register()
         cuts_cache = self.pruner.compact_cache or self.extra is not None
         first = 0 if cuts_cache else min(self.stages, default=self.depth)
         for number, layer in enumerate(parts.layers):
@@ -85,6 +89,8 @@ class Hooks:
         """Take every hook off."""
         while self.handles:
             self.handles.pop().remove()
+        if self.vision is not None:
+            self.vision.close()
 
     @property
     def frame(self) -> Frame | None:
@@ -103,6 +109,8 @@ class Hooks:
         self.thread.frame = read_prompt(given, labels, self.family, self.parts, self.config)
 
     def _after_base(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if self.vision is not None and (output is None or (self.frame is not None and self.frame.prompt is not None)):
+            self.vision.forget(failed=output is None)
         if self.frame is not None:
             self.frame.tap.close()
             self.thread.frame = None
@@ -119,6 +127,8 @@ class Hooks:
         if cache is not None:
             check_cache(cache, self.depth)
             frame.past = int(cache.get_seq_length())
+        if self.vision is not None:
+            frame.prompt.vision = self.vision.take(frame.prompt, kwargs["inputs_embeds"], cache)
         frame.prompt.record.notes += self.notes
         if self.pruner.uses_grids and not frame.prompt.layout.known:
             frame.prompt.record.notes.append(UNKNOWN_LAYOUT)

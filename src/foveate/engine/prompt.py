@@ -33,6 +33,7 @@ def read_prompt(
     visual = visual_mask(parts, kwargs)
     if visual is None:
         return frame
+    placeholders = visual
     mask, real = kwargs.get("attention_mask"), None
     if isinstance(mask, Tensor) and mask.ndim == 2:
         real = mask[:, -frame.length :].bool()
@@ -54,7 +55,8 @@ def read_prompt(
     layout = lay_out(everywhere.bool(), runs, family.image_grids(config, kwargs, runs))
     layout = dataclasses.replace(layout, places=layout.places.to(visual.device).masked_fill(~before, -1))
     frame.record.image = layout.places[0]
-    frame.prompt = Prompt(before, layout, real, query, counts, frame.record)
+    encoded = bool(kwargs.get("mm_encoder_outputs"))
+    frame.prompt = Prompt(before, layout, real, query, counts, frame.record, placeholders, ids, encoded)
     return frame
 
 

@@ -102,6 +102,7 @@ def _show(
         mean_text=torch.einsum("bn,bnd->bd", text, hidden) / text.sum(-1, keepdim=True).clamp(min=1),
         attention=attention,
         extra=hidden[:, hidden.shape[1] - frame.extra :],
+        vision=() if prompt.vision is None else prompt.vision.at(position.masked_fill(~valid, -1)),
     )
 
 

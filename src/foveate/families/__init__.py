@@ -19,6 +19,7 @@ from foveate.families.qwen2_5_vl import QWEN2_5_VL
 from foveate.families.qwen2_vl import QWEN2_VL
 from foveate.families.qwen3_vl import QWEN3_VL
 from foveate.families.smolvlm import SMOLVLM
+from foveate.families.vision import VisionParts, same_features
 
 if TYPE_CHECKING:
     from foveate.families.processing import load_processor
@@ -37,9 +38,11 @@ __all__ = [
     "LayerAdditions",
     "Parts",
     "Run",
+    "VisionParts",
     "family_of",
     "find_runs",
     "load_processor",
+    "same_features",
     "visual_mask",
 ]
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from foveate.errors import UnsupportedModelError
 from foveate.families.grids import Grid, Run
+from foveate.families.vision import VisionParts, average_squares, find_vision_parts
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,74 @@ class Family:
     def take_additions(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], LayerAdditions | None]:
         """Take features that the decoder would add between layers out of its arguments; the engine then adds them."""
         return kwargs, None
+
+    def vision_parts(self, model: Any) -> VisionParts:
+        """Find the vision encoder, its blocks and the projector behind it.
+
+        Raises
+        ------
+        UnsupportedModelError
+            Naming each piece that is missing.
+        """
+        return find_vision_parts(model)
+
+    def vision_blocks(self, model: Any) -> nn.ModuleList:
+        """Blocks of the vision encoder, from the first; raises `UnsupportedModelError` if they are not found."""
+        return self.vision_parts(model).blocks
+
+    def vision_sizes(self, args: tuple, kwargs: Mapping[str, Any]) -> Tensor | None:
+        """What `vision_order` must know of the images in a call of the encoder, (images, ...), from its arguments."""
+        return None
+
+    def merge_patches(self, config: Any, output: Tensor, projected: Tensor) -> Tensor:
+        """Features (M, C) of the visual tokens, in the encoder's order, from what a block put out in one call.
+
+        Parameters
+        ----------
+        config
+            The model's config.
+        output
+            Features of patches: (tiles, patches, C) by default, perhaps with a class token in front.
+        projected
+            What the projector then made of that call's images: (tiles, tokens, D), M tokens in all.
+
+        Raises
+        ------
+        UnsupportedModelError
+            When the numbers of patches and of tokens do not go together.
+        """
+        return average_squares(output, projected.shape[-2])
+
+    def vision_order(
+        self, config: Any, sizes: Tensor | None, projected: Tensor, given: Tensor, grids: Sequence[Grid]
+    ) -> Tensor | None:
+        """For each visual token of the prompt, (N,) long, which of the encoder's it is; -1 for separators.
+
+        Parameters
+        ----------
+        config
+            The model's config.
+        sizes
+            `vision_sizes` of the calls, joined.
+        projected
+            (M, D) visual tokens in the encoder's order.
+        given
+            (N, D) visual tokens as the language model is given them, in prompt order, videos behind all images. For
+            what nothing but comparing can tell: the engine compares the whole of it afterwards.
+        grids
+            Where the N lie, in prompt order.
+
+        Returns
+        -------
+        Tensor or None
+            None where they do not go together.
+        """
+        return torch.arange(len(projected), device=given.device) if len(projected) == len(given) else None
+
+    def video_ids(self, config: Any) -> tuple[int, ...]:
+        """Ids of the placeholder tokens whose videos are encoded after the images."""
+        found = (getattr(config, name, None) for name in ("video_token_id", "video_token_index"))
+        return tuple(sorted({value for value in found if isinstance(value, int)}))
 
     @property
     def has_additions(self) -> bool:

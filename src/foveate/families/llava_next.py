@@ -11,6 +11,7 @@ from torch import Tensor
 
 from foveate.families.base import Family
 from foveate.families.grids import Grid, Run
+from foveate.families.vision import same_features
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,66 @@ class LlavaNext(Family):
             return [_from_row_ends(small, image) for image in ends.split([len(image) for image in features])]
         sizes = kwargs.get("image_sizes")
         return None if sizes is None else [(small, _large(config, size, side)) for size in sizes.tolist()]
+
+    def vision_order(
+        self, config: Any, sizes: Tensor | None, projected: Tensor, given: Tensor, grids: Sequence[Grid]
+    ) -> Tensor | None:
+        images = list(zip(grids[::2], grids[1::2], strict=False))
+        if len(grids) % 2 or not all(grid.known for grid in grids) or sum(grid.length for grid in grids) != len(given):
+            return None
+        pixels = config.vision_config.image_size
+        rasters = [(high // pixels, wide // pixels) for high, wide in config.image_grid_pinpoints]
+        orders = _unpack(images, pixels // config.vision_config.patch_size, rasters, projected, given, 0)
+        return None if orders is None else torch.cat(orders)
+
+
+def _unpack(
+    images: Sequence[tuple[Grid, Grid]],
+    side: int,
+    rasters: Sequence[tuple[int, int]],
+    projected: Tensor,
+    given: Tensor,
+    first: int,
+) -> list[Tensor] | None:
+    """Which token of the encoder each token of the images is, from tile `first` on; None if they do not fit.
+
+    An image with half of its tiles' rows cut away may be as large as one of half as many tiles, whole. Only the
+    features tell them apart.
+    """
+    if not images:
+        return [] if first * side * side == len(projected) else None
+    (small, large), rest = images[0], images[1:]
+    length = small.length + large.length
+    options = [raster for raster in rasters if _fits(raster, side, large)]
+    for high, wide in options:
+        order = _order(high, wide, side, large, first).to(given.device)
+        last = first + 1 + high * wide
+        if last * side * side > len(projected):
+            continue
+        if len(options) > 1 and not same_features(projected, given[:length], order):
+            continue
+        orders = _unpack(rest, side, rasters, projected, given[length:], last)
+        if orders is not None:
+            return [order, *orders]
+    return None
+
+
+def _fits(raster: tuple[int, int], side: int, large: Grid) -> bool:
+    """Whether so many rows and columns of tiles, their padding cut off at two ends, make this grid."""
+    down, across = raster[0] * side - large.height, raster[1] * side - large.width
+    return min(down, across) == 0 and max(down, across) % 2 == 0
+
+
+def _order(high: int, wide: int, side: int, large: Grid, first: int) -> Tensor:
+    """(N,) tokens of one image: its first tile, then the others as one grid without its padding."""
+    whole = torch.arange(side * side)
+    tiles = torch.arange(high * wide * side * side).view(high, wide, side, side).transpose(1, 2)
+    tiles = tiles.reshape(high * side, wide * side) + side * side
+    top, left = (high * side - large.height) // 2, (wide * side - large.width) // 2
+    tiles = tiles[top : top + large.height, left : left + large.width]
+    packed = torch.nn.functional.pad(tiles, (0, 1), value=-1).flatten()
+    order = torch.cat([whole, packed])
+    return torch.where(order < 0, order, order + first * side * side)
 
 
 def _large(config: Any, size: list[int], side: int) -> Grid:

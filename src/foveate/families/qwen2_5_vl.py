@@ -43,6 +43,43 @@ class QwenVL(Family):
         axes = positions[-3:].cpu() if isinstance(positions, Tensor) and positions.ndim == 3 else None
         return [_from_positions(axes, places) for _, _, places in pieces]
 
+    def merge_patches(self, config: Any, output: Tensor, projected: Tensor) -> Tensor:
+        # patches come in merge groups: those of a token stand side by side
+        return output.view(len(projected), -1, output.shape[-1]).mean(1)
+
+
+@dataclass(frozen=True)
+class Qwen2_5VL(QwenVL):
+    """Differs from its sisters in its vision encoder, which works window by window."""
+
+    def vision_sizes(self, args: tuple, kwargs: Mapping[str, Any]) -> Tensor | None:
+        return kwargs["grid_thw"] if "grid_thw" in kwargs else args[1]
+
+    def vision_order(
+        self, config: Any, sizes: Tensor | None, projected: Tensor, given: Tensor, grids: Sequence[Grid]
+    ) -> Tensor | None:
+        if sizes is None or len(projected) != len(given):
+            return None
+        vision = config.vision_config
+        window = vision.window_size // vision.spatial_merge_size // vision.patch_size
+        order = _window_order(sizes.tolist(), vision.spatial_merge_size, window)
+        return order.to(given.device) if len(order) == len(given) else None
+
+
+def _window_order(sizes: Sequence[Sequence[int]], merge: int, window: int) -> Tensor:
+    """(N,) place in the encoder of each token, from (time, height, width) in patches of each image or video.
+
+    The encoder takes the windows of a frame row by row, and the tokens of a window row by row.
+    """
+    orders, first = [], 0
+    for time, high, wide in sizes:
+        row, column = torch.arange(high // merge) // window, torch.arange(wide // merge) // window
+        number = (row[:, None] * (len(column) + 1) + column).flatten()
+        frame = torch.argsort(torch.argsort(number, stable=True))
+        orders.append((frame + torch.arange(time)[:, None] * len(frame)).flatten() + first)
+        first += time * len(frame)
+    return torch.cat(orders)
+
 
 def _length(grids: tuple[Grid, ...]) -> int:
     return sum(grid.length for grid in grids)
@@ -119,4 +156,4 @@ def _frames(axes: Tensor) -> tuple[Grid, ...]:
     return (Grid(height, width),) * (len(high) // (height * width))
 
 
-QWEN2_5_VL = QwenVL("qwen2_5_vl", "Qwen2.5-VL", "Qwen/Qwen2.5-VL-7B-Instruct")
+QWEN2_5_VL = Qwen2_5VL("qwen2_5_vl", "Qwen2.5-VL", "Qwen/Qwen2.5-VL-7B-Instruct")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from foveate.families import family_of
-from foveate.learn.errors import TrainingDataError
+from foveate.learn.errors import TrainingDataError, TrainingError
 from foveate.learn.glimpse_check import Check, check, told
 from foveate.learn.glimpse_plot import draw
 from foveate.learn.glimpse_step import GlimpseForTraining, Weighing, collate
@@ -66,6 +67,18 @@ class Settings:
     max_new_tokens: int = 8
     save_every: int = 100
     max_keep: float | None = 0.111
+
+
+def need_accelerate() -> None:
+    """Raise unless what trains is installed.
+
+    Raises
+    ------
+    TrainingError
+        With the command that installs it.
+    """
+    if importlib.util.find_spec("accelerate") is None:
+        raise TrainingError("training needs accelerate: pip install 'foveate[learn]'")
 
 
 def sizes_for(model: Any, **changes: Any) -> GlimpseConfig:
@@ -135,7 +148,9 @@ def train_glimpse(
     checkpoints = folder / CHECKPOINTS
     there = sorted(checkpoints.glob("checkpoint-*")) if checkpoints.is_dir() else []
     if there and not resume:
-        raise TrainingDataError(f"{checkpoints} holds checkpoints of an earlier run: go on with --resume, or remove them")
+        raise TrainingDataError(
+            f"{checkpoints} holds checkpoints of an earlier run: go on with --resume, or remove them"
+        )
     set_seed(settings.seed)
     model = loaded.model
     config = config or sizes_for(model)

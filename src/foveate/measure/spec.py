@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import UnknownMethodError
+from foveate.pruners.saving import SHIPPED
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ def _split_outside_brackets(text: str) -> list[str]:
 
 def is_saved(name: str) -> bool:
     """Say whether a name means a saved pruner: a folder that is there, or a Hub id such as ``me/my-btp``."""
+    if name in SHIPPED:
+        return True
     return (Path(name) / "config.json").is_file() or (name.count("/") == 1 and not name.startswith((".", "/")))
 
 

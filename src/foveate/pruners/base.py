@@ -86,6 +86,10 @@ class VisualTokens:
         for.
     extra
         (B, G, D) hidden states of the tokens that the method added.
+    vision
+        For each block of the vision encoder that `vision_layers` named, in that order, (B, N, C) what it put out for
+        these tokens: the mean of the patches that a visual token is made of, detached. Zeros for padding and for
+        separators. Empty where none was asked for.
     """
 
     layer: int
@@ -134,6 +138,7 @@ class VisualTokens:
             mean_text=rows(self.mean_text),
             attention=None if self.attention is None else rows(self.attention),
             extra=rows(self.extra),
+            vision=tuple(rows(features) for features in self.vision),
         )
 
 
@@ -182,6 +187,7 @@ class Pruner:
         return "softmax"
 
     def vision_layers(self, depth: int) -> tuple[int, ...]:
+        """Blocks of the vision encoder, of `depth`, counted from 0, whose outputs `select` wants, in this order."""
         return ()
 
     def notes(self, depth: int) -> tuple[str, ...]:

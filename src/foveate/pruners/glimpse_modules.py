@@ -36,6 +36,10 @@ class GlimpseConfig:
         the glimpse token's attention itself decides.
     attention
         What the predictor is given: scaled products of query and key, or the logarithm of their softmax.
+    length
+        Glimpse tokens; the last one's attention counts.
+    norm_eps
+        Of the norm on the glimpse rows; that of the base model.
     """
 
     depth: int
@@ -49,6 +53,8 @@ class GlimpseConfig:
     predictor_heads: int = 4
     blocks: int = 4
     attention: Literal["logits", "log_softmax"] = "logits"
+    length: int = 1
+    norm_eps: float = EPS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "vision_layers", tuple(self.vision_layers))
@@ -60,7 +66,7 @@ class GlimpseConfig:
             what
             for what, fine in (
                 (f"a cut before layer {self.layer} of {self.depth}", 0 < self.layer < self.depth),
-                ("sizes under 1", min(self.hidden_size, self.heads, self.size) > 0 <= self.blocks),
+                ("sizes under 1", min(self.hidden_size, self.heads, self.size, self.length) > 0 <= self.blocks),
                 ("vision layers without a width", bool(self.vision_layers) == (self.vision_size > 0)),
                 (
                     "a predictor whose width is no multiple of 4 times its heads",
@@ -88,13 +94,13 @@ def published_vision_layers(depth: int, number: int = 4) -> tuple[int, ...]:
 class RMSNorm(nn.Module):
     """Root-mean-square norm with a learned scale, in fp32."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, eps: float = EPS) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
+        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
 
 
@@ -103,12 +109,12 @@ class Glimpse(nn.Module):
 
     def __init__(self, config: GlimpseConfig) -> None:
         super().__init__()
-        self.rows = nn.Parameter(torch.randn(config.depth, 1, config.hidden_size) * 0.02)
+        self.rows = nn.Parameter(torch.randn(config.depth, config.length, config.hidden_size) * 0.02)
         self.projection = _linear(config.hidden_size, config.hidden_size)
-        self.norm = RMSNorm(config.hidden_size)
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
     def forward(self, layers: int | None = None) -> Tensor:
-        """(layers, 1, D): the token's embedding, then what is added before each later layer."""
+        """(layers, length, D): the token's embedding, then what is added before each later layer."""
         return self.norm(self.projection(self.rows[:layers]))
 
 
@@ -212,7 +218,9 @@ class GlimpseModules(nn.Module):
             "hidden_size": text.hidden_size,
             "heads": text.num_attention_heads,
         }
-        wrong = [f"{name} {ours}, not {it}" for name, it in theirs.items() if (ours := getattr(self.config, name)) != it]
+        wrong = [
+            f"{name} {ours}, not {it}" for name, it in theirs.items() if (ours := getattr(self.config, name)) != it
+        ]
         if wrong:
             raise IncompatibleWeightsError(f"these weights are for a model of {', '.join(wrong)}")
 

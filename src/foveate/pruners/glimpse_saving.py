@@ -53,7 +53,10 @@ def card(weights: GlimpseModules) -> str:
     if base and "/" in str(base):
         head.append(f"base_model: {base}")
     lines = ["---", *head, "---", "", "# GlimpsePrune predictor", ""]
-    lines += [f"Prunes visual tokens of `{base or 'a model that the trainer did not name'}`, which stays as it is.", ""]
+    lines += [
+        f"Prunes visual tokens of `{base or 'a model that the trainer did not name'}`, which stays as it is.",
+        "",
+    ]
     lines += ["```python", "import foveate", "", 'pruner = foveate.load("this folder or Hub id")', ""]
     lines += ["with pruner(model) as pruned:", "    model.generate(**inputs)", "```", ""]
     lines += [f"A cut before decoder layer {weights.config.layer} of {weights.config.depth}."]

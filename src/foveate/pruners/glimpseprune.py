@@ -118,7 +118,7 @@ class GlimpsePrune(Pruner):
     def attention_rows(self, layer: int, rows: PromptRows) -> Tensor | None:
         if self.keeps_all:
             return None
-        return rows.last[:, None] if self.weights is None else rows.extra
+        return rows.last[:, None] if self.weights is None else rows.extra[:, -1:]
 
     def attention_form(self) -> AttentionForm:
         if self.weights is None or self.weights.predictor is None:
@@ -137,7 +137,7 @@ class GlimpsePrune(Pruner):
         else:
             count = ((logits.sigmoid() > self.threshold) & tokens.valid).sum(-1)
             if self.max_keep is not None:
-                count = torch.minimum(count, (tokens.dense * self.max_keep).floor().long())
+                count = torch.minimum(count, (tokens.dense.double() * self.max_keep).floor().long())
             count = count.clamp(min=self.min_keep)
         keep = select.top_k(logits, torch.minimum(count, tokens.valid.sum(-1)), tokens.valid)
         return keep | self._anchored(tokens) if self.anchors else keep
@@ -182,7 +182,9 @@ class GlimpsePrune(Pruner):
     def _anchored(self, tokens: VisualTokens) -> Tensor:
         """(B, N) bool, corners of each grid."""
         most = max(map(len, tokens.grids))
-        sizes = [[[grid.height, grid.width] for grid in grids] + [[0, 0]] * (most - len(grids)) for grids in tokens.grids]
+        sizes = [
+            [[grid.height, grid.width] for grid in grids] + [[0, 0]] * (most - len(grids)) for grids in tokens.grids
+        ]
         last = torch.tensor(sizes, device=tokens.grid.device) - 1
         last = last.gather(1, tokens.grid.clamp(min=0)[..., None].expand(-1, -1, 2))
         cell = torch.stack([tokens.row, tokens.column], -1)

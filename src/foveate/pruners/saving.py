@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveate import __version__
-from foveate.errors import BudgetError, ModelNotReachable
+from foveate.errors import BudgetError, IncompatibleWeightsError, ModelNotReachable
 
 if TYPE_CHECKING:
     from foveate.pruners.base import Pruner
 
 CONFIG = "config.json"
+# trained pruners that come with the package
+SHIPPED = {"glimpseprune-tiny": Path(__file__).parents[1] / "tiny" / "predictor"}
 
 
 def save_pretrained(pruner: Pruner, folder: str | Path) -> None:
@@ -41,7 +43,7 @@ def push_to_hub(pruner: Pruner, repository: str, *, private: bool | None = None,
 def load(name_or_folder: str | Path) -> Pruner:
     """Load a pruner from a folder that `save_pretrained` wrote, or from the Hub.
 
-    The folders of GlimpsePrune's authors (`config.json` beside `new_modules_gp.pt`) are taken, too. Files of weights
+    `glimpseprune-tiny` is GlimpsePrune with the predictor that comes with the embedded model. The folders of GlimpsePrune's authors (`config.json` beside `new_modules_gp.pt`) are taken, too. Files of weights
     are read as tensors, never as code.
 
     Raises
@@ -57,16 +59,16 @@ def load(name_or_folder: str | Path) -> Pruner:
     """
     from foveate.pruners import METHODS, glimpse_authors, make
 
-    name = str(name_or_folder)
+    name = str(SHIPPED.get(str(name_or_folder), name_or_folder))
     path = find(name, CONFIG)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         if glimpse_authors.is_theirs(config):
             return glimpse_authors.load(config, find(name, glimpse_authors.WEIGHTS))
         method, options = config["method"], dict(config["options"])
+    except (BudgetError, IncompatibleWeightsError):
+        raise
     except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, BudgetError):
-            raise
         raise BudgetError(f"{path} is not a pruner's config: {error!r}") from error
     if method in METHODS:
         options |= METHODS[method].load_weights(config, name)

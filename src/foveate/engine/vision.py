@@ -1,0 +1,225 @@
+"""What the vision encoder's blocks put out, kept until the prefill whose visual tokens were made of it.
+
+The encoder may run inside the base model's forward, or before it: `generate()` of current transformers encodes first.
+So its calls are recorded in the thread that makes them, and a prefill takes those that made its visual tokens. Which
+ones did is not guessed: what the language model is given is compared with what the projector put out.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import BudgetError, VisionFeaturesError
+from foveate.families import Family, same_features
+from foveate.pruners.base import Pruner
+
+if TYPE_CHECKING:
+    from foveate.engine.frame import Prompt
+
+MOST_CALLS = 32  # whoever encodes image after image, and never prefills, must not fill the memory
+COMPARED = 16  # of the channels of a visual token; no two images agree in so many
+UNSEEN = (
+    "vision features were not seen: encode the image while the pruner is attached, in the thread that runs the model"
+)
+MISFIT = (
+    "vision features were not seen: the visual tokens of this prompt are not those that the vision encoder made since "
+    "the last prompt; encode the image while the pruner is attached, anew for each prompt"
+)
+
+
+@dataclass(frozen=True)
+class VisionFeatures:
+    """Outputs of blocks for the visual tokens of a prompt.
+
+    Attributes
+    ----------
+    values
+        For each block asked for, (M, C) in the encoder's order.
+    index
+        (B, L) long, the row of these that a place in the prompt stands for; -1 for text and separators.
+    """
+
+    values: tuple[Tensor, ...]
+    index: Tensor
+
+    def at(self, places: Tensor) -> tuple[Tensor, ...]:
+        """(B, N, C) of each block at `places` (B, N) of the prompt; zeros for -1, text and separators."""
+        index = self.index.gather(1, places.clamp(0, self.index.shape[1] - 1)).masked_fill(places < 0, -1)
+        return tuple(one[index.clamp(min=0)].masked_fill((index < 0)[..., None], 0) for one in self.values)
+
+
+@dataclass
+class _Call:
+    """One call of the encoder and of the projector behind it."""
+
+    sizes: Tensor | None
+    blocks: dict[int, Tensor] = field(default_factory=dict)
+    projected: Tensor | None = None
+
+
+@dataclass
+class _Seen:
+    """Calls in one thread; `used` once a prefill has taken them and may want them again."""
+
+    calls: list[_Call] = field(default_factory=list)
+    used: bool = False
+
+
+class VisionRecorder:
+    """Records the encoder's calls of one model, each thread its own."""
+
+    def __init__(self, model: Any, family: Family, wanted: tuple[int, ...]) -> None:
+        self.parts, self.family, self.config, self.wanted = family.vision_parts(model), family, model.config, wanted
+        self.thread = threading.local()
+
+    def register(self) -> list[Any]:
+        """Hooks on the encoder, the blocks that are wanted, and the projector."""
+        parts = self.parts
+        return [
+            parts.encoder.register_forward_pre_hook(self._before_encoder, with_kwargs=True),
+            *(
+                parts.blocks[number].register_forward_hook(partial(self._after_block, number))
+                for number in self.numbers
+            ),
+            parts.projector.register_forward_hook(self._after_projector),
+        ]
+
+    @property
+    def numbers(self) -> list[int]:
+        """Each block that is wanted, once."""
+        return sorted(set(self.wanted))
+
+    def close(self) -> None:
+        """Let go of all, in every thread."""
+        self.thread = threading.local()
+
+    def forget(self, failed: bool) -> None:
+        """A prefill is over in this thread: let go, unless it wants to take the same again."""
+        if failed or not self._seen.used:
+            self._seen.calls.clear()
+
+    @property
+    def _seen(self) -> _Seen:
+        if not hasattr(self.thread, "seen"):
+            self.thread.seen = _Seen()
+        return self.thread.seen
+
+    # -- recording
+
+    def _before_encoder(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen = self._seen
+        if seen.used:
+            seen.calls.clear()
+        seen.used = False
+        seen.calls.append(_Call(self.family.vision_sizes(args, kwargs)))
+        del seen.calls[:-MOST_CALLS]
+
+    def _after_block(self, number: int, module: nn.Module, args: tuple, output: Any) -> None:
+        if self._seen.calls:  # the first time: gradient checkpointing may call the block again, later
+            output = output[0] if isinstance(output, tuple) else output
+            self._seen.calls[-1].blocks.setdefault(number, output.detach())
+
+    def _after_projector(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        if self._seen.calls and self._seen.calls[-1].projected is None:
+            self._seen.calls[-1].projected = output.detach()
+
+    # -- taking
+
+    def take(self, prompt: Prompt, embeds: Tensor, cache: Any) -> VisionFeatures:
+        """The features of a prompt's visual tokens.
+
+        Parameters
+        ----------
+        embeds
+            (B, L, D) what the language model is given.
+        cache
+            Its KV cache. Without one `generate()` runs the whole prompt at each step, with images encoded only once:
+            the calls then stay for the next.
+
+        Raises
+        ------
+        VisionFeaturesError
+            When no calls were recorded, or none that the visual tokens were made of.
+        """
+        calls = [call for call in self._seen.calls if call.projected is not None]
+        self._seen.used = cache is None and prompt.encoded
+        if not calls:
+            raise VisionFeaturesError(UNSEEN)
+        for first in range(len(calls)):  # all that were made since the last prefill; if one failed, the latest
+            index = self._index(calls[first:], prompt, embeds)
+            if index is not None:
+                values = tuple(self._values(calls[first:], number).to(embeds.device) for number in self.wanted)
+                return VisionFeatures(values, index)
+        raise VisionFeaturesError(MISFIT)
+
+    def _values(self, calls: Sequence[_Call], number: int) -> Tensor:
+        """(M, C) of one block."""
+        merge = self.family.merge_patches
+        seen = ((call.blocks[number], call.projected) for call in calls)
+        return torch.cat(
+            [merge(self.config, output, projected) for output, projected in seen if projected is not None]
+        )
+
+    def _index(self, calls: Sequence[_Call], prompt: Prompt, embeds: Tensor) -> Tensor | None:
+        """(B, L) rows of what these calls put out; None if the prompt's visual tokens are not made of that."""
+        found = [call.projected.flatten(0, -2)[:, :COMPARED] for call in calls if call.projected is not None]
+        projected = torch.cat(found).to(embeds.device, embeds.dtype)
+        given = [call.sizes for call in calls if call.sizes is not None]
+        sizes = torch.cat(given) if given else None
+        for repeats in _repeats(prompt.placeholders):
+            rows = prompt.placeholders[::repeats]
+            places = self._places(rows, None if prompt.ids is None else prompt.ids[::repeats])
+            grids = [grid for row in prompt.layout.grids[::repeats] for grid in row]
+            tokens = embeds[::repeats][*places][:, :COMPARED]
+            order = self.family.vision_order(self.config, sizes, projected, tokens, grids)
+            if order is None:
+                continue
+            index = torch.full_like(rows, -1, dtype=torch.long)
+            index[*places] = order
+            index = index.repeat_interleave(repeats, 0)
+            if same_features(projected, embeds[..., :COMPARED], index):
+                return index
+        return None
+
+    def _places(self, rows: Tensor, ids: Tensor | None) -> tuple[Tensor, ...]:
+        """Rows and columns of the visual tokens in the order in which they are encoded: images, then videos."""
+        if ids is None:
+            return rows.nonzero(as_tuple=True)
+        late = rows & torch.isin(ids, ids.new_tensor(self.family.video_ids(self.config)))
+        return torch.cat([(rows & ~late).nonzero(), late.nonzero()]).unbind(1)
+
+
+def _repeats(placeholders: Tensor) -> Iterator[int]:
+    """How often each row may stand in the batch: beams repeat the rows, but not the images."""
+    batch = len(placeholders)
+    for number in range(1, batch + 1):
+        if batch % number == 0:
+            groups = placeholders.unflatten(0, (-1, number))
+            if bool((groups == groups[:, :1]).all()):
+                yield number
+
+
+def vision_recorder(model: Any, method: Pruner, family: Family) -> VisionRecorder | None:
+    """A recorder of what `method` wants; None if it wants nothing.
+
+    Raises
+    ------
+    UnsupportedModelError
+        When it wants something and the vision encoder is not found.
+    BudgetError
+        When the encoder has no such block.
+    """
+    if type(method).vision_layers is Pruner.vision_layers:
+        return None
+    depth = len(family.vision_blocks(model))
+    wanted = tuple(method.vision_layers(depth))
+    if not set(wanted) <= set(range(depth)):
+        raise BudgetError(f"{method.name}: vision layers must be blocks of 0 to {depth - 1}, got {wanted}")
+    return VisionRecorder(model, family, wanted) if wanted else None
