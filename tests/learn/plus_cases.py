@@ -1,5 +1,6 @@
 """A trainer of the embedded model on a few scenes."""
 
+import copy
 import dataclasses
 import functools
 
@@ -69,8 +70,10 @@ def watch_sampling(trainer, monkeypatch):
     base = trainer.accelerator.unwrap_model(trainer.model).get_base_model()
     plain, seen = base.generate, []
 
-    def generate(*args, **kwargs):
-        output = plain(*args, **kwargs, output_logits=True, return_dict_in_generate=True)
+    def generate(*args, generation_config, **kwargs):
+        asked = copy.deepcopy(generation_config)
+        asked.output_logits = asked.return_dict_in_generate = True
+        output = plain(*args, generation_config=asked, **kwargs)
         seen.append((output.sequences, torch.stack(output.logits, 1), output.past_key_values))
         return output.sequences
 

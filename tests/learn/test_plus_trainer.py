@@ -10,13 +10,17 @@ from trl import GRPOConfig
 
 from foveate.errors import BudgetError
 from foveate.learn.errors import TrainingError
+from foveate.learn.grounded import GroundedSample
 from foveate.learn.plus_pruner import GivenBoxes
 from foveate.learn.plus_setup import grpo_config, usable
 from foveate.learn.plus_trainer import INDEX, check_possible
 from foveate.learn.rewards import exact_match
 from foveate.learn.targets import target_mask
 from foveate.pruners import BTP, FastV
+from tests.families.test_processing import VISION, needs_images, picture, qwen_folder, tokenizer
 from tests.learn.plus_cases import SETTINGS, TRL_IS_LATE, first, rows, scenes, stir, trainer, watch_sampling, words
+from tests.tiny_models import PAD, build
+from tests.tiny_pictures import IMAGE, VIDEO, VISION_END, VISION_START
 
 pytestmark = pytest.mark.filterwarnings(TRL_IS_LATE)
 CUT, DEPTH, VISUAL = 8, 12, 196  # of the embedded model
@@ -127,6 +131,55 @@ def test_each_answer_keeps_its_boxes_through_shuffling_and_small_passes(stirred,
             torch.testing.assert_close(logps[row][mask], drawn[mask], atol=1e-4, rtol=0)
 
 
+def qwen_samples():
+    """Pictures of several sizes, with one box each or none."""
+    return [
+        GroundedSample("w1 w2 w3" + " w4" * number, "w5", picture(16 * wide, 16 * high, number), boxes)
+        for number, (wide, high, boxes) in enumerate(
+            [(2, 3, ((0.0, 0.0, 0.5, 0.5),)), (4, 2, ()), (3, 5, ((0.4, 0.1, 0.9, 0.9),)), (2, 2, ((0.9, 0.9, 1, 1),))]
+        )
+    ]
+
+
+@needs_images
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_scoring_equals_sampling_for_images_of_many_sizes(tmp_path, family, monkeypatch):
+    names = [f"w{number}" for number in range(128)]
+    names[PAD], names[1], names[2] = "<pad>", "<unk>", "</s>"
+    names[VISION_START], names[VISION_END], names[IMAGE], names[VIDEO] = VISION
+    folder = qwen_folder(tmp_path, family, "new", tokenizer(names), patch=4)
+    build(family).save_pretrained(folder)
+    settings = dataclasses.replace(SETTINGS, model=str(folder), predictor="glimpseprune")
+    one = trainer(tmp_path / "run", settings, qwen_samples(), words)
+    stir(one.model)
+    one.model.train()
+    found, seen = [], watch_sampling(one, monkeypatch)
+    plain = one._get_per_token_logps_and_entropies
+
+    def listen(*args, **kwargs):
+        output = plain(*args, **kwargs)
+        found.append(output[0].detach())
+        return output
+
+    monkeypatch.setattr(one, "_get_per_token_logps_and_entropies", listen)
+    one.args.steps_per_generation = one.current_gradient_accumulation_steps = 4
+    batches = []
+    for step in range(4):
+        one._step = step
+        batches.append(one._prepare_inputs(rows(one, [0, 1, 2, 3])))
+        found[:] = found[1:] if step == 0 else found  # the reference's
+        one.compute_loss(one.model, batches[-1])
+    found = found[-4:]
+    ((sequences, logits, cache),) = seen
+    assert len({int((layer.slots >= 0).sum(-1).min()) for layer in cache.layers}) == 1
+    for batch, logps in zip(batches, found, strict=True):
+        for row, mask in enumerate(batch["completion_mask"].bool()):
+            whole = torch.cat([batch["prompt_ids"][row], batch["completion_ids"][row]])[: sequences.shape[1]]
+            same = (sequences == whole).all(-1).nonzero()[0]
+            drawn = sampled_logps(sequences[same], logits[same], batch["completion_ids"][row][None])[0]
+            torch.testing.assert_close(logps[row][mask], drawn[mask], atol=1e-4, rtol=0)
+
+
 def test_the_reference_is_the_model_without_adapter(stirred, tmp_path, monkeypatch):
     batch = stirred._generate_and_score_completions(rows(stirred, [0, 3]))
     mask = batch["completion_mask"].bool()
@@ -228,7 +281,6 @@ def test_a_sample_without_boxes_needs_a_predictor(tmp_path):
     settings = dataclasses.replace(SETTINGS, predictor=str(tmp_path / "fastv"), max_prompt=None)
     assert usable(settings, bare, None, None) == (bare, 0)
     one = trainer(tmp_path, settings, bare)
-    one._sizes = {0: (224, 224), 1: (224, 224)}
     with one._pruned([0, 1]) as pruned:
         model = one.model.get_base_model()
         texts = one.processing_class(

@@ -7,7 +7,9 @@ on it; gradients flow through the cache.
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -41,14 +43,13 @@ def answer_logps(
     """
     length = input_ids.shape[1] - answer
     inputs = {name: value[:, :length] if name in PER_TOKEN else value for name, value in inputs.items()}
-    positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-    grids = any(inputs.get(name) is not None for name in ("image_grid_thw", "video_grid_thw"))
-    if not grids:  # with grids the model makes rows, columns and times of its own
-        inputs["position_ids"] = positions[:, :length]
+    prompt, mask = input_ids[:, :length], attention_mask[:, :length]
+    positions = _positions(model, prompt, mask, inputs)
     cache = DynamicCache()
     first = model(
-        input_ids=input_ids[:, :length],
-        attention_mask=attention_mask[:, :length],
+        input_ids=prompt,
+        attention_mask=mask,
+        position_ids=positions,
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
@@ -56,22 +57,35 @@ def answer_logps(
     )
     logits = first.logits[:, -1:]
     if answer > 1:
+        words = input_ids[:, length:-1]
+        # a sampled placeholder is a word
+        types = {name: torch.zeros_like(words) for name in PER_TOKEN if inputs.get(name) is not None}
         rest = model(
-            input_ids=input_ids[:, length:-1],
+            input_ids=words,
             attention_mask=attention_mask[:, :-1],
-            position_ids=_continued(model, positions[:, length:-1]) if grids else positions[:, length:-1],
+            position_ids=positions[..., -1:] + torch.arange(1, answer, device=positions.device),
             past_key_values=cache,
             use_cache=True,
+            **types,
         )
         logits = torch.cat([logits, rest.logits], 1)
     return _score(logits, input_ids[:, length:], temperature)
 
 
-def _continued(model: Any, positions: Tensor) -> Tensor:
-    """(3, B, C - 1) positions behind a prompt with images, which take up less room than their tokens."""
-    found = (getattr(module, "rope_deltas", None) for module in model.modules())
-    deltas = next(one for one in found if one is not None)
-    return (positions + deltas.to(positions.device)).expand(3, -1, -1)
+def _positions(model: Any, prompt: Tensor, mask: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """Position ids of a prompt as `generate` makes them: (B, P), or (3, B, P) where images have rows and columns.
+
+    Made here, since Qwen's own way to go on behind a prompt keeps state, and takes one token at a time.
+    """
+    plain = (mask.cumsum(-1) - 1).clamp(min=0)
+    owner = next((module for module in model.modules() if hasattr(module, "get_rope_index")), None)
+    if owner is None:
+        return plain
+    if not any(inputs.get(name) is not None for name in ("image_grid_thw", "video_grid_thw")):
+        return plain.expand(3, -1, -1)
+    known = inspect.signature(owner.get_rope_index).parameters
+    others = {name: value for name, value in inputs.items() if name in known}
+    return cast(Tensor, owner.get_rope_index(input_ids=prompt, attention_mask=mask, **others)[0])
 
 
 def _score(logits: Tensor, words: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,12 @@ class PlusTrainer(GRPOTrainer):
     def _note(self, name: str, value: float) -> None:
         self._metrics["train"][name].append(value)
 
+    def _size(self, row: int) -> tuple[int, int]:
+        """Of a sample's image, in pixels."""
+        if row not in self._sizes:
+            self._sizes[row] = self._samples[row].image().size
+        return self._sizes[row]
+
     @contextlib.contextmanager
     def _pruned(self, rows: Sequence[int]) -> Iterator[Handle | None]:
         """The model pruned for a batch of these samples."""
@@ -61,7 +67,7 @@ class PlusTrainer(GRPOTrainer):
             yield None
             return
         self._pruner.batch.boxes = [self._samples[row].boxes for row in rows]
-        self._pruner.batch.sizes = [self._sizes[row] for row in rows]
+        self._pruner.batch.sizes = [self._size(row) for row in rows]
         model = self.accelerator.unwrap_model(self.model)
         with attach(model.get_base_model() if hasattr(model, "get_base_model") else model, self._pruner) as handle:
             yield handle
