@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
@@ -21,6 +21,7 @@ LLAVA_NEXT_SIZES = [((20, 64), 2, (2, 8)), ((60, 30), 2, (8, 4)), ((64, 50), 4, 
 TILES = [3, 1, 2]
 CROPS = [(1, 2), (0, 0), (2, 1)]  # none where the image is not split
 SIDE = Grid(4, 4)
+PART = replace(SIDE, region=None)  # of an image, unknown which
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ def picture(family: str, number: int, generator: Generator) -> Picture:
         )
     if family == "internvl":
         tiles = TILES[number % 3]
-        return Picture([VISION_START, *[IMAGE] * (16 * tiles), VISION_END], square_crops(tiles), (SIDE,) * tiles)
+        ids = [VISION_START, *[IMAGE] * (16 * tiles), VISION_END]
+        return Picture(ids, square_crops(tiles), (PART,) * (tiles - 1) + (SIDE,))
     if family in ("idefics3", "smolvlm"):
         rows, columns = CROPS[number % 3]
         ids = []
@@ -73,8 +75,17 @@ def picture(family: str, number: int, generator: Generator) -> Picture:
                 ids += [AROUND, FIRST_CROP + 9 * row + column, *[IMAGE] * 16]
             ids.append(LINE)
         ids += [LINE] * bool(rows) + [AROUND, WHOLE, *[IMAGE] * 16, AROUND]
-        return Picture(ids, square_crops(rows * columns + 1), (SIDE,) * (rows * columns + 1))
+        return Picture(ids, square_crops(rows * columns + 1), (*crop_grids(rows, columns), SIDE))
     return Picture([IMAGE] * 16, square_crops(1), (SIDE,))
+
+
+def crop_grids(rows: int, columns: int) -> tuple[Grid, ...]:
+    """Grids of crops that cut an image into so many rows and columns."""
+    return tuple(
+        replace(SIDE, region=(column / columns, row / rows, (column + 1) / columns, (row + 1) / rows))
+        for row in range(rows)
+        for column in range(columns)
+    )
 
 
 def film(family: str, generator: Generator) -> Picture:

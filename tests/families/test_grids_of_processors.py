@@ -11,11 +11,22 @@ from foveate.families import Grid, load_processor
 from tests.families.test_grids import shown
 from tests.families.test_processing import messages, needs_images, picture, qwen_folder, tokenizer
 from tests.tiny_models import PAD, build, visual
-from tests.tiny_pictures import AROUND, FIRST_CROP, IMAGE, VIDEO, VISION_END, VISION_START, WHOLE
+from tests.tiny_pictures import (
+    AROUND,
+    FIRST_CROP,
+    IMAGE,
+    LINE,
+    PART,
+    SIDE,
+    VIDEO,
+    VISION_END,
+    VISION_START,
+    WHOLE,
+    crop_grids,
+)
 
 pytestmark = needs_images
 SHAPES = [(64, 64), (40, 100), (33, 20), (90, 31), (200, 60)]  # (width, height) in pixels
-SIDE = Grid(4, 4)
 
 
 def words(**named: int) -> transformers.PreTrainedTokenizerFast:
@@ -76,6 +87,7 @@ CROP_WORDS = {
     "<global-img>": WHOLE,
     "<image>": IMAGE,
     "<end_of_utterance>": 98,
+    "\n": LINE,
     **{f"<row_{row + 1}_col_{column + 1}>": FIRST_CROP + 4 * row + column for row in range(4) for column in range(4)},
 }
 CROPPED = dict(size={"longest_edge": 128}, max_image_size={"longest_edge": 32}, return_row_col_info=True)
@@ -110,7 +122,10 @@ def test_idefics3_and_smolvlm(family, split):
         inputs = {**words(**CROP_WORDS)(filled, return_tensors="pt", padding=True), **pixels}
         inputs.pop("token_type_ids", None)
     tokens = grids_of(family, inputs)
-    assert tokens.grids == tuple((SIDE,) * sum(sample) for sample in crops)
+    assert tokens.grids == tuple(
+        tuple(grid for cut in zip(*one, strict=True) for grid in (*crop_grids(*cut), SIDE))
+        for one in zip(rows, columns, strict=True)
+    )
     for sample, row in zip(crops, tokens.image, strict=True):
         assert torch.bincount(row[row >= 0]).tolist() == [16 * number for number in sample]
     assert any(number > 1 for sample in crops for number in sample) == split
@@ -131,7 +146,9 @@ def test_internvl():
     tokens = grids_of("internvl", inputs)
     samples = [tiles[:2], tiles[2:3], tiles[3:]]
     assert len(set(tiles)) > 1
-    assert tokens.grids == tuple((SIDE,) * sum(sample) for sample in samples)
+    assert tokens.grids == tuple(
+        tuple(grid for number in sample for grid in (*(PART,) * (number - 1), SIDE)) for sample in samples
+    )
     for sample, row in zip(samples, tokens.image, strict=True):
         assert torch.bincount(row[row >= 0]).tolist() == [16 * number for number in sample]
 

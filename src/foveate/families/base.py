@@ -140,6 +140,20 @@ class Family:
             return [(Grid.square(visual_tokens // pixels.shape[0]),)] * pixels.shape[0]
         return None
 
+    def place(self, image: tuple[Grid, ...], size: tuple[int, int], processor: Any) -> tuple[Grid, ...]:
+        """An image's grids with the regions that its size tells where its tokens do not.
+
+        Parameters
+        ----------
+        image
+            Its grids.
+        size
+            Its width and height in pixels, as the processor was given it.
+        processor
+            The model's.
+        """
+        return image
+
     def take_additions(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], LayerAdditions | None]:
         """Take features that the decoder would add between layers out of its arguments; the engine then adds them."""
         return kwargs, None

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Region = tuple[float, float, float, float]
+WHOLE: Region = (0.0, 0.0, 1.0, 1.0)
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -23,6 +26,9 @@ class Grid:
         Separator tokens behind the whole grid.
     known
         False where only the number of tokens is known: they then stand in one row.
+    region
+        (x1, y1, x2, y2), the share of the image that the grid covers, as far as the prompt tells; below 0 or above 1
+        where it covers padding too. None: a part of the image, but not known which; `Family.place` may know.
     """
 
     height: int
@@ -30,6 +36,7 @@ class Grid:
     row_ends: int = 0
     behind: int = 0
     known: bool = True
+    region: Region | None = WHOLE
 
     @property
     def cells(self) -> int:
@@ -46,6 +53,15 @@ class Grid:
         """As many tokens as fill a square; of unknown layout where they fill none."""
         side = math.isqrt(length)
         return cls(side, side) if side * side == length else cls(1, length, known=False)
+
+
+def tiles(rows: int, columns: int) -> list[Region]:
+    """The regions of an image cut into equal tiles, row by row."""
+    return [
+        (column / columns, row / rows, (column + 1) / columns, (row + 1) / rows)
+        for row in range(rows)
+        for column in range(columns)
+    ]
 
 
 @dataclass(frozen=True)

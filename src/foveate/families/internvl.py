@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from foveate.families.base import Family
-from foveate.families.grids import Grid, Run
+from foveate.families.grids import Grid, Run, tiles
 
 
 @dataclass(frozen=True)
 class InternVL(Family):
-    """Differs from the default in its grids: a run of tokens is an image, or a video frame, of one or more tiles."""
+    """Differs from the default in its grids: a run of tokens is an image, or a video frame, of one or more tiles.
+
+    How many tiles stand side by side is not in the prompt: the image's size decides it.
+    """
 
     def image_grids(
         self, config: Any, kwargs: Mapping[str, Any], runs: Sequence[Run]
     ) -> list[tuple[Grid, ...]] | None:
         encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-        tiles = kwargs.get("pixel_values") if encoded is None else encoded.pooler_output
-        if tiles is None or not len(tiles):
+        pixels = kwargs.get("pixel_values") if encoded is None else encoded.pooler_output
+        if pixels is None or not len(pixels):
             return None
-        each, rest = divmod(sum(run.length for run in runs), len(tiles))
+        each, rest = divmod(sum(run.length for run in runs), len(pixels))
         if rest or not each or any(run.length % each for run in runs):
             return None
-        return [(Grid.square(each),) * (run.length // each) for run in runs]
+        whole = Grid.square(each)
+        tile = dataclasses.replace(whole, region=None)
+        return [(tile,) * (run.length // each - 1) + (whole,) for run in runs]
+
+    def place(self, image: tuple[Grid, ...], size: tuple[int, int], processor: Any) -> tuple[Grid, ...]:
+        *parts, whole = image
+        if not parts:
+            return image
+        # as the processor chooses: the shape that is most like the image's
+        options = [columns for columns in range(1, len(parts) + 1) if len(parts) % columns == 0]
+        columns = min(options, key=lambda columns: abs(size[0] / size[1] - columns**2 / len(parts)))
+        regions = tiles(len(parts) // columns, columns)
+        return (*(dataclasses.replace(part, region=one) for part, one in zip(parts, regions, strict=True)), whole)
 
 
 INTERNVL = InternVL("internvl", "InternVL3", "OpenGVLab/InternVL3-8B-hf")

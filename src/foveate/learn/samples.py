@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from foveate.errors import FoveateError
 from foveate.learn.errors import CalibrationError
 from foveate.measure.suite import load_suite, suite_fingerprint
 
@@ -55,19 +56,19 @@ class Samples:
     fingerprint: str
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: Path, failure: type[FoveateError] = CalibrationError) -> Image.Image:
     """Return an image of a file in RGB, turned as its camera meant.
 
     Raises
     ------
     CalibrationError
-        The file cannot be read as an image; the message names it.
+        Or `failure`: the file cannot be read as an image; the message names it.
     """
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise CalibrationError(f"cannot read the image {path}: {error}") from error
+        raise failure(f"cannot read the image {path}: {error}") from error
 
 
 def from_suite(name: str, number: int, seed: int, progress: Callable[[str, int, int], None] | None = None) -> Samples:

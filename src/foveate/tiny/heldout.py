@@ -10,7 +10,7 @@ from .questions import TASKS, Question, ask
 from .scenes import Scene, make_scene
 
 # Entropy words that keep the streams apart: no seed of one is a seed of another.
-TRAINING_STREAM, HELD_OUT_STREAM = 11, 97
+TRAINING_STREAM, HELD_OUT_STREAM, GROUNDED_STREAM = 11, 97, 131
 
 
 def held_out(n: int, seed: int = 0) -> Iterator[tuple[Scene, Question]]:

@@ -1,0 +1,21 @@
+"""What a predictor is trained on: images, questions, short answers, and boxes around what the answer is read from."""
+
+from collections.abc import Callable, Mapping
+
+from foveate.learn.grounded.jsonl import from_jsonl
+from foveate.learn.grounded.sample import Box, GroundedSample, GroundedSamples, split
+from foveate.learn.grounded.scenes import from_scenes
+from foveate.learn.grounded.tables import from_datasets
+
+SUITES: Mapping[str, Callable[..., GroundedSamples]] = {"scenes": from_scenes}
+
+__all__ = [
+    "SUITES",
+    "Box",
+    "GroundedSample",
+    "GroundedSamples",
+    "from_datasets",
+    "from_jsonl",
+    "from_scenes",
+    "split",
+]

@@ -1,0 +1,60 @@
+"""Grounded samples of the embedded model's scenes."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+
+import numpy as np
+
+from foveate.learn.errors import TrainingDataError
+from foveate.learn.grounded.boxes import shares
+from foveate.learn.grounded.sample import GroundedSample, GroundedSamples, Progress, fingerprint
+
+
+def from_scenes(number: int, seed: int, per_scene: int = 9, progress: Progress | None = None) -> GroundedSamples:
+    """Questions about scenes of the embedded model, its tasks in turn; no scene of them is ever in an evaluation.
+
+    Where the answer says that something is absent, the boxes are what could be mistaken for it, if anything.
+
+    Parameters
+    ----------
+    number, seed : int
+        How many, and which.
+    per_scene : int
+        The most questions about one scene; drawing it takes longer than all else here.
+    progress : callable, optional
+        Called with what is done, how many and of how many.
+
+    Raises
+    ------
+    TrainingDataError
+        No sample, or no question a scene, was asked for.
+    """
+    if number < 1 or per_scene < 1:
+        raise TrainingDataError(f"at least one sample and one question a scene, got {number} and {per_scene}")
+    from foveate import tiny
+    from foveate.tiny.heldout import GROUNDED_STREAM
+
+    places = {task: list(range(number))[turn :: len(tiny.TASKS)] for turn, task in enumerate(tiny.TASKS)}
+    items: dict[int, GroundedSample] = {}
+    digest = hashlib.sha256()
+    for index in itertools.count():
+        rng = np.random.default_rng([GROUNDED_STREAM, seed, index])
+        scene = tiny.make_scene(rng)
+        image = scene.pil()
+        digest.update(image.tobytes())
+        # the task that misses most first, so that none is left for scenes of its own
+        missing = sorted((task for task in places if places[task]), key=lambda task: -len(places[task]))
+        asked = 0
+        for task in missing:
+            if asked < per_scene and (question := tiny.ask(rng, scene, task)) is not None:
+                boxes = tuple(shares(box, *image.size) for box in question.boxes)
+                items[places[task].pop(0)] = GroundedSample(question.text, question.answer, image, boxes, task)
+                asked += 1
+        if progress:
+            progress("drawing the scenes", len(items), number)
+        if len(items) == number:
+            break
+    ordered = tuple(items[place] for place in range(number))
+    return GroundedSamples(ordered, f"scenes, seed {seed}", fingerprint(digest, ordered))
