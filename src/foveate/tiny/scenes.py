@@ -127,9 +127,7 @@ def _glyph(digit: str, height: int) -> np.ndarray:
     return np.asarray(image.resize((width, height), Image.Resampling.BOX), dtype=np.float32)[..., None] / 255
 
 
-def _paint_shape(
-    rng: np.random.Generator, region: np.ndarray, thing: Thing, fill: np.ndarray, hidden: float
-) -> None:
+def _paint_shape(rng: np.random.Generator, region: np.ndarray, thing: Thing, fill: np.ndarray, hidden: float) -> None:
     """Blend a shape into ``region``, the part of the picture under its box."""
     turn = int(rng.choice([-10, -5, 0, 5, 10])) if thing.kind in ("square", "triangle", "star", "cross") else 0
     whole, inside = _masks(thing.kind, region.shape[0], turn)
