@@ -1,7 +1,8 @@
 """A harder split: crowded scenes of few colours and shapes, and questions in forms that training never used.
 
-All words are in the vocabulary. New is how things are named and asked for: by size, colour and kind together, by colour
-and kind in a count, by a sign's number in a relation, and "which number is on" for a sign. Every question has evidence.
+All words are in the vocabulary. New is how things are named and asked for: by size, colour and kind together, by
+colour and kind in a count, by a sign's number in a relation, and "which number is on" for a sign. Every question has
+evidence.
 """
 
 from __future__ import annotations
