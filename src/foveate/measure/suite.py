@@ -46,7 +46,18 @@ def scenes(samples: int, seed: int) -> Iterator[Example]:
     """Yield held-out scenes of the embedded model, balanced over its tasks."""
     from foveate import tiny
 
-    for index, (scene, question) in enumerate(tiny.held_out(samples, seed=seed)):
+    return _examples(tiny.held_out(samples, seed=seed))
+
+
+def scenes_hard(samples: int, seed: int) -> Iterator[Example]:
+    """Yield the embedded model's harder split: crowded scenes, questions in forms that its training never used."""
+    from foveate import tiny
+
+    return _examples(tiny.held_out_hard(samples, seed=seed))
+
+
+def _examples(items: Iterable[tuple[Any, Any]]) -> Iterator[Example]:
+    for index, (scene, question) in enumerate(items):
         yield Example(index, question.task, scene.pil(), question.text, question.answer, _indices(question))
 
 
@@ -56,7 +67,10 @@ def _indices(question: Any) -> torch.Tensor:
     return torch.as_tensor(tiny.evidence_tokens(question)).flatten().nonzero().flatten()
 
 
-SUITES: Mapping[str, Callable[[int, int], Iterable[Example]]] = {"scenes": scenes}
+SUITES: Mapping[str, Callable[[int, int], Iterable[Example]]] = {
+    "scenes": scenes,
+    "scenes-hard": scenes_hard,
+}
 
 
 def load_suite(

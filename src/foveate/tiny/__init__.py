@@ -6,7 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .harder import HARD_STYLE as HARD_STYLE
+    from .harder import HARD_TASKS as HARD_TASKS
+    from .harder import ask_hard as ask_hard
     from .heldout import held_out as held_out
+    from .heldout import held_out_hard as held_out_hard
     from .model import load as load
     from .model import prompt as prompt
     from .questions import TASKS as TASKS
@@ -17,12 +21,16 @@ if TYPE_CHECKING:
     from .scenes import make_scene as make_scene
 
 _WHERE = {
+    "HARD_STYLE": "harder",
+    "HARD_TASKS": "harder",
     "TASKS": "questions",
     "Question": "questions",
     "Scene": "scenes",
     "ask": "questions",
+    "ask_hard": "harder",
     "evidence_tokens": "questions",
     "held_out": "heldout",
+    "held_out_hard": "heldout",
     "load": "model",
     "make_scene": "scenes",
     "prompt": "model",

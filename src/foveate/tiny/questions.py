@@ -94,6 +94,14 @@ def _find(rng: np.random.Generator, scene: Scene) -> Question | None:
     return Question("find", f"what colour is the sign with {sign.text}?", sign.colour, [sign.box])
 
 
+def _direction(first: Thing, second: Thing) -> str | None:
+    """Where the first lies from the second; None where they are too close or the direction is not clear."""
+    dx, dy = (a - b for a, b in zip(first.centre, second.centre, strict=True))
+    if max(abs(dx), abs(dy)) < 2 * _MARGIN or max(abs(dx), abs(dy)) < 1.35 * min(abs(dx), abs(dy)):
+        return None
+    return ("left" if dx < 0 else "right") if abs(dx) > abs(dy) else ("above" if dy < 0 else "below")
+
+
 def _relation(rng: np.random.Generator, scene: Scene) -> Question | None:
     options = _pairs(scene)
     if len(options) < 2:
@@ -101,10 +109,9 @@ def _relation(rng: np.random.Generator, scene: Scene) -> Question | None:
     for _ in range(8):
         i, j = rng.choice(len(options), 2, replace=False)
         first, second = options[i], options[j]
-        dx, dy = (a - b for a, b in zip(first.centre, second.centre, strict=True))
-        if max(abs(dx), abs(dy)) < 2 * _MARGIN or max(abs(dx), abs(dy)) < 1.35 * min(abs(dx), abs(dy)):
+        answer = _direction(first, second)
+        if answer is None:
             continue
-        answer = ("left" if dx < 0 else "right") if abs(dx) > abs(dy) else ("above" if dy < 0 else "below")
         text = f"where is the {first.colour} {first.kind} from the {second.colour} {second.kind}?"
         return Question("relation", text, answer, [first.box, second.box])
     return None

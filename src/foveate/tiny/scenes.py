@@ -35,6 +35,37 @@ class Thing:
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
 
+@dataclass(frozen=True)
+class Style:
+    """How scenes are drawn; the defaults are those that the embedded model was trained on.
+
+    Parameters
+    ----------
+    fewest, most : int
+        Bounds on the number of objects asked for; a scene without room has fewer.
+    sizes : tuple of float or None
+        Chances of a small, medium and large shape; by default they depend on the number of objects.
+    hidden : float
+        Chance that something thin passes in front of a shape.
+    clutter : tuple of int
+        Fewest and most things in the background that no question asks about.
+    colours, kinds : int or None
+        How many colours and shapes a scene draws from, chosen anew per scene; all by default. Fewer make more objects
+        alike.
+    """
+
+    fewest: int = 1
+    most: int = 14
+    sizes: tuple[float, float, float] | None = None
+    hidden: float = 0.3
+    clutter: tuple[int, int] = (4, 18)
+    colours: int | None = None
+    kinds: int | None = None
+
+
+TRAINED = Style()
+
+
 @dataclass
 class Scene:
     """A picture and what is in it."""
@@ -96,14 +127,14 @@ def _glyph(digit: str, height: int) -> np.ndarray:
     return np.asarray(image.resize((width, height), Image.Resampling.BOX), dtype=np.float32)[..., None] / 255
 
 
-def _paint_shape(rng: np.random.Generator, region: np.ndarray, thing: Thing, fill: np.ndarray) -> None:
+def _paint_shape(rng: np.random.Generator, region: np.ndarray, thing: Thing, fill: np.ndarray, hidden: float) -> None:
     """Blend a shape into ``region``, the part of the picture under its box."""
     turn = int(rng.choice([-10, -5, 0, 5, 10])) if thing.kind in ("square", "triangle", "star", "cross") else 0
     whole, inside = _masks(thing.kind, region.shape[0], turn)
     rim = np.float32(28 if thing.colour == "white" or rng.random() < 0.7 else 240)
     region[:] = region * (1 - whole) + rim * whole
     region[:] = region * (1 - inside) + fill * inside
-    if rng.random() < 0.3:  # something thin passes in front
+    if rng.random() < hidden:  # something thin passes in front
         side = region.shape[0]
         width, at = max(2, side // 9), int(rng.integers(side // 5, side - side // 5 - 2))
         colour = _PALETTE[rng.integers(len(_PALETTE))] * rng.uniform(0.3, 1.0)
@@ -126,17 +157,23 @@ def _paint_sign(rng: np.random.Generator, region: np.ndarray, thing: Thing, fill
         x += glyph.shape[1] + 2
 
 
-def _new_thing(rng: np.random.Generator, sign_share: float, crowded: bool) -> tuple[str, str, str, int, int]:
+def _new_thing(
+    rng: np.random.Generator, sign_share: float, chances: tuple[float, float, float], shapes: tuple[str, ...]
+) -> tuple[str, str, str, int, int]:
     """Kind, size word, text, width and height of a random object."""
     if rng.random() < sign_share:
         text = str(rng.integers(0, 10)) if rng.random() < 0.4 else str(rng.integers(10, 100))
         height = int(rng.integers(19, 23))
         width = sum(_glyph(digit, height).shape[1] for digit in text) + 2 * (len(text) - 1) + 10
         return "sign", "", text, width + int(rng.integers(0, 4)), height + 8
-    chances = (0.45, 0.35, 0.2) if crowded else (0.38, 0.34, 0.28)
     size = ("small", "medium", "large")[int(rng.choice(3, p=chances))]
     side = int(rng.integers(_SIDES[size][0], _SIDES[size][1] + 1))
-    return SHAPES[rng.integers(len(SHAPES))], size, "", side, side
+    return shapes[rng.integers(len(shapes))], size, "", side, side
+
+
+def _some(rng: np.random.Generator, names: tuple[str, ...], number: int | None) -> tuple[str, ...]:
+    """``number`` of the names; all of them, and nothing drawn, for None."""
+    return names if number is None else tuple(names[i] for i in rng.choice(len(names), number, replace=False))
 
 
 def _touch(a: tuple[int, int, int, int], b: tuple[int, int, int, int], gap: int = 3) -> bool:
@@ -145,7 +182,7 @@ def _touch(a: tuple[int, int, int, int], b: tuple[int, int, int, int], gap: int 
 
 
 def make_scene(
-    rng: np.random.Generator, fewest: int = 1, most: int = 14, sign_share: float | None = None, size: int = SIZE
+    rng: np.random.Generator, style: Style = TRAINED, sign_share: float | None = None, size: int = SIZE
 ) -> Scene:
     """Render one scene.
 
@@ -153,8 +190,8 @@ def make_scene(
     ----------
     rng : numpy.random.Generator
         The only source of chance.
-    fewest, most : int
-        Bounds on the number of objects.
+    style : Style
+        How crowded, cluttered and alike things are.
     sign_share : float, optional
         Chance that an object is a sign; by default drawn anew per scene.
     size : int
@@ -164,23 +201,28 @@ def make_scene(
     -------
     Scene
     """
-    count = int(rng.integers(fewest, most + 1))
+    count = int(rng.integers(style.fewest, style.most + 1))
     if sign_share is None:
         sign_share = float(rng.choice([0.15, 0.3, 0.5]))
-    image = background(rng, size, _PALETTE)
+    colours, shapes = _some(rng, _NAMES, style.colours), _some(rng, SHAPES, style.kinds)
+    chances = style.sizes or ((0.45, 0.35, 0.2) if count > 8 else (0.38, 0.34, 0.28))
+    image = background(rng, size, _PALETTE, style.clutter)
     objects: list[Thing] = []
     for _ in range(300):
         if len(objects) == count:
             break
-        kind, word, text, width, height = _new_thing(rng, sign_share, count > 8)
+        kind, word, text, width, height = _new_thing(rng, sign_share, chances, shapes)
         x, y = int(rng.integers(1, size - width - 1)), int(rng.integers(1, size - height - 1))
         box = (x, y, x + width, y + height)
         if any(_touch(box, thing.box) for thing in objects):
             continue
-        thing = Thing(kind, _NAMES[rng.integers(len(_NAMES))], word, text, box)
+        thing = Thing(kind, colours[rng.integers(len(colours))], word, text, box)
         fill = np.clip(np.asarray(COLOURS[thing.colour]) + rng.normal(0, 9, 3), 0, 255).astype(np.float32)
-        paint = _paint_sign if kind == "sign" else _paint_shape
-        paint(rng, image[y : y + height, x : x + width], thing, fill)
+        region = image[y : y + height, x : x + width]
+        if kind == "sign":
+            _paint_sign(rng, region, thing, fill)
+        else:
+            _paint_shape(rng, region, thing, fill, style.hidden)
         objects.append(thing)
     ramp = np.linspace(-1, 1, size, dtype=np.float32)
     light = rng.uniform(0.82, 1.08) + rng.uniform(-0.14, 0.14) * ramp[:, None] + rng.uniform(-0.14, 0.14) * ramp

@@ -128,7 +128,9 @@ def _regions(rng: np.random.Generator, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(label).resize((size, size), Image.Resampling.NEAREST))
 
 
-def background(rng: np.random.Generator, size: int, named: np.ndarray) -> np.ndarray:
+def background(
+    rng: np.random.Generator, size: int, named: np.ndarray, clutter: tuple[int, int] = (4, 18)
+) -> np.ndarray:
     """A textured background.
 
     Parameters
@@ -138,6 +140,8 @@ def background(rng: np.random.Generator, size: int, named: np.ndarray) -> np.nda
         Side in pixels.
     named : numpy.ndarray
         The object colours, (colours, 3) in 0-255; background and clutter borrow from them.
+    clutter : tuple of int
+        Fewest and most things drawn on it that no question asks about.
 
     Returns
     -------
@@ -160,7 +164,7 @@ def background(rng: np.random.Generator, size: int, named: np.ndarray) -> np.nda
         inside = label == region
         image[inside] = table[texture[y : y + size, x : x + size][inside]]
     canvas = Image.fromarray(image)
-    _clutter(rng, canvas, named)
+    _clutter(rng, canvas, named, clutter)
     out = np.asarray(canvas, dtype=np.float32)
     if rng.random() < 0.5:  # a shadow with a soft or hard edge
         y, x = np.mgrid[0:size, 0:size].astype(np.float32)
@@ -170,10 +174,10 @@ def background(rng: np.random.Generator, size: int, named: np.ndarray) -> np.nda
     return out
 
 
-def _clutter(rng: np.random.Generator, canvas: Image.Image, named: np.ndarray) -> None:
+def _clutter(rng: np.random.Generator, canvas: Image.Image, named: np.ndarray, clutter: tuple[int, int]) -> None:
     """Draw shapes and letters that no question asks about, in the objects' colours, without an outline."""
     pen, size = ImageDraw.Draw(canvas), canvas.width
-    for _ in range(int(rng.integers(4, 19))):
+    for _ in range(int(rng.integers(clutter[0], clutter[1] + 1))):
         colour = named[rng.integers(len(named))] + rng.normal(0, 16, 3)
         fill = tuple(int(v) for v in np.clip(colour * rng.uniform(0.6, 1.05), 0, 255))
         x, y = rng.uniform(-10, size + 10, 2)

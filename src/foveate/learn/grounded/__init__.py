@@ -1,13 +1,17 @@
 """What a predictor is trained on: images, questions, short answers, and boxes around what the answer is read from."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from foveate.learn.grounded.jsonl import from_jsonl
 from foveate.learn.grounded.sample import Box, GroundedSample, GroundedSamples, split
 from foveate.learn.grounded.scenes import from_scenes
 from foveate.learn.grounded.tables import from_datasets
 
-SUITES: Mapping[str, Callable[..., GroundedSamples]] = {"scenes": from_scenes}
+SUITES: Mapping[str, Callable[..., GroundedSamples]] = {
+    "scenes": from_scenes,
+    "scenes-hard": partial(from_scenes, hard=True),
+}
 
 __all__ = [
     "SUITES",

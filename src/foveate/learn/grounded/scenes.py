@@ -12,7 +12,9 @@ from foveate.learn.grounded.boxes import shares
 from foveate.learn.grounded.sample import GroundedSample, GroundedSamples, Progress, fingerprint
 
 
-def from_scenes(number: int, seed: int, per_scene: int = 9, progress: Progress | None = None) -> GroundedSamples:
+def from_scenes(
+    number: int, seed: int, per_scene: int = 9, progress: Progress | None = None, *, hard: bool = False
+) -> GroundedSamples:
     """Questions about scenes of the embedded model, its tasks in turn; no scene of them is ever in an evaluation.
 
     Where the answer says that something is absent, the boxes are what could be mistaken for it, if anything.
@@ -25,6 +27,8 @@ def from_scenes(number: int, seed: int, per_scene: int = 9, progress: Progress |
         The most questions about one scene; drawing it takes longer than all else here.
     progress : callable, optional
         Called with what is done, how many and of how many.
+    hard : bool
+        Take scenes and questions of the harder split, ``foveate.tiny.held_out_hard``.
 
     Raises
     ------
@@ -34,21 +38,25 @@ def from_scenes(number: int, seed: int, per_scene: int = 9, progress: Progress |
     if number < 1 or per_scene < 1:
         raise TrainingDataError(f"at least one sample and one question a scene, got {number} and {per_scene}")
     from foveate import tiny
-    from foveate.tiny.heldout import GROUNDED_STREAM
+    from foveate.tiny.heldout import GROUNDED_STREAM, HARD_GROUNDED_STREAM
+    from foveate.tiny.scenes import TRAINED
 
-    places = {task: list(range(number))[turn :: len(tiny.TASKS)] for turn, task in enumerate(tiny.TASKS)}
+    stream, tasks, style, ask = GROUNDED_STREAM, tiny.TASKS, TRAINED, tiny.ask
+    if hard:
+        stream, tasks, style, ask = HARD_GROUNDED_STREAM, tiny.HARD_TASKS, tiny.HARD_STYLE, tiny.ask_hard
+    places = {task: list(range(number))[turn :: len(tasks)] for turn, task in enumerate(tasks)}
     items: dict[int, GroundedSample] = {}
     digest = hashlib.sha256()
     for index in itertools.count():
-        rng = np.random.default_rng([GROUNDED_STREAM, seed, index])
-        scene = tiny.make_scene(rng)
+        rng = np.random.default_rng([stream, seed, index])
+        scene = tiny.make_scene(rng, style)
         image = scene.pil()
         digest.update(image.tobytes())
         # the task that misses most first, so that none is left for scenes of its own
         missing = sorted((task for task in places if places[task]), key=lambda task: -len(places[task]))
         asked = 0
         for task in missing:
-            if asked < per_scene and (question := tiny.ask(rng, scene, task)) is not None:
+            if asked < per_scene and (question := ask(rng, scene, task)) is not None:
                 boxes = tuple(shares(box, *image.size) for box in question.boxes)
                 items[places[task].pop(0)] = GroundedSample(question.text, question.answer, image, boxes, task)
                 asked += 1
@@ -57,4 +65,6 @@ def from_scenes(number: int, seed: int, per_scene: int = 9, progress: Progress |
         if len(items) == number:
             break
     ordered = tuple(items[place] for place in range(number))
-    return GroundedSamples(ordered, f"scenes, seed {seed}", fingerprint(digest, ordered))
+    return GroundedSamples(
+        ordered, f"{'scenes-hard' if hard else 'scenes'}, seed {seed}", fingerprint(digest, ordered)
+    )
