@@ -1,0 +1,271 @@
+"""What the vision encoder put out for each visual token: against codes planted in the encoder, and against the model's
+own way from the encoder to the language model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from foveate import errors
+from foveate.families import FAMILIES, Family, family_of
+from foveate.families.qwen2_5_vl import _window_order
+from foveate.families.vision import average_squares
+from tests.tiny_models import BUILDERS, LAYOUTS, WITH_VIDEOS, build, inputs, pictures, visual
+from tests.tiny_pictures import LLAVA_NEXT_SIZES
+from tests.vision_probe import hooked, looked
+
+CASES = [
+    (family, layout)
+    for family in BUILDERS
+    for layout in LAYOUTS
+    if layout != "no image"
+    if layout != "video" or family in WITH_VIDEOS
+]
+MERGED = {"llava": 1, "llava_next": 1}  # patches along the side of a token; all the others: 2
+HOWS = pytest.mark.parametrize("how", ["generate", "forward", "beams"])
+
+
+# -- codes: each patch says which grid it lies on, in which row, in which column
+
+
+def code(number, high, wide):
+    """(high * wide, 3) patches of grid `number` in raster order."""
+    rows, columns = torch.arange(high).repeat_interleave(wide), torch.arange(wide).repeat(high)
+    return torch.stack([torch.full_like(rows, number), rows, columns], -1).float()
+
+
+def codes(family, samples):
+    """What the encoder takes for patches, as its processor orders them: for each call, (..., 3)."""
+    images = [[one for sample in samples for one in sample if one.video == video] for video in (False, True)]
+    numbers = {id(one): number for number, one in enumerate(images[0] + images[1])}
+    if family.startswith("qwen"):  # each frame in groups of 2 x 2 patches
+        calls = []
+        for kind in filter(None, images):
+            frames = []
+            for one in kind:
+                time, high, wide = one.size
+                frame = code(numbers[id(one)], high, wide).view(high // 2, 2, wide // 2, 2, 3).transpose(1, 2)
+                frames += [frame.reshape(-1, 3)] * time
+            calls.append(torch.cat(frames))
+        return calls
+    tiles = []
+    for number, one in enumerate(images[0]):
+        side = 4 if family in MERGED else 8
+        if family == "llava_next":  # the tiles behind the first are cut out of one grid
+            size, crops, _ = LLAVA_NEXT_SIZES[number % 3]
+            down, across = (2, 2) if crops == 4 else ((1, 2) if size[0] < size[1] else (2, 1))
+            large = code(number, down * side, across * side).view(down, side, across, side, 3).transpose(1, 2)
+            tiles += [code(number, side, side), *large.reshape(-1, side * side, 3)]
+        else:
+            tiles += [code(number, side, side)] * len(one.grids)
+    tiles = torch.stack(tiles)
+    return [tiles if family in ("idefics3", "smolvlm") else torch.nn.functional.pad(tiles, (0, 0, 1, 0), value=-99)]
+
+
+# rows and columns of padding above and left of LLaVA-NeXT's large grids, worked out by hand
+PADDING = [(1, 0), (0, 0), (0, 1)]
+
+
+def planted(family, model, samples):
+    """Hooks that plant the codes and let every block pass them on as they are."""
+    calls = codes(family, samples)
+
+    def plant(hidden):
+        found = next(one for one in calls if one.shape[:-1] == hidden.shape[:-1])
+        return torch.nn.functional.pad(found, (0, hidden.shape[-1] - 3))
+
+    blocks = FAMILIES[family].vision_blocks(model)
+    handles = [block.register_forward_hook(lambda _, args, out: args[0]) for block in blocks]
+    if family.startswith("qwen"):  # before the encoder's own reordering; positions are added to nothing
+        encoder = model.model.visual
+        handles.append(encoder.patch_embed.register_forward_hook(lambda _, args, out: plant(out)))
+        if family == "qwen3_vl":
+            handles.append(encoder.pos_embed.register_forward_hook(lambda _, args, out: torch.zeros_like(out)))
+    else:
+        handles.append(blocks[0].register_forward_pre_hook(lambda _, args: (plant(args[0]), *args[1:])))
+    return handles
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize(("family", "layout"), CASES)
+@HOWS
+def test_each_token_gets_the_mean_of_its_own_patches(family, layout, how):
+    model, samples = build(family), pictures(family, layout)
+    if family == "llava_next" and how == "beams" and not expands_images_by_sample():
+        pytest.skip("generate() of this transformers mixes up the images of beams")
+    with hooked(*planted(family, model, samples)):
+        stages = looked(model, inputs(family, layout), how)
+    images = [one for sample in samples for one in sample if not one.video]
+    videos = [one for sample in samples for one in sample if one.video]
+    numbers = {id(one): number for number, one in enumerate(images + videos)}
+    beams, merged = 2 if how == "beams" else 1, MERGED.get(family, 2)
+    assert len(stages) == 2
+    for tokens in stages:
+        for row, valid in enumerate(tokens.valid):
+            sample = samples[row // beams]
+            for output in tokens.vision:
+                found = output[row, valid, :3].tolist()
+                for token, column in enumerate(valid.nonzero().flatten().tolist()):
+                    if int(tokens.grid[row, column]) < 0:
+                        assert found[token] == [0, 0, 0]
+                        continue
+                    number = numbers[id(sample[int(tokens.image[row, column])])]
+                    place = [int(tokens.row[row, column]), int(tokens.column[row, column])]
+                    if family == "llava_next" and int(tokens.grid[row, column]) % 2:
+                        place = [a + b for a, b in zip(place, PADDING[number % 3], strict=True)]
+                    assert found[token] == [number, *(merged * one + (merged - 1) / 2 for one in place)]
+                assert (output[row, ~valid] == 0).all()
+
+
+def expands_images_by_sample():
+    import transformers
+
+    return tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 19)
+
+
+# -- the model's own way: the projector is made to average the patches of a token, and the model does the rest
+
+INTO_PROJECTOR = {"llava": 1, "llava_next": 1}  # the block whose output the projector gets; all the others: the last
+
+
+def averaging(family, model):
+    """Hooks that make the projector's output, in its first channels, the mean of the patches it was given."""
+
+    def average(module, args, out):
+        patches = args[0]
+        if family.startswith("qwen"):
+            mean = patches.view(-1, 4, patches.shape[-1]).mean(1)
+        else:
+            mean = patches.unflatten(-1, (-1, 32)).mean(-2)
+        return torch.nn.functional.pad(mean, (0, out.shape[-1] - 32))
+
+    projector = FAMILIES[family].vision_parts(model).projector
+    if family in ("idefics3", "smolvlm"):
+        norm = model.model.vision_model.post_layernorm
+        return [
+            norm.register_forward_hook(lambda _, args, out: args[0].contiguous()),
+            projector.modality_projection.register_forward_hook(average),
+        ]
+    return [projector.register_forward_hook(average)]
+
+
+def own_way(family, model, batch, how):
+    """What a method is shown first, and (B, L, 32) what the language model got."""
+    given = []
+
+    def keep(module, args, kwargs):
+        given.append(kwargs["inputs_embeds"][..., :32])
+
+    handles = averaging(family, model)
+    handles.append(model.get_decoder().register_forward_pre_hook(keep, with_kwargs=True))
+    with hooked(*handles):
+        tokens = looked(model, batch, how, blocks=(INTO_PROJECTOR.get(family, 2),))[0]
+    return tokens, given[0]
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize(("family", "layout"), CASES)
+@HOWS
+def test_the_model_lines_them_up_alike(family, layout, how):
+    model, batch = build(family), inputs(family, layout)
+    if family == "llava_next" and how == "beams" and not expands_images_by_sample():
+        pytest.skip("generate() of this transformers mixes up the images of beams")
+    tokens, given = own_way(family, model, batch, how)
+    (output,) = tokens.vision
+    assert int(tokens.valid.sum()) == int(visual(batch).sum()) * (2 if how == "beams" else 1)
+    for row, valid in enumerate(tokens.valid):
+        expected = given[row][tokens.position[row, valid]].clone()
+        expected[tokens.grid[row, valid] < 0] = 0  # newlines are no output of the encoder
+        torch.testing.assert_close(output[row, valid], expected, atol=1e-6, rtol=0)
+        assert len(expected.unique(dim=0)) >= len(expected) - int((tokens.grid[row, valid] < 0).sum())
+
+
+# (height, width) in pixels: both lie in 4 x 8 tokens, the first in two tiles, the second in four, half of them padding
+ALIKE = [(30, 60), (36, 60)]
+
+
+@pytest.mark.parametrize("sizes", [(0,), (1,), (0, 1), (1, 0), (0, 1, 1, 0), (1, 1, 0)])
+@HOWS
+def test_llava_next_tells_tiles_apart_that_make_the_same_grid(sizes, how):
+    generator = torch.Generator().manual_seed(5)
+    tiles = [torch.randn((3, 5)[one], 3, 32, 32, generator=generator) for one in sizes]
+    ids = [3, 4, *[90] * (16 + 4 * 9), 5, 6]
+    batch = {
+        "input_ids": torch.tensor([ids] * len(sizes)),
+        "attention_mask": torch.ones(len(sizes), len(ids), dtype=torch.long),
+        "pixel_values": torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True),
+        "image_sizes": torch.tensor([ALIKE[one] for one in sizes]),
+    }
+    tokens, given = own_way("llava_next", build("llava_next"), batch, how)
+    beams = 2 if how == "beams" else 1
+    assert len(tokens.valid) == beams * len(sizes)
+    assert all(grids[1].height == 4 for grids in tokens.grids)
+    for row in range(len(tokens.valid)):
+        expected = given[row][tokens.position[row]].masked_fill((tokens.grid[row] < 0)[:, None], 0)
+        torch.testing.assert_close(tokens.vision[0][row], expected, atol=1e-6, rtol=0)
+
+
+# -- pieces
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("family", BUILDERS)
+def test_blocks_are_found(family):
+    model = build(family)
+    blocks = family_of(model).vision_blocks(model)
+    called = []
+    handles = [
+        block.register_forward_hook(lambda *_, number=number: called.append(number))
+        for number, block in enumerate(blocks)
+    ]
+    with hooked(*handles), torch.no_grad():
+        model(**inputs(family, "one image"))
+    assert called == [0, 1, 2]
+
+
+def test_missing_pieces_are_named():
+    class Model(torch.nn.Module):
+        pass
+
+    with pytest.raises(errors.UnsupportedModelError, match=r"get_encoder.*blocks.*projector") as caught:
+        Family("elephant", "Elephant", "").vision_blocks(Model())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("patches", [16, 17])
+@pytest.mark.parametrize("tokens", [16, 4, 1])
+def test_squares(patches, tokens):
+    output = torch.randn(3, patches, 5)
+    side = int((16 // tokens) ** 0.5)
+    grid = output[:, patches - 16 :].view(3, 4, 4, 5)
+    expected = [
+        grid[tile, row : row + side, column : column + side].mean((0, 1))
+        for tile in range(3)
+        for row in range(0, 4, side)
+        for column in range(0, 4, side)
+    ]
+    torch.testing.assert_close(average_squares(output, tokens), torch.stack(expected))
+
+
+@pytest.mark.parametrize(("patches", "tokens"), [(18, 16), (15, 16), (16, 3), (16, 2), (18, 4), (16, 0)])
+def test_squares_that_do_not_fit(patches, tokens):
+    with pytest.raises(errors.UnsupportedModelError, match="do not line up"):
+        average_squares(torch.randn(2, patches, 5), tokens)
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 8])
+def test_window_order(window):
+    """Against loops: windows of a frame row by row, and in each its tokens row by row."""
+    sizes = [(1, 8, 12), (2, 14, 6), (1, 2, 2), (3, 6, 18)]
+    in_windows, first = [], 0
+    for time, high, wide in sizes:
+        high, wide = high // 2, wide // 2
+        for frame in range(time):
+            for top in range(0, high, window):
+                for left in range(0, wide, window):
+                    for row in range(top, min(top + window, high)):
+                        for column in range(left, min(left + window, wide)):
+                            in_windows.append(first + (frame * high + row) * wide + column)
+        first += time * high * wide
+    order = _window_order(sizes, 2, window).tolist()
+    assert [in_windows[place] for place in order] == list(range(first))

@@ -1,0 +1,66 @@
+"""A pruner that looks at what the vision encoder's blocks put out, and what else the tests of that share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from foveate.engine import attach
+from foveate.pruners import Pruner, VisualTokens
+from tests.tiny_models import generate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look(Pruner):
+    """Keeps every third token before layer 1, all of them before layer 3, and all that it was shown."""
+
+    name: ClassVar[str] = "look"
+    paper: ClassVar[str] = "test"
+    summary: ClassVar[str] = "test"
+    blocks: tuple[int, ...] = (2, 0)
+    cuts: tuple[int, ...] = (1, 3)
+    seen: list[VisualTokens] = field(default_factory=list, compare=False)
+
+    def layers(self, depth):
+        return self.cuts
+
+    def vision_layers(self, depth):
+        return self.blocks
+
+    def select(self, tokens):
+        self.seen.append(tokens)
+        third = torch.arange(tokens.valid.shape[1]) % 3 == 1
+        return tokens.valid & (third if tokens.layer == 1 else torch.tensor(True))
+
+
+def run(model, batch, how):
+    """`model` on `batch`, one way or another."""
+    if how == "forward":
+        with torch.no_grad():
+            model(**batch)
+    elif how == "beams":
+        generate(model, batch, 2, num_beams=2)
+    else:
+        generate(model, batch, 2)
+
+
+def looked(model, batch, how="generate", **options) -> list[VisualTokens]:
+    """What a method is shown, at each of its stages."""
+    look = Look(**options)
+    with attach(model, look):
+        run(model, batch, how)
+    return look.seen
+
+
+@contextmanager
+def hooked(*handles) -> Iterator[None]:
+    """Hooks that a test needs, taken off again."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
