@@ -1,6 +1,9 @@
 import dataclasses
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,6 +83,7 @@ class StopError(Exception):
     """As if the power went."""
 
 
+@pytest.mark.slow
 def test_a_stopped_fine_tuning_ends_as_one_that_was_not(tmp_path, monkeypatch):
     whole = train_plus(LEARNS, first(16), (), tmp_path / "whole")
     plain = PlusTrainer.training_step
@@ -249,3 +253,24 @@ def test_the_judge_s_key_is_in_no_file(tmp_path, monkeypatch):
     with pytest.raises(RewardError, match="did not score"):
         train_plus(settings, first(16), (), tmp_path)
     assert not any(b"secret-value" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_step(tmp_path):
+    config = CONFIG.replace("glimpse: {max_steps: 1, accumulation: 1, check_every: 0}", "glimpse: null")
+    (tmp_path / "plus.yaml").write_text(config + "temperature: 3.0\nwarmup: 0\nreward: tests.learn.plus_cases:words\n")
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "foveate", "train", "glimpse-plus"]
+    root = Path(__file__).parents[2]
+    paths = os.pathsep.join([str(Path(foveate.__file__).parents[1]), str(root)])
+    done = subprocess.run(
+        [sys.executable, *launch, "plus.yaml", "--out", "out", "--device", "cpu", "--json", "told.json"],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert list(json.loads((tmp_path / "told.json").read_text())["done"]) == ["rl", "merge"]
+    assert any(weight.abs().max() > 0 for name, weight in weights(tmp_path / "out").items() if "lora_B" in name)
+    load_model(str(tmp_path / "out" / "model"), "cpu")
