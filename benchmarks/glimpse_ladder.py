@@ -81,7 +81,7 @@ def train(loaded: Any, args: argparse.Namespace) -> None:
     for name, (sizes, weighing, layer) in {**LADDER, **LAYERS}.items():
         torch.manual_seed(args.seed)
         config = sizes_for(loaded.model, **{"size": args.size, "condition_size": args.size, "layer": layer, **sizes})
-        learners[name] = GlimpseForTraining(loaded.model, GlimpseModules(config), weighing)
+        learners[name] = GlimpseForTraining(loaded, GlimpseModules(config), weighing)
     optimizers = {
         name: torch.optim.AdamW(learner.parameters(), lr=args.learning_rate) for name, learner in learners.items()
     }
@@ -94,13 +94,13 @@ def train(loaded: Any, args: argparse.Namespace) -> None:
     for step in range(args.steps):
         picked = order[step * args.batch_size : (step + 1) * args.batch_size]
         batch = collate(loaded, [samples[number] for number in picked])
-        start, boxes, labels = batch.pop("start"), batch.pop("boxes"), batch.pop("labels")
+        start, placed, labels = batch.pop("start"), batch.pop("placed"), batch.pop("labels")
         read = read_prompt(loaded.model, widest, batch, start)
         for name, learner in learners.items():
             vision = read.tokens.vision if learner.learned.config.vision_layers else ()
             tokens = dataclasses.replace(read.tokens, vision=vision)
             own = dataclasses.replace(read, tokens=tokens, cache=copy.deepcopy(read.cache))
-            found = learner.answer(own, batch, start, boxes, labels)
+            found = learner.answer(own, batch, start, placed, labels)
             found["loss"].backward()
             torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
             optimizers[name].step()

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from foveate.families import family_of
-from foveate.learn.glimpse_step import GlimpseForTraining, Looking, Weighing, collate
+from foveate.learn.glimpse_step import GlimpseForTraining, Looking, Places, Weighing, collate
 from foveate.learn.glimpse_train import vision_size
 from foveate.learn.grounded import from_scenes
 from foveate.learn.localisation import localisation_loss
 from foveate.learn.targets import target_masks
-from foveate.measure.loading import load_model
+from foveate.measure.loading import LoadedModel, load_model
 from foveate.pruners.glimpse_modules import GlimpseConfig, GlimpseModules
 from foveate.pruners.segments import Segments
 from tests.laws.methods import glimpse
 from tests.tiny_models import BUILDERS, build, inputs, visual
 
+# of a LLaVA, whose images are shown whole
+PROCESSOR = SimpleNamespace(
+    image_processor=SimpleNamespace(do_resize=False, do_center_crop=False, crop_size=None, size=None)
+)
 BOXES = ((0.2, 0.1, 0.6, 0.55),)
 
 
@@ -39,13 +45,13 @@ def batch_of(family, layout):
             batch[name] = torch.cat([value, fill], -1)
     batch["input_ids"] = torch.cat([prompt["input_ids"], torch.full((rows, 1), 7), answer], -1)
     batch["labels"] = torch.cat([torch.full((rows, start + 1), -100), labels], -1)
-    return {**batch, "start": start, "boxes": [[BOXES] for _ in range(rows)]}
+    return {**batch, "start": start, "placed": Places([BOXES] * rows, [(32, 32)] * rows)}
 
 
 def whole_loss(model, weights, batch):
     """The loss by one dense pass over everything, with eager attention maps: slow, and nothing of the engine in it."""
     batch = dict(batch)
-    start, boxes = batch.pop("start"), batch.pop("boxes")
+    start, boxes = batch.pop("start"), [[own] for own in batch.pop("placed").boxes]
     rows = weights.glimpse()
 
     def put(number):
@@ -101,8 +107,8 @@ def test_loss_and_gradients_equal_one_whole_pass(family, layout):
     weights = glimpse(attention="log_softmax", **condition_of(family))
     batch = batch_of(family, layout)
     if family in ("internvl", "idefics3", "smolvlm"):
-        batch["boxes"] = [[() for _ in own] for own in batch["boxes"]]
-    learner = GlimpseForTraining(build(family), weights, Weighing(), dropout=0.0)
+        batch["placed"] = Places([()] * len(batch["labels"]), batch["placed"].sizes)
+    learner = GlimpseForTraining(LoadedModel(family, build(family), PROCESSOR, str), weights, Weighing(), dropout=0.0)
     ours = learner(**batch)["loss"]
     ours.backward()
     gradients = {name: value.grad.clone() for name, value in weights.named_parameters() if value.grad is not None}
@@ -143,14 +149,14 @@ def test_collate(loaded):
     assert (batch["labels"][:, batch["start"]] == -100).all(), "the glimpse token itself is not said by anyone"
     assert (batch["labels"][:, batch["start"] + 1] != -100).all()
     assert batch["attention_mask"][:, batch["start"]].all()
-    assert batch["boxes"] == [[sample.boxes] for sample in samples]
+    assert batch["placed"] == Places([sample.boxes for sample in samples], [(224, 224)] * 4)
 
 
 def test_a_few_steps_lower_the_loss_and_leave_the_model_alone(loaded):
     torch.manual_seed(0)
     before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
     weights = GlimpseModules(GlimpseConfig(12, 128, 4, 8, size=32, condition_size=32))
-    learner = GlimpseForTraining(loaded.model, weights, Weighing(), dropout=0.0)
+    learner = GlimpseForTraining(loaded, weights, Weighing(), dropout=0.0)
     assert {name.partition(".")[0] for name, _ in learner.named_parameters()} == {"learned"}
     batch = collate(loaded, from_scenes(8, 7).items)
     optimizer = torch.optim.AdamW(learner.parameters(), lr=2e-3)
@@ -169,7 +175,7 @@ def test_a_few_steps_lower_the_loss_and_leave_the_model_alone(loaded):
 
 def test_samples_without_boxes_teach_the_answer_only(loaded):
     weights = GlimpseModules(GlimpseConfig(12, 128, 4, 8, size=32, condition_size=32))
-    learner = GlimpseForTraining(loaded.model, weights, Weighing(), dropout=0.0)
+    learner = GlimpseForTraining(loaded, weights, Weighing(), dropout=0.0)
     batch = collate(loaded, from_scenes(2, 7).items)
-    found = learner(**{**batch, "boxes": [[()], [()]]})
+    found = learner(**{**batch, "placed": Places([(), ()], [(224, 224)] * 2)})
     assert float(found["loss"].detach()) == pytest.approx(float(found["answer_loss"]))

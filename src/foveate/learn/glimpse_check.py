@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from foveate.families import family_of
 from foveate.learn.grounded import GroundedSample
-from foveate.learn.targets import target_masks
+from foveate.learn.targets import shown_targets
 from foveate.measure.answer import run_batch
 from foveate.measure.loading import LoadedModel
 from foveate.measure.suite import is_correct
@@ -82,8 +82,8 @@ def check(
         if recording is not None and recording.seen:
             tokens, keep = recording.seen[0]
             kept += (keep.sum(-1) / tokens.valid.sum(-1).clamp(min=1)).tolist()
-            target = target_masks([[sample.boxes] for sample in batch], tokens.grids).to(keep.device)
-            target = torch.nn.functional.pad(target, (0, keep.shape[1] - target.shape[1])) & tokens.valid
+            boxes, sizes = [sample.boxes for sample in batch], [own[0].size for own in images]
+            target = shown_targets(boxes, sizes, tokens, family_of(loaded.model), loaded.processor)
             there, both = target.any(-1), (target & keep).sum(-1)
             recalls += (both / target.sum(-1).clamp(min=1))[there].tolist()
             precisions += (both / keep.sum(-1).clamp(min=1))[there].tolist()

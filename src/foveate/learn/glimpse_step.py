@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from foveate.engine.attention import attention_rows, attention_tap
 from foveate.families import Parts, family_of
 from foveate.learn.divergence import IGNORE
-from foveate.learn.grounded import GroundedSample
+from foveate.learn.grounded import Box, GroundedSample
 from foveate.learn.localisation import localisation_loss
-from foveate.learn.targets import target_masks
+from foveate.learn.targets import shown_targets
 from foveate.measure.loading import LoadedModel
 from foveate.pruners import GlimpsePrune, Pruner, VisualTokens
 from foveate.pruners.glimpse_modules import GlimpseConfig, GlimpseModules
@@ -46,6 +46,14 @@ class Looking(Pruner):
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where the answers of a batch lie: for each sample its image's boxes, and that image's (width, height)."""
+
+    boxes: Sequence[Sequence[Box]]
+    sizes: Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
 class Weighing:
     """What the parts of the loss count (section 3.4 of the paper): the answer, and where it lies."""
 
@@ -60,8 +68,8 @@ class GlimpseForTraining(nn.Module):
 
     Parameters
     ----------
-    model
-        The base model, in evaluation mode.
+    loaded
+        The base model, in evaluation mode, and its processor.
     modules
         What is trained.
     weighing
@@ -70,23 +78,25 @@ class GlimpseForTraining(nn.Module):
         On the glimpse rows.
     """
 
-    def __init__(self, model: Any, modules: GlimpseModules, weighing: Weighing, dropout: float = 0.1) -> None:
+    def __init__(self, loaded: LoadedModel, modules: GlimpseModules, weighing: Weighing, dropout: float = 0.1) -> None:
         super().__init__()
         self.learned, self.weighing = modules, weighing
         self.dropout = nn.Dropout(dropout)
-        object.__setattr__(self, "base", model)  # no sub-module: neither trained, nor saved, nor moved
+        # no sub-modules: neither trained, nor saved, nor moved
+        object.__setattr__(self, "base", loaded.model)
+        object.__setattr__(self, "processor", loaded.processor)
 
-    def forward(self, start: int, boxes: Sequence[Any], labels: Tensor, **inputs: Any) -> dict[str, Tensor]:
+    def forward(self, start: int, placed: Places, labels: Tensor, **inputs: Any) -> dict[str, Tensor]:
         """Loss and what it is made of; see `collate` for the arguments.
 
         The prompt does not see the glimpse token, so that it goes through the model once without gradients; glimpse
         token and answer follow on its cache.
         """
         inputs = {name: _as_model(value, self.base) for name, value in inputs.items()}
-        return self.answer(read_prompt(self.base, self.learned.config, inputs, start), inputs, start, boxes, labels)
+        return self.answer(read_prompt(self.base, self.learned.config, inputs, start), inputs, start, placed, labels)
 
     def answer(
-        self, read: ReadPrompt, inputs: dict[str, Any], start: int, boxes: Sequence[Any], labels: Tensor
+        self, read: ReadPrompt, inputs: dict[str, Any], start: int, placed: Places, labels: Tensor
     ) -> dict[str, Tensor]:
         """The loss on a prompt that the model has read; its cache then holds the answer, too."""
         config, pruner = self.learned.config, GlimpsePrune(weights=self.learned)
@@ -116,8 +126,7 @@ class GlimpseForTraining(nn.Module):
             places = tokens.position.clamp(min=0)[:, None, None].expand(-1, config.heads, 1, -1)
             told = attention[0].gather(3, places).masked_fill(~tokens.valid[:, None, None], 0)
             logits = pruner.logits(dataclasses.replace(tokens, attention=told))
-            target = target_masks(boxes, tokens.grids).to(logits.device)
-            target = nn.functional.pad(target, (0, logits.shape[1] - target.shape[1])) & tokens.valid
+            target = shown_targets(placed.boxes, placed.sizes, tokens, family_of(self.base), self.processor)
             place, each = localisation_loss(logits, target, tokens.valid, self.weighing.dice, self.weighing.bce)
             total = total + self.weighing.place * place
             loss |= each
@@ -199,10 +208,11 @@ def collate(loaded: LoadedModel, samples: Sequence[GroundedSample]) -> dict[str,
     Returns
     -------
     dict
-        Arguments of the model with ``labels``, on the CPU; ``start``, the glimpse token's column; ``boxes``, for each
-        sample those of its image.
+        Arguments of the model with ``labels``, on the CPU; ``start``, the glimpse token's column; ``placed``, where
+        the answers lie.
     """
-    inputs = dict(loaded.process([sample.question for sample in samples], [[sample.image()] for sample in samples]))
+    images = [sample.image() for sample in samples]
+    inputs = dict(loaded.process([sample.question for sample in samples], [[image] for image in images]))
     prompt = inputs["input_ids"]
     eos = _eos(loaded)
     answers = [torch.tensor([*_words(loaded, sample), eos]) for sample in samples]
@@ -220,7 +230,7 @@ def collate(loaded: LoadedModel, samples: Sequence[GroundedSample]) -> dict[str,
         "input_ids": torch.cat([prompt, behind], -1),
         "labels": torch.cat([before, answer.masked_fill(~real, IGNORE)], -1),
         "start": prompt.shape[1],
-        "boxes": [[sample.boxes] for sample in samples],
+        "placed": Places([sample.boxes for sample in samples], [image.size for image in images]),
     }
 
 

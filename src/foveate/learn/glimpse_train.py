@@ -154,7 +154,7 @@ def train_glimpse(
     model = loaded.model
     config = config or sizes_for(model)
     modules = GlimpseModules(config).to(model.device)
-    learner = GlimpseForTraining(model, modules, settings.weighing, settings.dropout)
+    learner = GlimpseForTraining(loaded, modules, settings.weighing, settings.dropout)
     frozen = {weight: weight.requires_grad for weight in model.parameters()}
     arguments = TrainingArguments(
         output_dir=str(checkpoints),

@@ -13,6 +13,7 @@ from foveate.families import Family, Grid
 from foveate.families.grids import WHOLE
 from foveate.learn.errors import TrainingDataError
 from foveate.learn.grounded import Box
+from foveate.pruners import VisualTokens
 
 
 def target_mask(boxes: Sequence[Box], image: Sequence[Grid]) -> Tensor:
@@ -76,6 +77,36 @@ def placed(
     ]
 
 
+def shown_targets(
+    boxes: Sequence[Sequence[Box]],
+    sizes: Sequence[tuple[int, int]],
+    tokens: VisualTokens,
+    family: Family,
+    processor: Any,
+) -> Tensor:
+    """(B, N) bool, the visual tokens that a stage is shown of samples of one image, under their boxes.
+
+    Parameters
+    ----------
+    boxes, sizes
+        Of each sample: the boxes, and the image's width and height in pixels; text-only samples have none of both.
+    tokens
+        As the engine shows them.
+    family, processor
+        The model's.
+
+    Raises
+    ------
+    TrainingDataError
+        As `target_masks`.
+    """
+    images = [[size] for size in sizes]
+    target = target_masks([[own] for own in boxes], placed(tokens.grids, images, family, processor))
+    number = tokens.valid.shape[1]  # without a last visual token that is the prompt's last, too
+    target = torch.nn.functional.pad(target, (0, max(number - target.shape[1], 0)))[:, :number]
+    return target.to(tokens.valid.device) & tokens.valid
+
+
 def target_masks(boxes: Sequence[Sequence[Sequence[Box]]], grids: Sequence[Sequence[Sequence[Grid] | Grid]]) -> Tensor:
     """`target_mask` of a batch, in the shape of the engine's `VisualTokens`.
 
@@ -124,7 +155,7 @@ def _on_grid(boxes: Sequence[Box], grid: Grid) -> Tensor:
     for x1, y1, x2, y2 in boxes:
         rows = _cells((y1 - top) / (bottom - top), (y2 - top) / (bottom - top), grid.height)
         columns = _cells((x1 - left) / (right - left), (x2 - left) / (right - left), grid.width)
-        touched[rows, columns] = True
+        touched[:, : grid.width][rows, columns] = True
     return torch.nn.functional.pad(touched.flatten(), (0, grid.behind))
 
 
