@@ -53,10 +53,11 @@ def load(config: Mapping[str, Any], path: Path) -> GlimpsePrune:
         raise IncompatibleWeightsError(
             f"{path} does not hold the weights that its config tells of: {type(error).__name__}: {error}"
         ) from error
+    fixed = config.get("fixed_remain_ratio")  # so many, however likely
     return GlimpsePrune(
         weights=modules.eval(),
-        threshold=config.get("reduce_threshold", 0.5),
-        max_keep=config.get("max_remain_ratio"),
+        threshold=config.get("reduce_threshold", 0.5) if fixed is None else 0.0,
+        max_keep=config.get("max_remain_ratio") if fixed is None else fixed,
         min_keep=max(config.get("min_remain_num", 1), 1),
         anchors=tuple(config.get("anchor_positions") or ()),
     )
@@ -69,9 +70,7 @@ def _sizes(config: Mapping[str, Any], theirs: Mapping[str, Tensor], rows: Tensor
         what
         for what, there in (
             ("attention of several layers", list(config["selected_layers"]) != [layer - 1]),
-            ("no glimpse token before some layer", list(config.get("le_layers", (0,))) != list(range(depth))),
             ("a layer norm on the glimpse token", config.get("le_norm_type", "rmsnorm") != "rmsnorm"),
-            ("attention in windows", not llava and not config.get("attn_fuse_global", False)),
             (
                 f"the predictor {config['attn_fuse_type']}",
                 config["attn_fuse_type"] not in ("AttnFuserV1", "AttnFuserV2"),
@@ -96,9 +95,16 @@ def _sizes(config: Mapping[str, Any], theirs: Mapping[str, Tensor], rows: Tensor
         predictor_heads=config["attn_fuse_num_heads"],
         blocks=len(vision),
         attention="logits" if config.get("use_attention_logits", False) else "log_softmax",
+        window=0 if llava or config.get("attn_fuse_global", False) else _window(config["vision_config"]),
         length=rows.shape[1],
+        row_layers=tuple(config.get("le_layers", (0,))),
         norm_eps=config.get("rms_norm_eps", 1e-6),
     )
+
+
+def _window(vision: Mapping[str, Any]) -> int:
+    """Rows of tokens in a window of Qwen2.5-VL's vision encoder; a config leaves its defaults out."""
+    return int(vision.get("window_size", 112) // vision.get("spatial_merge_size", 2) // vision.get("patch_size", 14))
 
 
 def _renamed(found: Mapping[str, Any], sizes: GlimpseConfig) -> dict[str, Tensor]:

@@ -36,8 +36,12 @@ class GlimpseConfig:
         and the glimpse token's attention itself decides.
     attention
         What the predictor is given: scaled products of query and key, or the logarithm of their softmax.
+    window
+        Attention in the predictor stays inside squares of so many rows and columns of tokens; 0: inside an image.
     length
         Glimpse tokens; the last one's attention counts.
+    row_layers
+        Layers before which there is a row, the first of them 0; none given: all.
     norm_eps
         Of the norm on the glimpse rows; that of the base model.
     """
@@ -53,11 +57,14 @@ class GlimpseConfig:
     predictor_heads: int = 4
     blocks: int = 4
     attention: Literal["logits", "log_softmax"] = "logits"
+    window: int = 0
     length: int = 1
+    row_layers: tuple[int, ...] = ()
     norm_eps: float = EPS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "vision_layers", tuple(self.vision_layers))
+        object.__setattr__(self, "row_layers", tuple(self.row_layers) or tuple(range(self.depth)))
         if self.vision_layers:
             object.__setattr__(self, "blocks", len(self.vision_layers))
         else:
@@ -73,6 +80,7 @@ class GlimpseConfig:
                     (self.size + self.condition_size) % (4 * self.predictor_heads) == 0
                     and self.size % self.predictor_heads == 0,
                 ),
+                (f"glimpse rows before layers {self.row_layers}", 0 in self.row_layers),
                 (f"attention {self.attention!r}", self.attention in ("logits", "log_softmax")),
             )
             if not fine
@@ -109,13 +117,18 @@ class Glimpse(nn.Module):
 
     def __init__(self, config: GlimpseConfig) -> None:
         super().__init__()
-        self.rows = nn.Parameter(torch.randn(config.depth, config.length, config.hidden_size) * 0.02)
+        self.depth, self.layers = config.depth, config.row_layers
+        self.rows = nn.Parameter(torch.randn(len(self.layers), config.length, config.hidden_size) * 0.02)
         self.projection = _linear(config.hidden_size, config.hidden_size)
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
     def forward(self, layers: int | None = None) -> Tensor:
         """(layers, length, D): the token's embedding, then what is added before each later layer."""
-        return self.norm(self.projection(self.rows[:layers]))
+        rows = self.norm(self.projection(self.rows))
+        if len(self.layers) < self.depth:
+            place = torch.tensor(self.layers, device=rows.device)
+            rows = rows.new_zeros(self.depth, *rows.shape[1:]).index_copy(0, place, rows)
+        return rows[:layers]
 
 
 class PredictorBlock(nn.Module):

@@ -167,7 +167,7 @@ class GlimpsePrune(Pruner):
                 f"these weights are for {len(config.vision_layers)} vision layers of width {config.vision_size}, the "
                 f"model gives {sizes}"
             )
-        segments = Segments.of(tokens)
+        segments = Segments.of(tokens, config.window)
         kind = next(predictor.parameters())
         attention = tokens.attention[:, :, 0].transpose(1, 2).to(kind)
         cell = torch.stack([tokens.row, tokens.column], -1).clamp(min=0)

@@ -29,13 +29,25 @@ class Segments:
     groups: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(cls, tokens: VisualTokens) -> Segments:
-        """One segment a grid: an image, or each crop, tile or frame of it; a separator is a segment of its own."""
+    def of(cls, tokens: VisualTokens, window: int = 0) -> Segments:
+        """One segment a grid: an image, or each crop, tile or frame of it; a separator is a segment of its own.
+
+        Parameters
+        ----------
+        window
+            Cut each grid into squares of so many rows and columns, each a segment; 0: do not.
+        """
         batch = tokens.valid.shape[0]
         most = max(map(len, tokens.grids), default=0)
-        sample = torch.arange(batch, device=tokens.grid.device)[:, None]
-        lone, padding = batch * most, batch * most + 1
-        segment = torch.where(tokens.grid >= 0, sample * most + tokens.grid, lone)
+        own = torch.arange(batch, device=tokens.grid.device)[:, None] * most + tokens.grid
+        number = batch * most
+        if window:
+            sizes = [(grid.height, grid.width) for grids in tokens.grids for grid in grids]
+            high, wide = (max((-(-size[axis] // window) for size in sizes), default=1) for axis in (0, 1))
+            own = (own * high + tokens.row // window) * wide + tokens.column // window
+            number *= high * wide
+        lone, padding = number, number + 1
+        segment = torch.where(tokens.grid >= 0, own, lone)
         segment = segment.masked_fill(~tokens.valid, padding).flatten()
         lengths = torch.bincount(segment, minlength=padding + 1).tolist()  # one sync; a cut may have left any number
         there = sorted((number for number in range(lone) if lengths[number]), key=lambda number: lengths[number])
