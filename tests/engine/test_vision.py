@@ -174,6 +174,10 @@ def test_an_encoder_that_is_not_found():
 # -- which calls a prompt is made of
 
 
+def recorded(handle):
+    return handle._hooks.vision._seen.calls
+
+
 def encode(model, batch):
     """Images and videos of a batch, encoded as `generate()` does it."""
     base, given = model.model, {key: value for key, value in batch.items() if key not in TEXT}
@@ -276,12 +280,16 @@ def test_images_may_be_encoded_one_by_one():
 def test_without_a_cache_every_step_is_a_prompt(family):
     """`generate()` then encodes once and prefills often."""
     model, batch, look = build(family), inputs(family, "ragged"), Look(cuts=(3,))
-    with attach(model, look):
+    with attach(model, look) as handle:
         generate(model, batch, 3, use_cache=False)
         assert len(look.seen) == 3
         for tokens in look.seen[1:]:
             assert all(torch.equal(a, b) for a, b in zip(tokens.vision, look.seen[0].vision, strict=True))
+        assert len(recorded(handle)) == ENCODES_FIRST
+        encode(model, inputs(family, "one image", seed=9))
+        assert len(recorded(handle)) == 1  # those of the other prompt are gone
         generate(model, inputs(family, "one image", seed=9), 1)
+        assert not recorded(handle)
     assert torch.equal(look.seen[3].vision[0], looked(model, inputs(family, "one image", seed=9))[0].vision[0])
 
 
@@ -334,7 +342,7 @@ def test_training_with_gradient_checkpointing(family, reentrant):
     with attach(model, look) as handle:
         for _ in range(2):
             model(**batch, labels=batch["input_ids"], use_cache=False).loss.backward()
-            assert not handle._hooks.vision._seen.calls
+            assert not recorded(handle)
     for tokens in look.seen:
         for ours, theirs in zip(tokens.vision, expected.vision, strict=True):
             assert not ours.requires_grad
@@ -343,10 +351,6 @@ def test_training_with_gradient_checkpointing(family, reentrant):
 
 
 # -- nothing stays behind
-
-
-def recorded(handle):
-    return handle._hooks.vision._seen.calls
 
 
 @pytest.mark.parametrize("family", BUILDERS)
