@@ -8,10 +8,16 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+import transformers
 
 from foveate.engine import attach
 from foveate.pruners import Pruner, VisualTokens
 from tests.tiny_models import generate
+
+# From then on `generate()` encodes the images first. Before, it repeats them for beams one by one, not by sample:
+# where a sample has several images or tiles, the model gets them mixed up.
+ENCODES_FIRST = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 19)
+MIXED_UP = () if ENCODES_FIRST else ("llava", "llava_next", "internvl")
 
 
 @dataclass(frozen=True, kw_only=True)

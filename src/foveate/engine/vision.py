@@ -173,18 +173,18 @@ class VisionRecorder:
         projected = torch.cat(found).to(embeds.device, embeds.dtype)
         given = [call.sizes for call in calls if call.sizes is not None]
         sizes = torch.cat(given) if given else None
-        for repeats in _repeats(prompt.placeholders):
-            rows = prompt.placeholders[::repeats]
-            places = self._places(rows, None if prompt.ids is None else prompt.ids[::repeats])
+        embeds, placeholders = embeds[..., :COMPARED], prompt.placeholders.to(embeds.device)
+        for repeats in _repeats(placeholders):
+            rows = placeholders[::repeats]
+            places = self._places(rows, None if prompt.ids is None else prompt.ids[::repeats].to(embeds.device))
             grids = [grid for row in prompt.layout.grids[::repeats] for grid in row]
-            tokens = embeds[::repeats][*places][:, :COMPARED]
-            order = self.family.vision_order(self.config, sizes, projected, tokens, grids)
+            order = self.family.vision_order(self.config, sizes, projected, embeds[::repeats][*places], grids)
             if order is None:
                 continue
             index = torch.full_like(rows, -1, dtype=torch.long)
             index[*places] = order
             index = index.repeat_interleave(repeats, 0)
-            if same_features(projected, embeds[..., :COMPARED], index):
+            if same_features(projected, embeds, index):
                 return index
         return None
 
