@@ -12,6 +12,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from foveate.errors import IncompatibleWeightsError
 from foveate.families import family_of
 from foveate.learn.errors import TrainingDataError, TrainingError
 from foveate.learn.glimpse_check import Check, check, told
@@ -81,9 +82,18 @@ def need_accelerate() -> None:
 
 
 def sizes_for(model: Any, **changes: Any) -> GlimpseConfig:
-    """The published proportions for a model: K = ⌈2L/3⌉, four vision layers at even steps from the deepest up."""
+    """The published proportions for a model: K = ⌈2L/3⌉, four vision layers at even steps from the deepest up.
+
+    Raises
+    ------
+    IncompatibleWeightsError
+        The model has no such layer, or the sizes do not go together.
+    """
     family, text = family_of(model), model.config.get_text_config()
-    layers = changes.get("vision_layers", published_vision_layers(len(family.vision_blocks(model))))
+    blocks = len(family.vision_blocks(model))
+    layers = changes.get("vision_layers", published_vision_layers(blocks))
+    if wrong := [layer for layer in layers if not 0 <= layer < blocks]:
+        raise IncompatibleWeightsError(f"the vision encoder has {blocks} blocks, and no {', '.join(map(str, wrong))}")
     found: dict[str, Any] = {
         "depth": text.num_hidden_layers,
         "hidden_size": text.hidden_size,
