@@ -61,7 +61,12 @@ def test_what_is_written(loaded, trained):
 def test_a_resumed_run_equals_an_uninterrupted_one(loaded, samples, trained, tmp_path):
     folder, config, result = trained
     first = train_glimpse(
-        loaded, samples, from_scenes(6, 6).items, dataclasses.replace(SETTINGS, save_every=2), tmp_path / "half", config
+        loaded,
+        samples,
+        from_scenes(6, 6).items,
+        dataclasses.replace(SETTINGS, save_every=2),
+        tmp_path / "half",
+        config,
     )
     assert first["history"] == result["history"], "the same seed, the same run"
     # as if it had been stopped after two updates
@@ -131,7 +136,18 @@ def test_command(tmp_path):
         )
     data.write_text("\n".join(lines))
     command = ["train", "glimpse", "--data", str(data), "--out", str(tmp_path / "out"), "--held-out", "3"]
-    command += ["--batch-size", "4", "--accumulation", "1", "--max-steps", "1", "--size", "16", "--condition-size", "16"]
+    command += [
+        "--batch-size",
+        "4",
+        "--accumulation",
+        "1",
+        "--max-steps",
+        "1",
+        "--size",
+        "16",
+        "--condition-size",
+        "16",
+    ]
     result = CliRunner().invoke(app, [*command, "--json", str(tmp_path / "result.json")])
     assert result.exit_code == 0, result.output
     assert "foveate.load" in result.output

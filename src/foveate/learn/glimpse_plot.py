@@ -27,7 +27,8 @@ def draw(result: dict[str, Any], picture: Path) -> bool:
         if points:
             upper.plot(*zip(*points, strict=True), label=title)
     upper.set(ylabel="loss", ylim=(0, None), title="training")
-    upper.legend()
+    if upper.lines:
+        upper.legend()
     checks = result["checks"]
     for name, title in (("recall", "evidence tokens kept"), ("accuracy", "accuracy"), ("kept", "visual tokens kept")):
         if checks:
@@ -36,6 +37,7 @@ def draw(result: dict[str, Any], picture: Path) -> bool:
     lower.set(
         xlabel="updates", ylabel="%", ylim=(0, 103), title="held out" + (f", at most {cap:.1%} kept" if cap else "")
     )
-    lower.legend()
+    if lower.lines:
+        lower.legend()
     figure.savefig(picture, dpi=110)
     return True
