@@ -168,11 +168,12 @@ def table(result: dict[str, Any]) -> str:
         "# GlimpsePrune beside dense",
         "",
         "Made by `glimpse_cost.py`; do not edit. The language model of a random-weight LLaVA, images encoded",
-        f"before; the predictor has its published size. {sizes}; {machine}; {result['versions']}; {result['created']}.",
+        f"before; the predictor has its published size. {sizes}; {machine};",
+        f"{result['versions']}; {result['created']}.",
         "",
         "Times are dense / pruned by CPU time, medians of rounds in turn. Memory is the peak above the weights.",
         "",
-        "| arm | prefill faster | FLOPs imply | choosing | decode faster | KV length, every layer | KV bytes | memory |",
+        "| arm | prefill faster | FLOPs imply | choosing | decode faster | KV length, each layer | KV bytes | memory |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for arm in result["arms"]:

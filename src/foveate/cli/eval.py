@@ -23,7 +23,7 @@ def eval_(
     budget: Annotated[
         str, typer.Option(help="What --keep means: the share 'after' the cut, or the 'mean' share per layer, for all.")
     ] = "after",
-    suite: Annotated[str, typer.Option(help="What is asked: scenes.")] = "scenes",
+    suite: Annotated[str, typer.Option(help="What is asked: scenes or scenes-hard.")] = "scenes",
     samples: Annotated[int, typer.Option(min=1, help="How many questions.")] = 450,
     seed: Annotated[int, typer.Option(min=0, help="Of questions, random draws and bootstrap.")] = 0,
     layer: Annotated[

@@ -15,7 +15,8 @@ def run(
     data: Annotated[Path | None, typer.Option(help="JSONL with image, question, answer and boxes, or:")] = None,
     images: Annotated[Path | None, typer.Option(metavar="DIR", help="What its image paths start from.")] = None,
     dataset: Annotated[Path | None, typer.Option(metavar="DIR", help="A folder of the datasets library, or:")] = None,
-    suite: Annotated[str | None, typer.Option(help="Questions of a suite: scenes.")] = None,
+    suite: Annotated[str | None, typer.Option(help="Questions of a suite: scenes or scenes-hard.")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out samples that cannot be used.")] = False,
     samples: Annotated[int, typer.Option(min=1, help="How many, drawn at random; the published 20,000.")] = 20_000,
     held_out: Annotated[int, typer.Option(min=1, help="Questions that are only looked at.")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="Of samples, starting weights and order.")] = 42,
@@ -72,7 +73,7 @@ def run(
         def advance(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total)
 
-        given, kept_apart = _samples(data, images, dataset, suite, samples, held_out, seed, advance)
+        given, kept_apart = _samples(data, images, dataset, suite, skip_bad, samples, held_out, seed, advance)
         try:
             config = sizes_for(loaded.model, **changes)
             result = train_glimpse(loaded, given, kept_apart, settings, out, config, resume, advance)
@@ -100,6 +101,7 @@ def _samples(
     images: Path | None,
     dataset: Path | None,
     suite: str | None,
+    skip_bad: bool,
     number: int,
     held_out: int,
     seed: int,
@@ -118,5 +120,10 @@ def _samples(
             grounded.SUITES[suite](number, seed, progress=advance),
             grounded.SUITES[suite](held_out, seed + 1, progress=advance).items,
         )
-    found = grounded.from_jsonl(data, images) if data is not None else grounded.from_datasets(dataset)
+    if data is not None:
+        found = grounded.from_jsonl(data, images, skip_bad)
+    else:
+        found = grounded.from_datasets(str(dataset), skip_bad=skip_bad)
+    if found.skipped:
+        warn(f"left out {len(found.skipped)} samples, the first: {found.skipped[0]}")
     return grounded.split(found, number, held_out, seed)
