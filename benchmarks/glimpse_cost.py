@@ -173,7 +173,7 @@ def table(result: dict[str, Any]) -> str:
         "",
         "Times are dense / pruned by CPU time, medians of rounds in turn. Memory is the peak above the weights.",
         "",
-        "| arm | prefill faster | FLOPs imply | choosing | decode faster | KV length, each layer | KV bytes | memory |",
+        "| arm | prefill faster | FLOPs imply | choosing | decode faster | KV length, layers | KV bytes | memory |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for arm in result["arms"]:

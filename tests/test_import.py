@@ -10,7 +10,9 @@ import pytest
 import foveate
 
 PUBLIC = [
+    "GlimpsePrune",
     "GreedyPrune",
+    "PyramidDrop",
     "FastV",
     "Random",
     "BTP",

@@ -17,6 +17,7 @@ _PUBLIC: dict[str, str | None] = {
     "FastV": "foveate.pruners",
     "GlimpsePrune": "foveate.pruners",
     "GreedyPrune": "foveate.pruners",
+    "PyramidDrop": "foveate.pruners",
     "Random": "foveate.pruners",
     "attach": "foveate.engine",
     "errors": None,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from foveate.pruners import FastV as FastV
     from foveate.pruners import GlimpsePrune as GlimpsePrune
     from foveate.pruners import GreedyPrune as GreedyPrune
+    from foveate.pruners import PyramidDrop as PyramidDrop
     from foveate.pruners import Random as Random
     from foveate.pruners import load as load
     from foveate.pruners import make as make

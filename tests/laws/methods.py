@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveate import BTP, DivPrune, FastV, GlimpsePrune, GreedyPrune, Random, select
+from foveate import BTP, DivPrune, FastV, GlimpsePrune, GreedyPrune, PyramidDrop, Random, select
 from foveate.pruners import Pruner, VisualTokens
 from foveate.pruners.glimpse_modules import GlimpseConfig, GlimpseModules
 from tests.tiny_models import LAYERS
@@ -75,6 +75,7 @@ METHODS: dict[str, Pruner] = {
         weights=glimpse(length=2, attention="log_softmax", layer=2), max_keep=0.4, anchors=("tl",), compact_cache=False
     ),
     "glimpseprune untrained": GlimpsePrune(threshold=0.3, max_keep=0.4),
+    "pyramiddrop": PyramidDrop(keep=0.2),
     "ladder": Ladder(),
     "ladder from 0 compacted": Ladder(cuts=(0, 2, 4), compact_cache=True),
 }

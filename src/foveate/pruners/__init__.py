@@ -15,11 +15,12 @@ from foveate.pruners.divprune import DivPrune
 from foveate.pruners.fastv import FastV
 from foveate.pruners.glimpseprune import GlimpsePrune
 from foveate.pruners.greedyprune import GreedyPrune
+from foveate.pruners.pyramiddrop import PyramidDrop
 from foveate.pruners.random import Random
 from foveate.pruners.saving import load
 
 METHODS: Mapping[str, type[Pruner]] = MappingProxyType(
-    {method.name: method for method in (Random, FastV, DivPrune, GreedyPrune, BTP, GlimpsePrune)}
+    {method.name: method for method in (Random, FastV, DivPrune, GreedyPrune, BTP, GlimpsePrune, PyramidDrop)}
 )
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "GreedyPrune",
     "PromptRows",
     "Pruner",
+    "PyramidDrop",
     "Random",
     "SingleStagePruner",
     "VisualTokens",
