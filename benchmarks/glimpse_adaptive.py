@@ -58,9 +58,7 @@ def main() -> None:
         "versions": environment.versions(),
         "visual": visual,
         "kept": sum(row["kept"] for row in rows) / len(rows) / visual,
-        "correlation": float(
-            torch.corrcoef(torch.tensor([[row["evidence"], row["kept"]] for row in rows]).T.float())[0, 1]
-        ),
+        "correlation": correlation(rows),
         "by_evidence": {
             str(needed): {"questions": len(own), "kept": sum(row["kept"] for row in own) / len(own)}
             for needed, own in sorted(grouped(rows, "evidence").items())
@@ -70,6 +68,11 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     draw(rows, result, args.out / "kept.png")
+
+
+def correlation(rows: list[dict[str, Any]]) -> float:
+    both = torch.tensor([[row["evidence"], row["kept"]] for row in rows]).T.float()
+    return float(torch.corrcoef(both)[0, 1])
 
 
 def grouped(rows: list[dict[str, Any]], name: str) -> dict[Any, list[dict[str, Any]]]:
@@ -92,13 +95,8 @@ def draw(rows: list[dict[str, Any]], result: dict[str, Any], picture: Path) -> N
     )
     means = [(int(needed), own["kept"]) for needed, own in result["by_evidence"].items() if own["questions"] >= 5]
     axes.plot(*zip(*means, strict=True), color="tab:red", label="mean, where 5 or more questions are")
-    axes.plot(
-        [0, max(row["evidence"] for row in rows)],
-        [0, max(row["evidence"] for row in rows)],
-        "k:",
-        lw=1,
-        label="as many as needed",
-    )
+    most = max(row["evidence"] for row in rows)
+    axes.plot([0, most], [0, most], "k:", lw=1, label="as many as needed")
     axes.set(
         xlabel=f"visual tokens under the answer, of {result['visual']}",
         ylabel="visual tokens kept",

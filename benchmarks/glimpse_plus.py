@@ -1,7 +1,7 @@
 """GlimpsePrune+ on the embedded model's harder split: what RL gives, and what pruning gives.
 
-Takes two folders of `foveate train glimpse-plus`, one trained on pruned context and one with `pruned: false`, and answers
-the same held-out questions with the base model and both, dense and pruned.
+Takes two folders of `foveate train glimpse-plus`, one trained on pruned context and one with `pruned: false`, and
+answers the same held-out questions with the base model and both, dense and pruned.
 
     foveate train glimpse-plus benchmarks/configs/glimpse_plus.yaml --out plus
     foveate train glimpse-plus benchmarks/configs/glimpse_plus_dense.yaml --out plus-dense
@@ -117,17 +117,12 @@ def table(result: dict[str, Any]) -> str:
         "",
     ]
     for suite, found in result["suites"].items():
-        lines += [
-            f"## {suite}",
-            "",
-            "| | right, % | of the dense base, % | visual tokens kept, % |",
-            "|---|---|---|---|",
-        ]
+        head = "| | right, % | of the dense base, % | visual tokens kept, % |"
+        lines += [f"## {suite}", "", head, "|---|---|---|---|"]
         for name, arm in found["arms"].items():
-            kept = [f"{100 * arm['of_dense_base'][key]:.1f}" for key in ("value", "low", "high")]
-            lines.append(
-                f"| {name} | {100 * arm['accuracy']:.1f} | {kept[0]} [{kept[1]}, {kept[2]}] | {100 * arm['kept']:.1f} |"
-            )
+            share = [f"{100 * arm['of_dense_base'][key]:.1f}" for key in ("value", "low", "high")]
+            figures = f"{100 * arm['accuracy']:.1f} | {share[0]} [{share[1]}, {share[2]}] | {100 * arm['kept']:.1f}"
+            lines.append(f"| {name} | {figures} |")
         lines.append("")
     return "\n".join(lines)
 

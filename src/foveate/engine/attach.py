@@ -53,7 +53,7 @@ def attach(model: nn.Module, pruner: Pruner, *, family: Family | None = None, _a
     Parameters
     ----------
     model
-        A vision-language model of a supported family; it is hooked, not changed.
+        A vision-language model of a supported family, or one with adapters of PEFT; it is hooked, not changed.
     pruner
         The method and its options.
     family
@@ -70,6 +70,8 @@ def attach(model: nn.Module, pruner: Pruner, *, family: Family | None = None, _a
     """
     if not isinstance(pruner, Pruner):
         raise TypeError(f"attach needs a pruner such as foveate.GreedyPrune(keep=0.22), got {type(pruner).__name__}")
+    if hasattr(model, "get_base_model"):  # of PEFT: a wrapper, whose forward hands on what the hooks look at
+        model = model.get_base_model()
     family = family or family_of(model)
     decoder = family.parts(model).decoder
     with _lock:
