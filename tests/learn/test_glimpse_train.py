@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -163,3 +166,22 @@ def test_command(tmp_path):
         assert result.exit_code == 2
         assert message in result.output
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_share_an_update(tmp_path):
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "foveate", "train", "glimpse"]
+    settings = ["--suite", "scenes", "--samples", "16", "--held-out", "3", "--batch-size", "2", "--accumulation", "1"]
+    sizes = ["--max-steps", "2", "--size", "16", "--condition-size", "16", "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, *launch, *settings, *sizes, "--out", "out", "--json", "told.json"],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("foveate.load") == 1, "one process speaks"
+    assert json.loads((tmp_path / "told.json").read_text())["held_out"]["dense"]["questions"] == 3
+    assert foveate.load(tmp_path / "out").weights.config.size == 16

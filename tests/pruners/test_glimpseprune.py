@@ -15,7 +15,7 @@ from foveate.families import Grid
 from foveate.pruners import VisualTokens
 from tests.laws.methods import glimpse
 from tests.pruners.visual_tokens import visual_tokens
-from tests.tiny_models import build, generate, inputs
+from tests.tiny_models import BUILDERS, build, generate, inputs, visual
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,3 +209,19 @@ def test_push_to_hub(monkeypatch):
     pruner = foveate.GlimpsePrune(weights=glimpse())
     assert pruner.push_to_hub("me/mine") == "https://hub/me/mine"
     assert calls == ["me/mine", pruner]
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_while_decoding_every_layer_holds_survivors_and_text(family):
+    """The glimpse token left, and so did what it did not want, from the layers before the cut too."""
+    model, batch = build(family), inputs(family, "two images")
+    pruner = foveate.GlimpsePrune(
+        weights=glimpse(vision_layers=(2, 0), vision_size=32, condition_size=16), max_keep=0.3
+    )
+    with pruner(model) as pruned:
+        out = generate(model, batch, 3)
+    text = int((~visual(batch)).sum())
+    kept = len(pruned.report.stages[0].kept[0])
+    assert 0 < kept <= 0.3 * int(visual(batch).sum())
+    assert [layer.keys.shape[2] for layer in out.past_key_values.layers] == [text + kept + 2] * 6
+    assert pruned.report.prefills[0].kv_share == pytest.approx(kept / int(visual(batch).sum()))
