@@ -168,7 +168,7 @@ def test_a_few_steps_lower_the_loss_and_leave_the_model_alone(loaded):
         optimizer.step()
         losses.append(float(found["loss"].detach()))
     assert losses[-1] < 0.7 * losses[0]
-    assert {"loss", "answer_loss", "dice", "bce"} == set(found)
+    assert {"loss", "answer_loss", "dice", "bce", "recall", "kept"} == set(found)
     assert all(torch.equal(before[name], value) for name, value in loaded.model.state_dict().items())
     assert not any(value.grad is not None for value in loaded.model.parameters())
 

@@ -70,8 +70,9 @@ def attach(model: nn.Module, pruner: Pruner, *, family: Family | None = None, _a
     """
     if not isinstance(pruner, Pruner):
         raise TypeError(f"attach needs a pruner such as foveate.GreedyPrune(keep=0.22), got {type(pruner).__name__}")
-    if hasattr(model, "get_base_model"):  # of PEFT: a wrapper, whose forward hands on what the hooks look at
-        model = model.get_base_model()
+    unwrap = getattr(model, "get_base_model", None)  # of PEFT: a wrapper, whose forward hides what the hooks look at
+    if callable(unwrap):
+        model = unwrap()
     family = family or family_of(model)
     decoder = family.parts(model).decoder
     with _lock:

@@ -16,7 +16,7 @@ from foveate.engine.attention import attention_rows, attention_tap
 from foveate.families import Parts, family_of
 from foveate.learn.divergence import IGNORE
 from foveate.learn.grounded import Box, GroundedSample
-from foveate.learn.localisation import localisation_loss
+from foveate.learn.localisation import kept_share, localisation_loss, recall
 from foveate.learn.targets import shown_targets
 from foveate.measure.loading import LoadedModel
 from foveate.pruners import GlimpsePrune, Pruner, VisualTokens
@@ -129,7 +129,8 @@ class GlimpseForTraining(nn.Module):
             target = shown_targets(placed.boxes, placed.sizes, tokens, family_of(self.base), self.processor)
             place, each = localisation_loss(logits, target, tokens.valid, self.weighing.dice, self.weighing.bce)
             total = total + self.weighing.place * place
-            loss |= each
+            keep = (logits.sigmoid() > pruner.threshold) & tokens.valid
+            loss |= {**each, "recall": recall(keep, target), "kept": kept_share(keep, tokens.valid)}
         return {"loss": total, **{name: value.detach() for name, value in loss.items()}}
 
 

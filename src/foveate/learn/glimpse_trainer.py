@@ -49,7 +49,7 @@ class GlimpseTrainer(Trainer):
         """The loss; its parts are kept for the log."""
         found = model(**inputs)
         for name, value in found.items():
-            if name != "loss":
+            if name != "loss" and not value.isnan():  # no recall of samples without boxes
                 self.parts[name].append(float(value))
         return (found["loss"], found) if return_outputs else found["loss"]
 
