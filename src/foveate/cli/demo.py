@@ -66,11 +66,8 @@ def _glimpse(loaded: Any, seed: int, picture: Path) -> Any:
     from foveate.measure.compare import compare
     from foveate.measure.suite import load_suite
 
-    grounded = [
-        one for one in load_suite("scenes", 54, seed) if one.evidence is not None and one.task in ("color", "count")
-    ]
-    easy = min((one for one in grounded if one.task == "color"), key=_evidence)
-    cluttered = max((one for one in grounded if one.task == "count"), key=_evidence)
+    grounded = [one for one in load_suite("scenes", 90, seed) if _evidence(one) and one.answer != "no"]
+    easy, cluttered = min(grounded, key=_evidence), max(grounded, key=_evidence)
     found = compare(loaded, [easy, cluttered], load(SHIPPED))
     columns = ["question", "dense", "pruned", "evidence", "tokens kept"]
     rows = [
@@ -86,7 +83,7 @@ def _glimpse(loaded: Any, seed: int, picture: Path) -> Any:
 
 
 def _evidence(example: Any) -> int:
-    return len(example.evidence)
+    return 0 if example.evidence is None else len(example.evidence)
 
 
 def _answers(found: Any) -> list[list[str]]:
