@@ -68,8 +68,7 @@ class PlusTrainer(GRPOTrainer):
             return
         self._pruner.batch.boxes = [self._samples[row].boxes for row in rows]
         self._pruner.batch.sizes = [self._size(row) for row in rows]
-        model = self.accelerator.unwrap_model(self.model)
-        with attach(model.get_base_model() if hasattr(model, "get_base_model") else model, self._pruner) as handle:
+        with attach(self.accelerator.unwrap_model(self.model), self._pruner) as handle:
             yield handle
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
