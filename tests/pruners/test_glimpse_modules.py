@@ -120,3 +120,18 @@ def test_another_models_weights():
     wrong = GlimpseConfig(depth=7, hidden_size=64, heads=8, layer=4, size=16)
     with pytest.raises(IncompatibleWeightsError, match="depth 7, not 6, heads 8, not 4"):
         GlimpseModules(wrong).check(model)
+
+
+def test_no_map_of_n_by_n_is_written(monkeypatch):
+    """torch's kernels that do without one want queries and values of one width."""
+    widths = []
+    ours = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *given, **rest: widths.append({x.shape[-1] for x in given}) or ours(*given, **rest),
+    )
+    segments = Segments.of(visual_tokens([[Grid(3, 4), Grid(2, 2)]]))
+    out = segments.attend(torch.randn(16, 2, 24), torch.randn(16, 2, 24), torch.randn(16, 2, 8))
+    assert out.shape == (16, 2, 8)
+    assert widths == [{24}, {24}]

@@ -69,11 +69,13 @@ class Segments:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Scaled dot-product attention of (T, heads, d) inside each segment; (T, heads, d of the values)."""
-        found, start = [value[:0]], 0
+        found, start, width = [value[:0]], 0, value.shape[-1]
+        # with values of another width torch falls back to a kernel that writes out all N x N products
+        value = torch.nn.functional.pad(value, (0, query.shape[-1] - width))
         for number, length in self.groups:
             part = slice(start, start + number * length)
             shaped = [x[part].unflatten(0, (number, length)).transpose(1, 2) for x in (query, key, value)]
-            mixed = torch.nn.functional.scaled_dot_product_attention(*shaped)
+            mixed = torch.nn.functional.scaled_dot_product_attention(*shaped)[..., :width]
             found.append(mixed.transpose(1, 2).flatten(0, 1))
             start += number * length
         return torch.cat(found)
