@@ -182,3 +182,9 @@ def test_a_picture_where_matplotlib_is(loaded, samples, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     assert not plot_module.draw(result, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"tolerance": -1.0}, {"tolerance": float("nan")}, {"agreement": 1.5}], ids=str)
+def test_a_harmless_drop_that_could_never_be(wrong):
+    with pytest.raises(CalibrationError, match=next(iter(wrong))):
+        Settings(**wrong)

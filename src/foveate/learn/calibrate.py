@@ -77,6 +77,10 @@ class Settings:
             raise CalibrationError(f"tau is a cosine, over -1 and under 1, got {self.tau:g}")
         if self.final not in ("auto", "keep"):
             raise CalibrationError(f"final must be auto or keep, got {self.final!r}")
+        if not self.tolerance >= 0:
+            raise CalibrationError(f"tolerance is a KL in nats, from 0, got {self.tolerance:g}")
+        if not 0 <= self.agreement <= 1:
+            raise CalibrationError(f"agreement is a share of the words, in [0, 1], got {self.agreement:g}")
         if min(self.stages, self.answer_tokens, self.batch_size) < 1:
             raise CalibrationError("stages, answer tokens and batch size must be at least 1")
 
@@ -101,7 +105,8 @@ def calibrate_btp(
        `candidates.layer_sets`; the best so far is then varied in attention's share, in seed and rebalancing, which are
        kept where they are clearly better; at last the six best, at most three of the same layers, are tried with a
        drop where that is harmless.
-    3. The six best again are measured on all samples, and one of them is taken by the same rule.
+    3. The six best again are measured on all samples: layers are taken by the same rule, and of those with these layers
+       the one of least KL.
 
     Nothing but sums, and the few tokens of its answer, is kept of a sample. After each batch the sums are on disk, and
     the same call goes on from there.
