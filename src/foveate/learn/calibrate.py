@@ -105,8 +105,8 @@ def calibrate_btp(
        `candidates.layer_sets`; the best so far is then varied in attention's share, in seed and rebalancing, which are
        kept where they are clearly better; at last the six best, at most three of the same layers, are tried with a
        drop where that is harmless.
-    3. The six best again are measured on all samples: layers are taken by the same rule, and of those with these layers
-       the one of least KL.
+    3. The six best again are measured on all samples: layers are taken by the same rule, and of those with these
+       layers the one of least KL.
 
     Nothing but sums, and the few tokens of its answer, is kept of a sample. After each batch the sums are on disk, and
     the same call goes on from there.

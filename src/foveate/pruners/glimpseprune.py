@@ -161,6 +161,7 @@ class GlimpsePrune(Pruner):
             scaled = (mean - low) / (high - low).clamp(min=torch.finfo(mean.dtype).tiny)
             return scaled.masked_fill(~tokens.valid, 0).logit(1e-6).masked_fill(~tokens.valid, -math.inf)
         predictor, config = self.weights.predictor, self.weights.config
+        predictor.to(tokens.valid.device)  # nothing happens where it is there already
         sizes = [vision.shape[-1] for vision in tokens.vision]
         if sizes != [config.vision_size] * len(config.vision_layers):
             raise IncompatibleWeightsError(
