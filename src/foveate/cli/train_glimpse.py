@@ -40,11 +40,12 @@ def run(
     dtype: DType = "auto",
 ) -> None:
     """Train GlimpsePrune's predictor on images with boxes; the model stays frozen. Runs under `accelerate launch`."""
-    from foveate.learn.glimpse_train import PICTURE, Settings, need_accelerate, sizes_for, train_glimpse
+    from foveate.learn.glimpse_train import PICTURE, Settings, earlier_run, need_accelerate, sizes_for, train_glimpse
     from foveate.learn.processes import current
     from foveate.measure.loading import load_model
 
     need_accelerate()
+    earlier_run(out, resume)  # said before anything is loaded or drawn
     processes = current()
     with console(stderr=True).status(f"loading {model}"):
         quiet_loading()

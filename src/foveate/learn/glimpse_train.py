@@ -154,12 +154,7 @@ def train_glimpse(
 
     if not any(sample.boxes for sample in samples.items):
         raise TrainingDataError(f"no sample of {samples.name} has a box: there is nothing to learn where to look")
-    checkpoints = folder / CHECKPOINTS
-    there = sorted(checkpoints.glob("checkpoint-*")) if checkpoints.is_dir() else []
-    if there and not resume:
-        raise TrainingDataError(
-            f"{checkpoints} holds checkpoints of an earlier run: go on with --resume, or remove them"
-        )
+    checkpoints, there = folder / CHECKPOINTS, earlier_run(folder, resume)
     set_seed(settings.seed)
     model = loaded.model
     config = config or sizes_for(model)
@@ -246,6 +241,21 @@ def train_glimpse(
         (folder / RESULT).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         draw(result, folder / PICTURE)
     return result
+
+
+def earlier_run(folder: Path, resume: bool) -> list[Path]:
+    """Checkpoints of an earlier run in a folder.
+
+    Raises
+    ------
+    TrainingDataError
+        There are some, and they are not to be used.
+    """
+    checkpoints = folder / CHECKPOINTS
+    there = sorted(checkpoints.glob("checkpoint-*")) if checkpoints.is_dir() else []
+    if there and not resume:
+        raise TrainingDataError(f"{checkpoints} holds checkpoints of an earlier run: --resume goes on, or remove them")
+    return there
 
 
 class Listed(Dataset):
