@@ -1,14 +1,18 @@
 """The command on a stand-in: what the embedded model answers is its own tests' business."""
 
 import json
+from importlib import import_module
 
 import pytest
 from PIL import Image
 
+import foveate
 from foveate.measure import loading, suite
 from foveate.measure.cost import time_note
 from foveate.measure.prefill import PrefillTime
 from tests.measure.folders import questions
+
+demo_command = import_module("foveate.cli.demo")  # the package has the function of that name
 
 
 @pytest.fixture
@@ -16,6 +20,8 @@ def demo(run, llava_folder, tmp_path, monkeypatch):
     load = loading.load_model
     monkeypatch.setattr(loading, "load_model", lambda name, device: load(str(llava_folder), device))
     monkeypatch.setattr(suite, "SUITES", {"scenes": questions})
+    foveate.GlimpsePrune(keep=7).save_pretrained(tmp_path / "predictor")  # the shipped one is for another model
+    monkeypatch.setattr(demo_command, "SHIPPED", str(tmp_path / "predictor"))
     return lambda *arguments: run("demo", "--questions", 3, "--picture", tmp_path / "demo.png", *arguments)
 
 
@@ -31,6 +37,9 @@ def test_tables_picture_and_json(demo, tmp_path):
     assert len(data["questions"]) == 3
     assert {"dense", "pruned", "truth", "question", "task"} == set(data["questions"][0])
     assert data["prefill_time"]["ratio"] > 0
+    assert found.output.count("7 of 16") == 2
+    assert Image.open(tmp_path / "demo-glimpse.png").width > 500
+    assert len(data["glimpse"]["questions"]) == 2
     assert data["report"]["prefills"][0]["stages"][0]["dense"] == [16, 16, 16]
 
 

@@ -18,6 +18,10 @@ def test_demo(run, tmp_path):
     assert data["right"]["dense"] >= 6
     assert data["report"]["prefills"][0]["stages"][0]["dense"] == [196] * 9
     assert "49 of 196" in found.output
+    few, many = (len(kept) for kept in data["glimpse"]["report"]["prefills"][0]["stages"][0]["kept"])
+    assert 0 < few < many < 49, "the cluttered question keeps more"
+    assert data["glimpse"]["right"] == {"dense": 2, "pruned": 2}
+    assert (tmp_path / "demo-glimpse.png").exists()
 
 
 def test_the_oracle_answers_with_a_quarter_of_the_tokens(run, tmp_path):
