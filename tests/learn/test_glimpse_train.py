@@ -185,3 +185,15 @@ def test_two_processes_share_an_update(tmp_path):
     assert done.stdout.count("foveate.load") == 1, "one process speaks"
     assert json.loads((tmp_path / "told.json").read_text())["held_out"]["dense"]["questions"] == 3
     assert foveate.load(tmp_path / "out").weights.config.size == 16
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_mixed_precision(samples, tmp_path, dtype):
+    settings = dataclasses.replace(SETTINGS, bf16=True, max_steps=1, check_every=0)
+    loaded = load_model("tiny", dtype=dtype)
+    config = sizes_for(loaded.model, size=16, condition_size=16)
+    result = train_glimpse(loaded, samples, samples.items[:2], settings, tmp_path, config)
+    weights = foveate.load(tmp_path).weights
+    assert all(value.isfinite().all() for value in weights.parameters())
+    assert weights.glimpse.rows.dtype == torch.float32, "the weights themselves are not rounded"
+    assert result["held_out"]["no cap"]["kept"] > 0
