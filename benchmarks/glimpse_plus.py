@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--questions", type=int, default=1400)
     parser.add_argument("--plain", type=int, default=450, help="questions of the suite that the model was trained for")
+    parser.add_argument("--random", type=float, default=0.06, help="budget of the baselines")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=16)
     args = parser.parse_args()
@@ -42,9 +43,12 @@ def main() -> None:
     dense = load_model(str(args.dense / "model"), device="cpu")
     shipped, own = foveate.load("glimpseprune-tiny"), foveate.load(args.plus / "predictor")
     capped = dataclasses.replace(own, max_keep=0.111)
+    random = foveate.Random(keep=args.random, layer=own.weights.config.layer, compact_cache=True)
     arms: dict[str, tuple[LoadedModel, Any]] = {
         "base, dense": (base, None),
         "base, GlimpsePrune (trained on plain scenes)": (base, shipped),
+        f"base, Random, {args.random:.0%}": (base, random),
+        f"GlimpsePrune+'s model, Random, {args.random:.0%}": (plus, random),
         "RL without pruning, dense": (dense, None),
         "GlimpsePrune+ (RL on pruned context, own predictor)": (plus, own),
         "GlimpsePrune+, at most 11.1 %": (plus, capped),
@@ -55,6 +59,9 @@ def main() -> None:
     for suite, number in (("scenes-hard", args.questions), ("scenes", args.plain)):
         examples = load_suite(suite, number, args.seed)
         answers = {name: ask(loaded, examples, pruner, args.batch_size) for name, (loaded, pruner) in arms.items()}
+        for name, loaded in (("base", base), ("GlimpsePrune+'s model", plus)):
+            smaller = ask(loaded, examples, None, args.batch_size, args.random)
+            answers[f"{name}, image downsampled to {args.random:.0%} (no token saved)"] = smaller
         reference = right(answers["base, dense"], examples)
         found[suite] = {
             "questions": suite_fingerprint(examples),
@@ -75,11 +82,11 @@ def main() -> None:
     (args.out / "result.md").write_text(table(result))
 
 
-def ask(loaded: LoadedModel, examples: list[Example], pruner: Any, batch: int) -> list[Answer]:
+def ask(loaded: LoadedModel, examples: list[Example], pruner: Any, batch: int, shrink: float = 1.0) -> list[Answer]:
     return [
         answer
         for at in range(0, len(examples), batch)
-        for answer in answer_batch(loaded, examples[at : at + batch], pruner)
+        for answer in answer_batch(loaded, examples[at : at + batch], pruner, shrink=shrink)
     ]
 
 
@@ -114,6 +121,7 @@ def table(result: dict[str, Any]) -> str:
         "# GlimpsePrune+ on the embedded model",
         "",
         "Made by `glimpse_plus.py`; do not edit. Share of the dense base model's accuracy, with 95 % intervals.",
+        f"{result['machine']}, {result['versions']}.",
         "",
     ]
     for suite, found in result["suites"].items():

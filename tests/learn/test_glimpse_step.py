@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from foveate.families import family_of
+from foveate.families import FAMILIES, family_of
 from foveate.learn.glimpse_step import GlimpseForTraining, Looking, Places, Weighing, collate
-from foveate.learn.glimpse_train import vision_size
 from foveate.learn.grounded import from_scenes
 from foveate.learn.localisation import localisation_loss
 from foveate.learn.targets import target_masks
@@ -124,7 +123,7 @@ def test_loss_and_gradients_equal_one_whole_pass(family, layout):
 
 def condition_of(family):
     """Sizes of weights that take two vision layers of the family's tiny model."""
-    width = vision_size(build(family))
+    width = FAMILIES[family].vision_width(build(family).config)
     return {"vision_layers": (2, 0), "vision_size": width, "condition_size": 16}
 
 

@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 import foveate
 from foveate.cli.app import app
-from foveate.learn.errors import TrainingDataError
+from foveate.families import FAMILIES
+from foveate.learn.errors import TrainingDataError, TrainingError
 from foveate.learn.glimpse_check import check
-from foveate.learn.glimpse_train import CHECKPOINTS, PICTURE, RESULT, Settings, sizes_for, train_glimpse, vision_size
+from foveate.learn.glimpse_train import CHECKPOINTS, PICTURE, RESULT, Settings, sizes_for, train_glimpse
 from foveate.learn.grounded import GroundedSamples, from_scenes
 from foveate.measure.loading import load_model
 from tests.tiny_models import BUILDERS, build
@@ -110,13 +111,15 @@ def test_check_counts_what_was_kept(loaded):
     assert few.kept == pytest.approx(10 / 196)
     assert few.recall < everything.recall
     dense = check(loaded, samples, None)
-    assert (dense.kept, dense.questions) == (1, 4)
+    assert (dense.kept, dense.questions, dense.recall, dense.precision) == (1, 4, None, None)
+    bare = [dataclasses.replace(sample, boxes=()) for sample in samples]
+    assert check(loaded, bare, foveate.GlimpsePrune(keep=0.05, layer=8)).recall is None
 
 
 @pytest.mark.parametrize("family", BUILDERS)
 def test_sizes_of_every_family(family):
     model = build(family)
-    assert vision_size(model) == 32
+    assert FAMILIES[family].vision_width(model.config) == 32
     config = sizes_for(model)
     assert (config.depth, config.hidden_size, config.heads, config.layer) == (6, 64, 4, 4)
     assert config.vision_layers == (2, 1, 0)
@@ -160,6 +163,10 @@ def test_command(tmp_path):
     for wrong, message in (
         (["--suite", "scenes"], "give one of"),
         (["--vision-layers", "7,1"], "7"),
+        (["--vision-layers", "deep"], "31,23,15,7"),
+        (["--learning-rate", "nan"], "learning_rate"),
+        (["--max-keep", "1.5"], "max_keep"),
+        (["--max-steps", "-1", "--epochs", "nan"], "epochs"),
         (["--size", "10"], "multiple of 4"),
     ):
         result = CliRunner().invoke(app, [*command, *wrong])
@@ -197,3 +204,23 @@ def test_mixed_precision(samples, tmp_path, dtype):
     assert all(value.isfinite().all() for value in weights.parameters())
     assert weights.glimpse.rows.dtype == torch.float32, "the weights themselves are not rounded"
     assert result["held_out"]["no cap"]["kept"] > 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch_size": 0},
+        {"accumulation": -1},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"warmup": 1.0},
+        {"dropout": float("nan")},
+        {"epochs": 0.0},
+        {"check_every": -1},
+        {"save_every": 0},
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense(wrong):
+    with pytest.raises(TrainingError, match=next(iter(wrong))):
+        Settings(**wrong)

@@ -7,6 +7,7 @@ import typer
 
 from foveate.cli.console import complain, console, progress, quiet_loading, say, show_table, warn, write_json
 from foveate.cli.options import Device, DType, JsonFile
+from foveate.learn.errors import TrainingError
 
 
 def run(
@@ -54,7 +55,7 @@ def run(
     if layer is not None:
         changes["layer"] = layer
     if vision_layers is not None:
-        changes["vision_layers"] = () if vision_layers == "none" else tuple(map(int, vision_layers.split(",")))
+        changes["vision_layers"] = _numbers(vision_layers)
     settings = Settings(
         batch_size=batch_size,
         accumulation=accumulation,
@@ -84,7 +85,7 @@ def run(
     if not processes.main:
         return
     rows = [
-        [name, *(f"{found[column]:.1%}" for column in ("recall", "kept", "accuracy"))]
+        [name, *(_share(found[column]) for column in ("recall", "kept", "accuracy"))]
         for name, found in result["held_out"].items()
     ]
     show_table(f"{held_out} held-out questions", ["", "evidence kept", "visual tokens kept", "right"], rows, 1)
@@ -95,6 +96,18 @@ def run(
     say(f"pruner: foveate.load({str(out)!r})")
     if json_file:
         write_json(json_file, result)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """Vision blocks of "31,23,15,7", or none of "none"."""
+    try:
+        return () if text == "none" else tuple(map(int, text.split(",")))
+    except ValueError:
+        raise TrainingError(f"--vision-layers takes numbers such as 31,23,15,7, or none; got {text!r}") from None
 
 
 def _samples(

@@ -173,6 +173,10 @@ class Family:
         """Blocks of the vision encoder, from the first; raises `UnsupportedModelError` if they are not found."""
         return self.vision_parts(model).blocks
 
+    def vision_width(self, config: Any) -> int:
+        """C, the width of the vision encoder's blocks, from the model's config."""
+        return int(config.vision_config.hidden_size)
+
     def vision_sizes(self, args: tuple, kwargs: Mapping[str, Any]) -> Tensor | None:
         """What `vision_order` must know of the images in a call of the encoder, (images, ...), from its arguments."""
         return None

@@ -42,7 +42,7 @@ class Check:
     Attributes
     ----------
     recall
-        Of the evidence tokens, those kept, over the questions that have some.
+        Of the evidence tokens, those kept, over the questions that have some; None where none has, or nothing was cut.
     precision
         Of the kept tokens, those under the evidence, over the same questions.
     kept
@@ -53,8 +53,8 @@ class Check:
         How many.
     """
 
-    recall: float
-    precision: float
+    recall: float | None
+    precision: float | None
     kept: float
     accuracy: float
     questions: int
@@ -89,13 +89,14 @@ def check(
             precisions += (both / keep.sum(-1).clamp(min=1))[there].tolist()
         if progress:
             progress("checking", min(at + batch_size, len(samples)), len(samples))
-    return Check(_mean(recalls), _mean(precisions), _mean(kept, 1.0), right / len(samples), len(samples))
+    share = sum(kept) / len(kept) if kept else 1.0  # nothing was cut
+    return Check(_mean(recalls), _mean(precisions), share, right / len(samples), len(samples))
 
 
-def _mean(values: Sequence[float], nothing: float = 1.0) -> float:
-    return sum(values) / len(values) if values else nothing
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def told(found: Check) -> dict[str, Any]:
     """Plain data for JSON, rounded."""
-    return {name: round(value, 4) for name, value in dataclasses.asdict(found).items()}
+    return {name: value if value is None else round(value, 4) for name, value in dataclasses.asdict(found).items()}

@@ -32,7 +32,8 @@ def draw(result: dict[str, Any], picture: Path) -> bool:
     checks = result["checks"]
     for name, title in (("recall", "evidence tokens kept"), ("accuracy", "accuracy"), ("kept", "visual tokens kept")):
         if checks:
-            lower.plot([row["step"] for row in checks], [100 * row[name] for row in checks], marker=".", label=title)
+            known = [row for row in checks if row[name] is not None]
+            lower.plot([row["step"] for row in known], [100 * row[name] for row in known], marker=".", label=title)
     cap = result["configuration"]["max_keep"]
     lower.set(
         xlabel="updates", ylabel="%", ylim=(0, 103), title="held out" + (f", at most {cap:.1%} kept" if cap else "")

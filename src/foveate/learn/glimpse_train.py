@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,13 @@ from foveate.learn.grounded import GroundedSample, GroundedSamples
 from foveate.measure import environment
 from foveate.measure.loading import LoadedModel
 from foveate.pruners import GlimpsePrune
-from foveate.pruners.glimpse_modules import GlimpseConfig, GlimpseModules, default_layer, published_vision_layers
+from foveate.pruners.glimpse_modules import (
+    EPS,
+    GlimpseConfig,
+    GlimpseModules,
+    default_layer,
+    published_vision_layers,
+)
 
 RESULT, PICTURE, CHECKPOINTS = "training.json", "training.png", "checkpoints"
 
@@ -68,6 +75,22 @@ class Settings:
     save_every: int = 100
     max_keep: float | None = 0.111
 
+    def __post_init__(self) -> None:
+        GlimpsePrune(max_keep=self.max_keep)  # says what is wrong with it
+        counts = ("batch_size", "accumulation", "check_samples", "check_batch", "max_new_tokens", "save_every")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise TrainingError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("warmup", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise TrainingError(f"{name} lies in [0, 1), got {getattr(self, name)}")
+        if not 0 < self.learning_rate < math.inf:
+            raise TrainingError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.max_steps < 1 and not 0 < self.epochs < math.inf:
+            raise TrainingError(f"either max_steps or epochs must be positive, got {self.max_steps} and {self.epochs}")
+        if self.check_every < 0:
+            raise TrainingError(f"check_every is a number of updates, or 0 for none, got {self.check_every}")
+
 
 def need_accelerate() -> None:
     """Raise unless what trains is installed.
@@ -100,15 +123,10 @@ def sizes_for(model: Any, **changes: Any) -> GlimpseConfig:
         "heads": text.num_attention_heads,
         "layer": default_layer(text.num_hidden_layers),
         "vision_layers": layers,
-        "vision_size": vision_size(model) if layers else 0,
+        "vision_size": family.vision_width(model.config) if layers else 0,
+        "norm_eps": getattr(text, "rms_norm_eps", EPS),
     }
     return GlimpseConfig(**{**found, **changes})
-
-
-def vision_size(model: Any) -> int:
-    """C, the width of the vision encoder's blocks."""
-    config = model.config.vision_config
-    return int(getattr(config, "embed_dim", None) or config.hidden_size)  # Qwen2-VL's hidden_size is the decoder's
 
 
 def train_glimpse(
@@ -234,7 +252,7 @@ def train_glimpse(
             result["held_out"][f"at most {settings.max_keep:.1%}"] = told(look(capped, len(held_out)))
         modules.about = {
             "base_model": loaded.name,
-            "metrics": {name: json.dumps(found) for name, found in result["held_out"].items()},
+            "metrics": result["held_out"],
             "trained_on": f"{len(samples.items)} samples of {samples.name}",
         }
         pruner.save_pretrained(folder)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from foveate.errors import BudgetError
 from foveate.pruners import saving
-from foveate.pruners.budget import check_keep, tokens_to_keep
+from foveate.pruners.budget import check_keep, keep_behind, tokens_to_keep
 
 if TYPE_CHECKING:
     from foveate.engine import Handle
@@ -293,16 +293,7 @@ class SingleStagePruner(Pruner):
         return (self.layer,)
 
     def with_mean(self, share: float, depth: int) -> SingleStagePruner:
-        (layer,) = self.layers(depth)
-        if not isinstance(check_keep(share), float):
-            raise BudgetError(f"{self.name}: a mean share lies in (0, 1], got {share!r}")
-        keep = (share * depth - layer) / (depth - layer)
-        if keep <= 0:
-            raise BudgetError(
-                f"{self.name}: a cut before layer {layer} of {depth} leaves over {layer / depth:.0%} of the visual "
-                f"tokens per layer on average, not {share:.0%}"
-            )
-        return dataclasses.replace(self, keep=min(keep, 1.0))
+        return dataclasses.replace(self, keep=keep_behind(self.name, share, self.layers(depth)[0], depth))
 
     def select(self, tokens: VisualTokens) -> Tensor:
         if self.keeps_all:

@@ -57,3 +57,22 @@ def tokens_to_keep(keep: float | int, dense: torch.Tensor) -> torch.Tensor:
     """
     wanted = torch.full_like(dense, keep) if isinstance(keep, int) else (dense.double() * keep).round().long()
     return torch.minimum(wanted.clamp(min=1), dense)
+
+
+def keep_behind(method: str, share: float, layer: int, depth: int) -> float:
+    """Share to keep before `layer` of `depth` so that layers hold `share` of the visual tokens on average.
+
+    Raises
+    ------
+    BudgetError
+        When the layers before the cut hold more than that by themselves, or `share` is none.
+    """
+    if not isinstance(check_keep(share), float):
+        raise BudgetError(f"{method}: a mean share lies in (0, 1], got {share!r}")
+    keep = (share * depth - layer) / (depth - layer)
+    if keep <= 0:
+        raise BudgetError(
+            f"{method}: a cut before layer {layer} of {depth} leaves over {layer / depth:.0%} of the visual tokens "
+            f"per layer on average, not {share:.0%}"
+        )
+    return min(keep, 1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from foveate import select
 from foveate.errors import BudgetError, IncompatibleWeightsError
 from foveate.pruners import glimpse_saving
 from foveate.pruners.base import AttentionForm, PromptRows, Pruner, VisualTokens, option
-from foveate.pruners.budget import check_keep, tokens_to_keep
+from foveate.pruners.budget import check_keep, keep_behind, tokens_to_keep
 from foveate.pruners.glimpse_modules import GlimpseModules, default_layer
 from foveate.pruners.segments import Segments
 
@@ -69,17 +70,18 @@ class GlimpsePrune(Pruner):
     weights: GlimpseModules | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "anchors", tuple(self.anchors))
+        anchors = (self.anchors,) if isinstance(self.anchors, str) else tuple(self.anchors)
+        object.__setattr__(self, "anchors", anchors)
         if self.keep is not None:
             object.__setattr__(self, "keep", check_keep(self.keep))
-        if isinstance(self.threshold, bool) or not 0 <= self.threshold < 1:
+        if not _number(self.threshold) or not 0 <= self.threshold < 1:
             raise BudgetError(f"glimpseprune: threshold must lie in [0, 1), got {self.threshold!r}")
-        if self.max_keep is not None and (isinstance(self.max_keep, bool) or not 0 < self.max_keep <= 1):
+        if self.max_keep is not None and (not _number(self.max_keep) or not 0 < self.max_keep <= 1):
             raise BudgetError(f"glimpseprune: max_keep is a share in (0, 1], got {self.max_keep!r}")
         if isinstance(self.min_keep, bool) or not isinstance(self.min_keep, int) or self.min_keep < 1:
             raise BudgetError(f"glimpseprune: min_keep is a count of at least 1, got {self.min_keep!r}")
-        if unknown := sorted(set(self.anchors) - set(CORNERS)):
-            raise BudgetError(f"glimpseprune: no corner {', '.join(unknown)}; there are {', '.join(CORNERS)}")
+        if unknown := [corner for corner in anchors if corner not in CORNERS]:
+            raise BudgetError(f"glimpseprune: no corner {unknown[0]!r}; there are {', '.join(CORNERS)}")
         if self.layer is not None and (isinstance(self.layer, bool) or not isinstance(self.layer, int)):
             raise BudgetError(f"glimpseprune: layer must be an integer, got {self.layer!r}")
 
@@ -96,14 +98,7 @@ class GlimpsePrune(Pruner):
         return (layer,)
 
     def with_mean(self, share: float, depth: int) -> GlimpsePrune:
-        (layer,) = self.layers(depth)
-        keep = (share * depth - layer) / (depth - layer)
-        if not 0 < keep <= 1:
-            raise BudgetError(
-                f"glimpseprune: a cut before layer {layer} of {depth} leaves over {layer / depth:.0%} of the visual "
-                f"tokens per layer on average, not {share:.0%}"
-            )
-        return dataclasses.replace(self, keep=keep)
+        return dataclasses.replace(self, keep=keep_behind(self.name, share, self.layers(depth)[0], depth))
 
     def notes(self, depth: int) -> tuple[str, ...]:
         return () if self.weights is not None or self.keeps_all else (UNTRAINED.format(layer=self.layers(depth)[0]),)
@@ -200,3 +195,7 @@ class GlimpsePrune(Pruner):
     @classmethod
     def load_weights(cls, config: dict[str, Any], name: str) -> dict[str, Any]:
         return {"weights": glimpse_saving.load(config, name)} if "weights" in config else {}
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
