@@ -7,7 +7,6 @@ import typer
 
 from foveate.cli.console import complain, console, progress, quiet_loading, say, show_table, warn, write_json
 from foveate.cli.options import Device, DType, JsonFile
-from foveate.learn.errors import TrainingError
 
 
 def run(
@@ -104,6 +103,8 @@ def _share(value: float | None) -> str:
 
 def _numbers(text: str) -> tuple[int, ...]:
     """Vision blocks of "31,23,15,7", or none of "none"."""
+    from foveate.learn.errors import TrainingError
+
     try:
         return () if text == "none" else tuple(map(int, text.split(",")))
     except ValueError:
