@@ -42,13 +42,17 @@ def reference_logits(
     mask = torch.cat([batch["attention_mask"], torch.ones(rows, new, dtype=torch.long)], -1)
     gone = torch.cat([gone, torch.full((rows, new), NEVER)], -1)
     extra = {name: value for name, value in batch.items() if name not in ("input_ids", "attention_mask")}
-    if "mm_token_type_ids" in extra:
-        extra["mm_token_type_ids"] = torch.nn.functional.pad(extra["mm_token_type_ids"], (0, new))
+    for name in {"mm_token_type_ids", "token_type_ids"} & set(extra):
+        extra[name] = torch.nn.functional.pad(extra[name], (0, new))
 
     def hide(layer: int):
         def hook(module, args, kwargs):
-            causal = torch.ones(length, length, dtype=torch.bool).tril()
-            visible = (causal & (mask.bool() & (gone > layer))[:, None, None, :]).clone()
+            own = kwargs["attention_mask"]  # with the model's windows, or images that look at all of themselves
+            if own is None:
+                own = torch.ones(length, length, dtype=torch.bool).tril()
+            elif own.dtype != torch.bool:
+                own = own == 0
+            visible = (own & (mask.bool() & (gone > layer))[:, None, None, :]).clone()
             if compacted:
                 visible[:, :, prompt:] &= (gone == NEVER)[:, None, None, :]
             visible = visible | torch.eye(
