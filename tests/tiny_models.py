@@ -25,6 +25,7 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
+from tests.tiny_newer import NEWER, NEWER_WITH_VIDEOS, newer
 from tests.tiny_pictures import IMAGE, VIDEO, VISION_END, VISION_START, Picture, film, model_inputs, picture
 
 PAD = 0
@@ -151,8 +152,9 @@ BUILDERS = {
     "internvl": _internvl,
     "idefics3": _idefics3,
     "smolvlm": _smolvlm,
+    **{family: functools.partial(newer, family) for family in NEWER},
 }
-WITH_VIDEOS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+WITH_VIDEOS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", *NEWER_WITH_VIDEOS)
 
 
 @functools.cache
