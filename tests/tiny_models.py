@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from tests.tiny_more import MORE, MORE_WITH_VIDEOS, more
+from tests.tiny_newer import NEWER, NEWER_WITH_VIDEOS, newer
 from tests.tiny_pictures import IMAGE, VIDEO, VISION_END, VISION_START, Picture, film, model_inputs, picture
 
 PAD = 0
@@ -153,8 +154,9 @@ BUILDERS = {
     "idefics3": _idefics3,
     "smolvlm": _smolvlm,
     **{family: functools.partial(more, family, TEXT) for family in MORE},
+    **{family: functools.partial(newer, family) for family in NEWER},
 }
-WITH_VIDEOS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", *MORE_WITH_VIDEOS)
+WITH_VIDEOS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", *MORE_WITH_VIDEOS, *NEWER_WITH_VIDEOS)
 
 
 @functools.cache

@@ -102,7 +102,7 @@ def film(family: str, generator: Generator) -> Picture:
     if family in tiny_more.MORE:
         return tiny_more.more_film(family, generator)
     pixels = torch.randn(2 * 8 * 8, 3 * 2 * 4 * 4, generator=generator)
-    frames = 2 if family == "qwen3_vl" else 1
+    frames = 2 if family.startswith("qwen3") else 1
     frame = [VISION_START, *[VIDEO] * (32 // frames), VISION_END]
     ids = frame if frames == 1 else [STAMP, *frame, STAMP, 5, *frame]
     return Picture(ids, pixels, (SIDE, SIDE), (2, 8, 8), video=True)

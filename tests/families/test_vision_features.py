@@ -87,7 +87,7 @@ def planted(family, model, samples):
     if family.startswith("qwen"):  # before the encoder's own reordering; positions are added to nothing
         encoder = model.model.visual
         handles.append(encoder.patch_embed.register_forward_hook(lambda _, args, out: plant(out)))
-        if family == "qwen3_vl":
+        if family.startswith("qwen3"):
             handles.append(encoder.pos_embed.register_forward_hook(lambda _, args, out: torch.zeros_like(out)))
     else:
         handles.append(blocks[0].register_forward_pre_hook(lambda _, args: (plant(args[0]), *args[1:])))

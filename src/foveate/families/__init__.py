@@ -19,6 +19,7 @@ from foveate.families.llava_onevision import LLAVA_ONEVISION
 from foveate.families.qwen2_5_vl import QWEN2_5_VL
 from foveate.families.qwen2_vl import QWEN2_VL
 from foveate.families.qwen3_vl import QWEN3_VL
+from foveate.families.qwen3_vl_moe import QWEN3_VL_MOE
 from foveate.families.smolvlm import SMOLVLM
 from foveate.families.vision import VisionParts, same_features
 
@@ -35,6 +36,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             QWEN2_VL,
             QWEN2_5_VL,
             QWEN3_VL,
+            QWEN3_VL_MOE,
             INTERNVL,
             IDEFICS3,
             SMOLVLM,
