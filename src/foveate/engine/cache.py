@@ -33,9 +33,7 @@ def check_cache(cache: Any, depth: int) -> None:
     wrong = sorted(kind.__name__ for kind in kinds - {*KINDS, *KINDS.values()})
     if wrong or getattr(cache, "offloading", False):
         what = ", ".join(wrong) or "an offloaded cache"
-        raise UnsupportedCacheError(
-            f"pruning does not support {what}: use the default dynamic cache (DynamicCache)"
-        )
+        raise UnsupportedCacheError(f"pruning does not support {what}: use the default dynamic cache (DynamicCache)")
 
 
 def cache_layer(cache: Cache, number: int) -> DynamicLayer:

@@ -42,7 +42,8 @@ def pick_mask(
     """
     queries, keys = rows.shape[1], slots.shape[1]
     if mask is None:
-        inside = first == 0 or keys == length - first  # no key that the dense run's cache has forgotten
+        # no key that the dense run's cache has forgotten; samples of a batch may hold different ones
+        inside = first == 0 or (len(rows) == 1 and keys == length - first)
         if not padded and inside and (queries == 1 or queries == keys):
             return None
         if flat:
