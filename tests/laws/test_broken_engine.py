@@ -135,8 +135,8 @@ def images_come_before_videos(monkeypatch):
         pieces = take_turns(runs, lengths, video_token)
         return sorted(pieces, key=lambda piece: piece[0])
 
-    take_turns = qwen2_5_vl._take_turns
-    monkeypatch.setattr(qwen2_5_vl, "_take_turns", in_turn)
+    take_turns = qwen2_5_vl.take_turns
+    monkeypatch.setattr(qwen2_5_vl, "take_turns", in_turn)
 
 
 def newlines_lie_on_the_grid(monkeypatch):
