@@ -162,7 +162,11 @@ WITH_VIDEOS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", *MORE_WITH_VIDEOS, *NEWER_W
 @functools.cache
 def build(family: str, attention: str = "sdpa") -> PreTrainedModel:
     """One shared model a family and backend; weights large enough that attention is not uniform."""
-    cls, config = BUILDERS[family]()
+    return make(*BUILDERS[family](), attention)
+
+
+def make(cls: type[PreTrainedModel], config: object, attention: str = "sdpa") -> PreTrainedModel:
+    """A model with random weights that generates without end."""
     torch.manual_seed(0)
     model = cls._from_config(config, attn_implementation=attention).eval()
     with torch.no_grad():
