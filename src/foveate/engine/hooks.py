@@ -12,24 +12,36 @@ from torch import Tensor, nn
 
 from foveate.engine.attention import attention_rows, attention_tap
 from foveate.engine.cache import PrunedLayer, cache_layer, check_cache, compact, pruned_layer
+from foveate.engine.compiled import NOTE, run_as_python, set_compiled_aside
 from foveate.engine.frame import Frame, PrefillRecord, Prompt
 from foveate.engine.layer_inputs import pick_inputs
 from foveate.engine.prompt import read_prompt
 from foveate.engine.stage import cut, text_rows
 from foveate.engine.vision import VisionRecorder, vision_recorder
-from foveate.errors import BudgetError
+from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.families import Family
 from foveate.pruners.base import PromptRows, Pruner
 
 UNKNOWN_LAYOUT = (
     "where the visual tokens lie in their images is unknown here; each image was taken for one row of tokens"
 )
+REPLICA = (
+    "DataParallel runs copies of the model, which a pruner cannot be attached to: use one process for each device, or "
+    "device_map"
+)
 
 
 class Hooks:
     """Hooks of one pruner on one model; `remove` takes them all off again."""
 
-    def __init__(self, model: nn.Module, pruner: Pruner, family: Family, always_gather: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        pruner: Pruner,
+        family: Family,
+        always_gather: bool = False,
+        held: nn.Module | None = None,  # what the user has in hand: the model, or a wrapper around it
+    ) -> None:
         self.model, self.pruner, self.family, self.always_gather = model, pruner, family, always_gather
         self.parts = family.parts(model)
         self.config: Any = model.config
@@ -50,7 +62,12 @@ class Hooks:
         self.thread = threading.local()
         self.group = [sum(stage <= layer for stage in self.stages) for layer in range(self.depth)]
         self.handles: list[Any] = []
+        self.undo: list[Callable[[], None]] = []
         try:
+            self.undo += set_compiled_aside(model if held is None else held)
+            if self.undo:
+                self.notes = (*self.notes, NOTE)
+            self.undo.append(run_as_python(model))
             self._register()
         except BaseException:
             self.remove()
@@ -89,8 +106,15 @@ class Hooks:
         """Take every hook off."""
         while self.handles:
             self.handles.pop().remove()
+        while self.undo:
+            self.undo.pop()()
         if self.vision is not None:
             self.vision.close()
+
+    def __reduce__(self) -> Any:
+        raise UnsupportedModelError(
+            "a model cannot be copied or pickled while a pruner is attached to it: detach first"
+        )
 
     @property
     def frame(self) -> Frame | None:
@@ -100,11 +124,15 @@ class Hooks:
     # -- what a forward pass is about
 
     def _before_model(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if module is not self.model:
+            raise UnsupportedModelError(REPLICA)
         self.thread.labels = kwargs.get("labels")
 
     def _before_base(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         labels, self.thread.labels = getattr(self.thread, "labels", None), None
         self.thread.frame = None
+        if module is not self.parts.base:
+            raise UnsupportedModelError(REPLICA)
         given = {"input_ids": args[0], **kwargs} if args else kwargs
         self.thread.frame = read_prompt(given, labels, self.family, self.parts, self.config)
 
