@@ -17,10 +17,15 @@ from torch import nn
 NOTE = "the model is compiled: while a pruner is attached it runs uncompiled"
 
 
-def run_as_python(model: nn.Module) -> Callable[[], None]:
+def run_as_python(model: nn.Module, before: Callable[[Mapping[str, Any]], None]) -> Callable[[], None]:
     """Keep compiled code from running `model` until the function that is returned is called.
 
     A decode step with a cache that `generate()` compiles for is left to it: that code is made with the hooks.
+
+    Parameters
+    ----------
+    before
+        Called with the keyword arguments of each forward; unlike a hook also where PEFT calls `forward` itself.
     """
     forward, own = model.forward, model.__dict__.get("forward")
     eager = torch.compiler.disable(forward)
@@ -28,7 +33,10 @@ def run_as_python(model: nn.Module) -> Callable[[], None]:
 
     @functools.wraps(forward)
     def uncompiled(*args: Any, **kwargs: Any) -> Any:
-        return eager(*args, **kwargs) if active and not _compiled_step(kwargs) else forward(*args, **kwargs)
+        if not active or _compiled_step(kwargs):
+            return forward(*args, **kwargs)
+        before(kwargs)
+        return eager(*args, **kwargs)
 
     model.forward = uncompiled
 

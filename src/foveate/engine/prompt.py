@@ -13,6 +13,12 @@ from foveate.engine.frame import Frame, PrefillRecord, Prompt
 from foveate.engine.layout import lay_out
 from foveate.families import Family, Parts, find_runs, visual_mask
 
+NONE = "no visual token in the prompt"
+UNSEEN = (
+    "no visual token in the prompt, as far as embeddings tell: with images merged into inputs_embeds already, pass "
+    "mm_token_type_ids, 1 where an image is"
+)
+
 
 def read_prompt(
     kwargs: Mapping[str, Any], labels: Tensor | None, family: Family, parts: Parts, config: Any
@@ -49,7 +55,7 @@ def read_prompt(
     text = (present.sum(-1) - counted.sum(-1)).tolist()
     frame.record = PrefillRecord(text, counts, None)
     if not any(counts):
-        frame.record.skipped = "no visual token in the prompt"
+        frame.record.skipped = NONE if ids is not None or "mm_token_type_ids" in kwargs else UNSEEN
         return frame
     runs = find_runs(everywhere.bool(), words[0] if words else None)
     layout = lay_out(everywhere.bool(), runs, family.image_grids(config, kwargs, runs))
