@@ -1,4 +1,4 @@
-"""Every family in every way does what `tested.json` says: works, is refused with that sentence, or is not applicable."""
+"""Every family in every way does what `tested.json` says: works, is refused with that sentence, not applicable."""
 
 from __future__ import annotations
 

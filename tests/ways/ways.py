@@ -23,7 +23,7 @@ from foveate.errors import FoveateError
 from foveate.families import FAMILIES
 
 Table = Literal["backends", "ways", "holding"]
-MODULES = ("backends", "generating", "turns", "holding")  # of this package, in the order of the tables
+MODULES = ("backends", "generating", "caches", "turns", "holding")  # of this package, in the order of the tables
 
 
 class NotApplicable(Exception):

@@ -20,17 +20,28 @@ from foveate.engine.layer_inputs import pick_inputs
 from foveate.engine.prompt import read_prompt
 from foveate.engine.stage import cut, text_rows
 from foveate.engine.vision import VisionRecorder, vision_recorder
+<<<<<<< HEAD
 from foveate.errors import BudgetError, UnsupportedModelError
+=======
+from foveate.errors import BudgetError, UnsupportedCacheError
+>>>>>>> main
 from foveate.families import Family
 from foveate.pruners.base import PromptRows, Pruner
 
 UNKNOWN_LAYOUT = (
     "where the visual tokens lie in their images is unknown here; each image was taken for one row of tokens"
 )
+<<<<<<< HEAD
 TYPES = "mm_token_type_ids"
 REPLICA = (
     "DataParallel runs copies of the model, which a pruner cannot be attached to: use one process for each device, or "
     "device_map"
+=======
+PAUSED = "the pruner was paused"
+PRUNED_WHILE_PAUSED = (
+    "this KV cache was pruned and cannot be used while its pruner is paused: go on with it outside of paused(), or "
+    "pass the whole conversation with a new cache"
+>>>>>>> main
 )
 
 
@@ -63,6 +74,7 @@ class Hooks:
         self.vision: VisionRecorder | None = vision_recorder(model, self.method, family)
         self.records: list[PrefillRecord] = []
         self.thread = threading.local()
+        self.paused = False
         self.group = [sum(stage <= layer for stage in self.stages) for layer in range(self.depth)]
         self.base_takes = inspect.signature(self.parts.base.forward).parameters
         self.handles: list[Any] = []
@@ -139,9 +151,21 @@ class Hooks:
         self.thread.frame = None
         given = {"input_ids": args[0], **kwargs} if args else kwargs
         self.thread.frame = read_prompt(given, labels, self.family, self.parts, self.config)
+<<<<<<< HEAD
         if TYPES in kwargs and TYPES not in self.base_takes:  # told for us: the model would hand it on to every layer
             return args, {name: value for name, value in kwargs.items() if name != TYPES}
         return None
+=======
+        if self.paused:
+            self._pause()
+
+    def _pause(self) -> None:
+        """Let this forward pass run as if nothing were attached, but for its entry in the report."""
+        if self.frame is not None and self.frame.prompt is not None:
+            self.frame.prompt.record.skipped, self.frame.prompt = PAUSED, None
+            if self.vision is not None:
+                self.vision.forget(failed=True)
+>>>>>>> main
 
     def _after_base(self, module: nn.Module, args: tuple, output: Any) -> None:
         if self.vision is not None and (output is None or (self.frame is not None and self.frame.prompt is not None)):
@@ -156,8 +180,11 @@ class Hooks:
         if frame is None:
             return None
         cache = kwargs.get("past_key_values")
+        if self.paused and any(isinstance(layer, PrunedLayer) for layer in getattr(cache, "layers", ())):
+            raise UnsupportedCacheError(PRUNED_WHILE_PAUSED)
         if frame.prompt is None:
-            if frame.record is not None and cache is not None and int(cache.get_seq_length()):
+            text_only = frame.record is not None and not any(frame.record.visual)
+            if text_only and cache is not None and int(cache.get_seq_length()):
                 frame.record = None  # a later turn without an image is not a prefill
             return None
         if cache is not None:
