@@ -49,11 +49,10 @@ def several_answers(family: str) -> None:
 def _several_answers(family: str, pruner: Pruner | None) -> None:
     torch.manual_seed(3)
     found = run(family, pruner=pruner, num_return_sequences=2, do_sample=True, temperature=2.0, top_k=0)
-    gone, length = dropped(found, copies=2), found.batch["input_ids"].shape[1]
-    for step, logits in enumerate(found.out.logits):
-        for number in range(2):
-            expected = reference(found, found.out.sequences[number::2, : length + step], gone)
-            torch.testing.assert_close(logits[number::2], expected, **CLOSE)
+    gone, logits = dropped(found, copies=2), torch.stack(found.out.logits, 1)
+    for number in range(2):
+        expected = reference(found, found.out.sequences[number::2, :-1], gone)
+        torch.testing.assert_close(logits[number::2], expected, **CLOSE)
 
 
 @way("beam search")
@@ -65,13 +64,10 @@ def _beam_search(family: str, pruner: Pruner | None) -> None:
     """The score of each beam is what the reference gives its words."""
     found = run(family, pruner=pruner, num_beams=3, num_return_sequences=2, length_penalty=0.0, output_scores=True)
     gone, length = dropped(found, copies=3), found.batch["input_ids"].shape[1]
-    sequences = found.out.sequences.unflatten(0, (-1, 2))
     for number in range(2):
-        total = torch.zeros(len(sequences))
-        for end in range(length, sequences.shape[-1]):
-            logits = reference(found, sequences[:, number, :end], gone)
-            total += logits.log_softmax(-1).gather(1, sequences[:, number, end : end + 1])[:, 0]
-        torch.testing.assert_close(found.out.sequences_scores.unflatten(0, (-1, 2))[:, number], total, **CLOSE)
+        sequences = found.out.sequences[number::2]
+        words = reference(found, sequences[:, :-1], gone).log_softmax(-1).gather(2, sequences[:, length:, None])
+        torch.testing.assert_close(found.out.sequences_scores[number::2], words.sum((1, 2)), **CLOSE)
 
 
 @way("prompt lookup")
