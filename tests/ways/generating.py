@@ -151,7 +151,7 @@ def stopping_criteria(family: str) -> None:
 
 @way("hidden states and attentions")
 def internals(family: str) -> None:
-    """They are as long as what the layer really saw; the last hidden state and the logits are as long as the prompt."""
+    """As long as what the layer really saw; the last hidden state and the logits are as long as the prompt."""
     batch, model = inputs(family, "one image"), build(family, "eager")
     pruner = FastV(keep=0.3, layer=2)
     with pruner(model) as pruned, torch.no_grad():
