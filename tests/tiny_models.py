@@ -25,6 +25,8 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
+from tests.tiny_more import MORE, MORE_WITH_VIDEOS, more
+from tests.tiny_newer import NEWER, NEWER_WITH_VIDEOS, newer
 from tests.tiny_pictures import IMAGE, VIDEO, VISION_END, VISION_START, Picture, film, model_inputs, picture
 
 PAD = 0
@@ -151,14 +153,20 @@ BUILDERS = {
     "internvl": _internvl,
     "idefics3": _idefics3,
     "smolvlm": _smolvlm,
+    **{family: functools.partial(more, family, TEXT) for family in MORE},
+    **{family: functools.partial(newer, family) for family in NEWER},
 }
-WITH_VIDEOS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+WITH_VIDEOS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", *MORE_WITH_VIDEOS, *NEWER_WITH_VIDEOS)
 
 
 @functools.cache
 def build(family: str, attention: str = "sdpa") -> PreTrainedModel:
     """One shared model a family and backend; weights large enough that attention is not uniform."""
-    cls, config = BUILDERS[family]()
+    return make(*BUILDERS[family](), attention)
+
+
+def make(cls: type[PreTrainedModel], config: object, attention: str = "sdpa") -> PreTrainedModel:
+    """A model with random weights that generates without end."""
     torch.manual_seed(0)
     model = cls._from_config(config, attn_implementation=attention).eval()
     with torch.no_grad():
@@ -213,7 +221,7 @@ def _samples(family: str, rows: list, seed: int = 1) -> list[list[list[int] | Pi
         sample: list[list[int] | Picture] = []
         for segment in row:
             if segment is None:
-                sample.append(picture(family, number, generator))
+                sample.append(picture(family, number, generator, row.count(None) > 1))
                 number += 1
             elif segment == "video":
                 sample.append(film(family, generator))

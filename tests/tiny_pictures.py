@@ -47,8 +47,15 @@ class Picture:
     video: bool = False
 
 
-def picture(family: str, number: int, generator: Generator) -> Picture:
-    """The image `number` of a batch; the next one has another shape where the family has shapes."""
+def picture(family: str, number: int, generator: Generator, several: bool = False) -> Picture:
+    """The image `number` of a batch; the next one has another shape where the family has shapes.
+
+    `several`: whether its sample has others.
+    """
+    from tests import tiny_more
+
+    if family in tiny_more.MORE:
+        return tiny_more.more_picture(family, number, generator, several)
 
     def square_crops(count: int) -> Tensor:
         return torch.randn(count, 3, 32, 32, generator=generator)
@@ -90,8 +97,12 @@ def crop_grids(rows: int, columns: int) -> tuple[Grid, ...]:
 
 def film(family: str, generator: Generator) -> Picture:
     """A video of two frames; Qwen3-VL says before each frame when it was."""
+    from tests import tiny_more
+
+    if family in tiny_more.MORE:
+        return tiny_more.more_film(family, generator)
     pixels = torch.randn(2 * 8 * 8, 3 * 2 * 4 * 4, generator=generator)
-    frames = 2 if family == "qwen3_vl" else 1
+    frames = 2 if family.startswith("qwen3") else 1
     frame = [VISION_START, *[VIDEO] * (32 // frames), VISION_END]
     ids = frame if frames == 1 else [STAMP, *frame, STAMP, 5, *frame]
     return Picture(ids, pixels, (SIDE, SIDE), (2, 8, 8), video=True)
@@ -99,6 +110,10 @@ def film(family: str, generator: Generator) -> Picture:
 
 def model_inputs(family: str, samples: Sequence[Sequence[Picture]]) -> dict[str, Tensor]:
     """What the models take beside the ids, from the images and videos of each sample."""
+    from tests import tiny_more
+
+    if family in tiny_more.MORE:
+        return tiny_more.more_inputs(family, samples)
     images = [one for sample in samples for one in sample if not one.video]
     videos = [one for sample in samples for one in sample if one.video]
     batch = {}

@@ -15,9 +15,11 @@ from foveate.families.idefics3 import IDEFICS3
 from foveate.families.internvl import INTERNVL
 from foveate.families.llava import LLAVA
 from foveate.families.llava_next import LLAVA_NEXT
+from foveate.families.llava_onevision import LLAVA_ONEVISION
 from foveate.families.qwen2_5_vl import QWEN2_5_VL
 from foveate.families.qwen2_vl import QWEN2_VL
 from foveate.families.qwen3_vl import QWEN3_VL
+from foveate.families.qwen3_vl_moe import QWEN3_VL_MOE
 from foveate.families.smolvlm import SMOLVLM
 from foveate.families.vision import VisionParts, same_features
 
@@ -27,7 +29,18 @@ if TYPE_CHECKING:
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         family.model_type: family
-        for family in (LLAVA, LLAVA_NEXT, QWEN2_VL, QWEN2_5_VL, QWEN3_VL, INTERNVL, IDEFICS3, SMOLVLM)
+        for family in (
+            LLAVA,
+            LLAVA_NEXT,
+            LLAVA_ONEVISION,
+            QWEN2_VL,
+            QWEN2_5_VL,
+            QWEN3_VL,
+            QWEN3_VL_MOE,
+            INTERNVL,
+            IDEFICS3,
+            SMOLVLM,
+        )
     }
 )
 

@@ -6,11 +6,13 @@ shares nothing with the engine.
 
 from foveate.testing.laws import LAWS, Law, check_laws, dense_run
 from foveate.testing.reference import NEVER, hidden_from, prompt_positions, reference_logits
+from foveate.testing.uneven import Uneven
 
 __all__ = [
     "LAWS",
     "NEVER",
     "Law",
+    "Uneven",
     "check_laws",
     "dense_run",
     "hidden_from",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from foveate.engine import Report, attach
+from foveate.errors import FoveateError
 from foveate.families import Family, family_of
 from foveate.pruners.base import Pruner
 from foveate.testing.reference import NEVER, hidden_from, reference_logits
 
 KEEP_ALL, MASKED, ALONE = LAWS = ("keep=1.0 changes nothing", "pruned equals masked", "a batch equals its samples")
+NOTHING = "nothing was pruned"
+NO_SAMPLES = "the samples were not given one by one"
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,27 @@ class Law:
         Largest difference of two logits that should be equal; None where none were compared.
     reason
         Why it does not hold, or was not tested; empty where it holds.
+    error
+        What a run stopped with, if one did.
     """
 
     name: str
     holds: bool | None
     difference: float | None = None
     reason: str = ""
+    error: Exception | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    def require(self) -> None:
+        """For a test: pass only if the law was tested and holds.
+
+        Raises
+        ------
+        AssertionError
+            With the reason.
+        """
+        if not self.holds:
+            how = "is broken" if self.holds is False else "was not tested"
+            raise AssertionError(f"law {how}: {self.name}: {self.reason}") from self.error
 
 
 def check_laws(
@@ -79,14 +98,27 @@ def check_laws(
     """
     family = family or family_of(model)
     dense = dense_run(model, inputs, steps, family) if dense is None else dense
-    kept = _keep_all(model, inputs, pruner, steps, family, dense)
-    with attach(model, pruner, family=family) as pruned:
-        out = dense_run(model, inputs, steps, family)
+
+    @functools.cache
+    def pruned() -> tuple[Any, Report]:
+        with attach(model, pruner, family=family) as handle:
+            return dense_run(model, inputs, steps, family), handle.report
+
     return (
-        kept,
-        _masked(model, inputs, pruner, out, pruned.report, atol, family),
-        _alone(model, inputs, pruner, out, pruned.report, atol, family, samples),
+        _tried(KEEP_ALL, lambda: _keep_all(model, inputs, pruner, steps, family, dense)),
+        _tried(MASKED, lambda: _masked(model, inputs, pruner, *pruned(), atol, family)),
+        _tried(ALONE, lambda: _alone(model, inputs, pruner, *pruned(), atol, family, samples)),
     )
+
+
+def _tried(name: str, law: Callable[[], Law]) -> Law:
+    """A run that stops with an error of its own breaks the law; a refusal is passed on."""
+    try:
+        return law()
+    except FoveateError:
+        raise
+    except Exception as error:
+        return Law(name, False, None, f"the run stops with {type(error).__name__}: {error}", error)
 
 
 def dense_run(model: Any, inputs: Mapping[str, Any], steps: int, family: Family | None = None) -> Any:
@@ -135,7 +167,7 @@ def _masked(
     if not difference <= atol:
         return Law(MASKED, False, difference, "the logits are not those of a dense run with the dropped tokens hidden")
     if int(gone.min()) == NEVER:
-        return Law(MASKED, None, difference, "nothing was pruned")
+        return Law(MASKED, None, difference, NOTHING)
     return Law(MASKED, True, difference)
 
 
@@ -151,7 +183,7 @@ def _alone(
 ) -> Law:
     """The same tokens are kept, and the logits of the prompt and of a step behind it are the same."""
     if not samples:
-        return Law(ALONE, None, reason="the samples were not given one by one")
+        return Law(ALONE, None, reason=NO_SAMPLES)
     difference, length = 0.0, inputs["input_ids"].shape[1]
     for row, sample in enumerate(samples):
         padding = length - sample["input_ids"].shape[1]

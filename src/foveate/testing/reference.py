@@ -53,7 +53,7 @@ def reference_logits(
     Parameters
     ----------
     model
-        Not attached; of an attention backend that takes any mask, as "sdpa" and "eager" do.
+        Not attached. With a backend that does not take any mask, such as flash attention, its decoder runs as "sdpa".
     inputs
         Of the prompt, left padded.
     sequences
@@ -85,7 +85,7 @@ def reference_logits(
     if "logits_to_keep" in parameters:
         extra["logits_to_keep"] = new + 1
     positions = prompt_positions(model, inputs, new)
-    with _hidden(model, mask.bool(), left, prompt, compacted, family), torch.no_grad():
+    with _takes_any_mask(model), _hidden(model, mask.bool(), left, prompt, compacted, family), torch.no_grad():
         output = model(input_ids=sequences, attention_mask=mask, position_ids=positions, use_cache=False, **extra)
     return output.logits[:, -new - 1 :]
 
@@ -114,6 +114,18 @@ def prompt_positions(model: nn.Module, inputs: Mapping[str, Any], new: int) -> T
 
 
 @contextlib.contextmanager
+def _takes_any_mask(model: Any) -> Iterator[None]:
+    config = model.get_decoder().config
+    before = config._attn_implementation
+    if before not in ("sdpa", "eager"):
+        config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+@contextlib.contextmanager
 def _hidden(
     model: Any, real: Tensor, gone: Tensor, prompt: int, compacted: bool, family: Family | None
 ) -> Iterator[None]:
@@ -133,16 +145,18 @@ def _hidden(
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             hidden = args[0] if args else kwargs["hidden_states"]
             lowest = torch.finfo(hidden.dtype).min
-            own, seen = kwargs.get("attention_mask"), visible(layer, kwargs.get("attention_mask"))
-            bias = torch.zeros(seen.shape, dtype=hidden.dtype, device=hidden.device)
+            own = kwargs.get("attention_mask")
+            seen = visible(layer, own)
+            bias = torch.zeros(seen.shape, dtype=hidden.dtype, device=seen.device)
             if isinstance(own, Tensor) and own.ndim == 4:
-                own = own[..., :length]
+                own = own[..., :length].to(seen.device)
                 shown = own if own.dtype == torch.bool else own > lowest / 2
                 seen = seen & shown
                 if own.dtype != torch.bool:
                     bias = own.masked_fill(~shown, 0)
             # a softmax needs something to see; nobody reads the rows that see nothing but themselves
-            return args, {**kwargs, "attention_mask": bias.masked_fill(~(seen | itself), lowest)}
+            bias = bias.masked_fill(~(seen | itself), lowest)
+            return args, {**kwargs, "attention_mask": bias.to(hidden.device)}
 
         return hook
 

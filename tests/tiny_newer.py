@@ -1,0 +1,64 @@
+"""Tiny models of the newest families, by their classes' names: an older transformers may not have them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import transformers
+
+from tests.tiny_pictures import IMAGE, VIDEO, VISION_END, VISION_START
+
+LAYERS = 6
+TEXT = dict(
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=128,
+    max_position_embeddings=2048,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=None,
+)
+MROPE = dict(rope_type="default", mrope_section=[2, 3, 3], rope_theta=10000.0)
+EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
+QWEN_VISION = dict(
+    depth=3,
+    hidden_size=32,
+    intermediate_size=48,
+    num_heads=4,
+    patch_size=4,
+    spatial_merge_size=2,
+    temporal_patch_size=2,
+    in_channels=3,
+    out_hidden_size=64,
+    num_position_embeddings=64,
+)
+QWEN_IDS = dict(
+    image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VISION_START, vision_end_token_id=VISION_END
+)
+
+
+def _qwen3_vl_moe() -> dict:
+    return dict(
+        vision_config=dict(QWEN_VISION, deepstack_visual_indexes=[0, 1, 2]),
+        text_config=dict(TEXT, **EXPERTS, head_dim=16, rope_parameters=MROPE),
+        **QWEN_IDS,
+    )
+
+
+# model type: class of the model, class of its config, the config's arguments
+NEWER: dict[str, tuple[str, str, Callable[[], dict]]] = {
+    "qwen3_vl_moe": ("Qwen3VLMoeForConditionalGeneration", "Qwen3VLMoeConfig", _qwen3_vl_moe),
+}
+# families that this transformers is too old for
+ABSENT = {family for family, (model, *_) in NEWER.items() if not hasattr(transformers, model)}
+NEWER = {family: made for family, made in NEWER.items() if family not in ABSENT}
+NEWER_WITH_VIDEOS = tuple(family for family in ("qwen3_vl_moe",) if family in NEWER)
+
+
+def newer(family: str) -> tuple[type[transformers.PreTrainedModel], object]:
+    """Class and config of the tiny model."""
+    model, config, settings = NEWER[family]
+    return getattr(transformers, model), getattr(transformers, config)(**settings())
