@@ -15,7 +15,7 @@ from foveate.tiny.model import WEIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-EXAMPLES = [ROOT / "docs" / name for name in ("attach.md", "add-a-method.md")]
+EXAMPLES = [ROOT / "docs" / name for name in ("attach.md", "several-turns.md", "add-a-method.md")]
 
 page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 

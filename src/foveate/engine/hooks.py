@@ -20,28 +20,22 @@ from foveate.engine.layer_inputs import pick_inputs
 from foveate.engine.prompt import read_prompt
 from foveate.engine.stage import cut, text_rows
 from foveate.engine.vision import VisionRecorder, vision_recorder
-<<<<<<< HEAD
-from foveate.errors import BudgetError, UnsupportedModelError
-=======
-from foveate.errors import BudgetError, UnsupportedCacheError
->>>>>>> main
+from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelError
 from foveate.families import Family
 from foveate.pruners.base import PromptRows, Pruner
 
 UNKNOWN_LAYOUT = (
     "where the visual tokens lie in their images is unknown here; each image was taken for one row of tokens"
 )
-<<<<<<< HEAD
 TYPES = "mm_token_type_ids"
 REPLICA = (
     "DataParallel runs copies of the model, which a pruner cannot be attached to: use one process for each device, or "
     "device_map"
-=======
+)
 PAUSED = "the pruner was paused"
 PRUNED_WHILE_PAUSED = (
     "this KV cache was pruned and cannot be used while its pruner is paused: go on with it outside of paused(), or "
     "pass the whole conversation with a new cache"
->>>>>>> main
 )
 
 
@@ -151,13 +145,11 @@ class Hooks:
         self.thread.frame = None
         given = {"input_ids": args[0], **kwargs} if args else kwargs
         self.thread.frame = read_prompt(given, labels, self.family, self.parts, self.config)
-<<<<<<< HEAD
+        if self.paused:
+            self._pause()
         if TYPES in kwargs and TYPES not in self.base_takes:  # told for us: the model would hand it on to every layer
             return args, {name: value for name, value in kwargs.items() if name != TYPES}
         return None
-=======
-        if self.paused:
-            self._pause()
 
     def _pause(self) -> None:
         """Let this forward pass run as if nothing were attached, but for its entry in the report."""
@@ -165,7 +157,6 @@ class Hooks:
             self.frame.prompt.record.skipped, self.frame.prompt = PAUSED, None
             if self.vision is not None:
                 self.vision.forget(failed=True)
->>>>>>> main
 
     def _after_base(self, module: nn.Module, args: tuple, output: Any) -> None:
         if self.vision is not None and (output is None or (self.frame is not None and self.frame.prompt is not None)):
