@@ -121,6 +121,13 @@ def test_what_the_model_does_not_take_is_skipped(run, llava_folder, monkeypatch)
     assert "all 2 checks hold" in found.output
 
 
+def test_a_method_that_is_refused_leaves_the_others(run, llava_folder):
+    found = run("check", llava_folder, "--methods", "random,fastv:layer=99", "--steps", 1)
+    assert found.exit_code == 0, found.output
+    assert "fastv is refused: fastv: layer 99 is not in a model of 6 decoder layers" in found.output
+    assert "all 7 checks hold" in found.output
+
+
 def unlisted(folder, source):
     """A folder like `source`, of a type that is not listed but whose class is LLaVA's own."""
     for path in source.iterdir():

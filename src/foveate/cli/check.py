@@ -76,7 +76,7 @@ def _columns() -> list[str]:
 
 
 def _row(result: Any) -> list[str]:
-    if result.noise is None:
+    if not result.laws:
         return [result.inputs, result.method, *["not tested"] * 3, ""]
     return [result.inputs, result.method, *map(_cell, result.laws), f"{result.noise.tolerance:.1g}"]
 

@@ -68,13 +68,28 @@ class Noise:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one method on one batch; `noise` and `laws` are None where the model does not take the batch."""
+    """What came of one method on one batch.
+
+    Attributes
+    ----------
+    inputs, method
+        Names of the batch and of the method.
+    noise
+        None where the model does not take the batch.
+    laws
+        Empty where it does not, or where the method is refused.
+    skipped
+        Why there are none.
+    refusal
+        The error that refused the method.
+    """
 
     inputs: str
     method: str
     noise: Noise | None
     laws: tuple[Law, ...]
     skipped: str = ""
+    refusal: FoveateError | None = None
 
 
 def prompts(seed: int = 0) -> list[Prompts]:
@@ -119,13 +134,16 @@ def check_model(
     CheckError
         When the dense model answers none of the batches.
     FoveateError
-        When the model or a method is refused.
+        When the model is refused, or every method.
     """
     results = []
     for result in _results(loaded, pruners, family, steps):
         done(result)
         results.append(result)
-    if all(result.noise is None for result in results):
+    if not any(result.laws for result in results):
+        for result in results:
+            if result.refusal is not None:
+                raise result.refusal
         raise CheckError(f"{loaded.name} answers none of the prompts, even dense: {results[0].skipped}")
     return results
 
@@ -141,19 +159,22 @@ def _results(loaded: LoadedModel, pruners: Sequence[Any], family: Family, steps:
             yield from (Result(batch.name, pruner.name, None, (), why) for pruner in pruners)
             continue
         for pruner in pruners:
-            laws = check_laws(
-                loaded.model,
-                inputs,
-                pruner,
-                steps=steps,
-                atol=noise.tolerance,
-                family=family,
-                samples=samples,
-                dense=dense,
-            )
-            yield Result(
-                batch.name, pruner.name, noise, tuple(_judged(law, noise, loaded.model.dtype) for law in laws)
-            )
+            try:
+                laws = check_laws(
+                    loaded.model,
+                    inputs,
+                    pruner,
+                    steps=steps,
+                    atol=noise.tolerance,
+                    family=family,
+                    samples=samples,
+                    dense=dense,
+                )
+            except FoveateError as error:  # another method may still be checked
+                yield Result(batch.name, pruner.name, noise, (), f"{pruner.name} is refused: {error}", error)
+                continue
+            judged = tuple(_judged(law, noise, loaded.model.dtype) for law in laws)
+            yield Result(batch.name, pruner.name, noise, judged)
 
 
 def _inputs(loaded: LoadedModel, batch: Prompts) -> tuple[Any, list[Any]]:
