@@ -17,7 +17,7 @@ from tests.laws.test_laws import test_laws as check_one
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-EXAMPLES = [ROOT / "docs" / name for name in ("attach.md", "add-a-method.md", "add-a-family.md")]
+EXAMPLES = [ROOT / "docs" / name for name in ("attach.md", "several-turns.md", "add-a-method.md", "add-a-family.md")]
 
 page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
