@@ -62,6 +62,8 @@ def test_images_of_any_size_and_every_usual_method(run, qwen, dtype):
     assert f"Qwen2_5_VLForConditionalGeneration, {dtype}, eager" in found.output
     for method in ("random", "fastv", "uneven"):
         assert f"| a ragged batch | {method}" in found.output
+    assert "pruned equals masked: not tested" not in found.output
+    assert dtype != "float32" or "all 21 checks hold" in found.output
 
 
 def test_a_model_that_makes_its_own_positions_is_caught(run, llava_folder, tmp_path, monkeypatch):

@@ -98,6 +98,10 @@ def test_last_prompt_token():
     assert last_prompt_token(5, None, None, tokens).tolist() == [4, 4]
     assert last_prompt_token(5, prompt, None, tokens).tolist() == [2, 4]
     assert last_prompt_token(5, prompt, labels, tokens).tolist() == [1, 4]
+    labels[:, 0] = 2  # nothing is asked for the first token
+    assert last_prompt_token(5, prompt, labels, tokens).tolist() == [1, 4]
+    labels[:, 1] = 2
+    assert last_prompt_token(5, prompt, labels, tokens).tolist() == [0, 0]
 
 
 def test_visual_mask_trusts_token_types_and_finds_embeddings():

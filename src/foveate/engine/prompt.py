@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,13 @@ from torch import Tensor
 from foveate.engine.frame import Frame, PrefillRecord, Prompt
 from foveate.engine.layout import lay_out
 from foveate.families import Family, Parts, find_runs, visual_mask
+
+NONE = "no visual token in the prompt"
+UNSEEN = (
+    "no visual token in the prompt, as far as embeddings tell: with images merged into inputs_embeds already, pass "
+    "mm_token_type_ids, 1 where an image is"
+)
+LABELLED = "the labels begin before any visual token: what they ask for must not be predicted from a dropped one"
 
 
 def read_prompt(
@@ -31,7 +38,7 @@ def read_prompt(
         return None
     frame = Frame(length=tokens.shape[1])
     visual = visual_mask(parts, kwargs)
-    if visual is None:
+    if visual is None or _is_answer(kwargs):
         return frame
     placeholders = visual
     mask, real = kwargs.get("attention_mask"), None
@@ -49,7 +56,9 @@ def read_prompt(
     text = (present.sum(-1) - counted.sum(-1)).tolist()
     frame.record = PrefillRecord(text, counts, None)
     if not any(counts):
-        frame.record.skipped = "no visual token in the prompt"
+        labelled = labels is not None and bool(everywhere.any())
+        unseen = UNSEEN if ids is None and "mm_token_type_ids" not in kwargs else NONE
+        frame.record.skipped = LABELLED if labelled else unseen
         return frame
     runs = find_runs(everywhere.bool(), words[0] if words else None)
     layout = lay_out(everywhere.bool(), runs, family.image_grids(config, kwargs, runs))
@@ -58,6 +67,26 @@ def read_prompt(
     encoded = bool(kwargs.get("mm_encoder_outputs"))
     frame.prompt = Prompt(before, layout, real, query, counts, frame.record, placeholders, ids, encoded)
     return frame
+
+
+def _is_answer(kwargs: Mapping[str, Any]) -> bool:
+    """True for several tokens behind a cache without an image: placeholder ids among them are words.
+
+    Prompt lookup and assistants propose such ids, and an answer that is passed on to the next turn may hold some.
+    """
+    cache = kwargs.get("past_key_values")
+    if kwargs.get("input_ids") is None or cache is None or not int(cache.get_seq_length()):
+        return False
+    if kwargs.get("mm_encoder_outputs"):
+        return False
+    features = (value for name, value in kwargs.items() if name not in ("inputs_embeds", "attention_mask"))
+    return not any(isinstance(one, Tensor) and one.is_floating_point() for one in _flat(features))
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    """The values, and those in lists."""
+    for value in values:
+        yield from value if isinstance(value, (list, tuple)) else (value,)
 
 
 def last_prompt_token(length: int, prompt: Tensor | None, labels: Tensor | None, tokens: Tensor) -> Tensor:
@@ -81,6 +110,7 @@ def last_prompt_token(length: int, prompt: Tensor | None, labels: Tensor | None,
         last = (place * prompt).amax(-1)
     if labels is not None and labels.shape == tokens.shape[:2]:
         answer = labels.to(tokens.device) != -100
+        answer[:, 0] = False  # no token comes before it that could be asked for it
         first = torch.where(answer, place, length).amin(-1)
         last = torch.where((first > 0) & (first < length), first - 1, last)
     return last
