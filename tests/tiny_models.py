@@ -25,7 +25,7 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
-from tests.tiny_newer import NEWER, NEWER_WITH_VIDEOS, newer
+from tests.tiny_newer import NEWER, NEWER_WITH_VIDEOS, WITH_STATES, newer
 from tests.tiny_pictures import IMAGE, VIDEO, VISION_END, VISION_START, Picture, film, model_inputs, picture
 
 PAD = 0
@@ -154,6 +154,7 @@ BUILDERS = {
     "smolvlm": _smolvlm,
     **{family: functools.partial(newer, family) for family in NEWER},
 }
+ATTENTIVE = tuple(family for family in BUILDERS if family not in WITH_STATES)  # in every layer
 WITH_VIDEOS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", *NEWER_WITH_VIDEOS)
 
 

@@ -48,14 +48,40 @@ def _qwen3_vl_moe() -> dict:
     )
 
 
+# attention where the methods of the laws read it, most of all: behind 1, 3 and 4
+LINEAR = dict(
+    layer_types=[f"{kind}_attention" for kind in ("linear", "full", "linear", "full", "full", "linear")],
+    linear_key_head_dim=16,
+    linear_value_head_dim=16,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    head_dim=16,
+    rope_parameters=dict(MROPE, partial_rotary_factor=1.0),
+)
+
+
+def _qwen3_5() -> dict:
+    return dict(vision_config=QWEN_VISION, text_config=dict(TEXT, **LINEAR), **QWEN_IDS)
+
+
+def _qwen3_5_moe() -> dict:
+    text = dict(TEXT, **LINEAR, **EXPERTS, shared_expert_intermediate_size=32)
+    return dict(vision_config=QWEN_VISION, text_config=text, **QWEN_IDS)
+
+
 # model type: class of the model, class of its config, the config's arguments
 NEWER: dict[str, tuple[str, str, Callable[[], dict]]] = {
     "qwen3_vl_moe": ("Qwen3VLMoeForConditionalGeneration", "Qwen3VLMoeConfig", _qwen3_vl_moe),
+    "qwen3_5": ("Qwen3_5ForConditionalGeneration", "Qwen3_5Config", _qwen3_5),
+    "qwen3_5_moe": ("Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeConfig", _qwen3_5_moe),
 }
 # families that this transformers is too old for
 ABSENT = {family for family, (model, *_) in NEWER.items() if not hasattr(transformers, model)}
+if not hasattr(transformers.cache_utils, "LinearAttentionLayer"):
+    ABSENT |= {"qwen3_5", "qwen3_5_moe"}  # there, but with a cache that is no `Cache`
 NEWER = {family: made for family, made in NEWER.items() if family not in ABSENT}
-NEWER_WITH_VIDEOS = tuple(family for family in ("qwen3_vl_moe",) if family in NEWER)
+NEWER_WITH_VIDEOS = tuple(family for family in ("qwen3_vl_moe", "qwen3_5", "qwen3_5_moe") if family in NEWER)
+WITH_STATES = tuple(family for family in ("qwen3_5", "qwen3_5_moe") if family in NEWER)  # not in every layer attention
 
 
 def newer(family: str) -> tuple[type[transformers.PreTrainedModel], object]:

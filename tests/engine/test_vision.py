@@ -11,7 +11,7 @@ from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.families import FAMILIES, Family
 from foveate.pruners import Pruner
 from tests.laws.methods import METHODS
-from tests.tiny_models import BUILDERS, IMAGE, LAYOUTS, WITH_VIDEOS, build, generate, inputs, single
+from tests.tiny_models import ATTENTIVE, BUILDERS, IMAGE, LAYOUTS, WITH_VIDEOS, build, generate, inputs, single
 from tests.vision_probe import MIXED_UP, Look, hooked, looked
 
 
@@ -91,7 +91,7 @@ def test_generate_equals_forward_and_beams_repeat_rows(family, layout):
     torch.testing.assert_close(look.seen[0].vision[0], forward.vision[0].repeat_interleave(3, 0), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", ATTENTIVE)
 def test_with_tokens_of_the_methods_own_and_a_compacted_cache(family):
     class Glimpse(Look):
         def extra_tokens(self, model):
@@ -114,7 +114,7 @@ def test_by_image_repeats_them():
         assert torch.equal(split.vision[1][row], tokens.vision[1][row // 2])
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", ATTENTIVE)
 def test_other_methods_are_shown_none_and_hook_nothing(family):
     model, batch, seen = build(family), inputs(family, "one image"), []
 

@@ -69,9 +69,10 @@ def test_encoded_beforehand(family, layout):
             model(**given, use_cache=False)
         generate(model, batch, 1)
         given = without_pixels(batch, encode(model, batch))
-        model(**given, past_key_values=DynamicCache())
+        text = model.config.get_text_config()
+        model(**given, past_key_values=DynamicCache(config=text))
         with pytest.raises(VisionFeaturesError, match="were not seen"):
-            model(**given, past_key_values=DynamicCache())  # not twice: a prompt takes what was seen with it
+            model(**given, past_key_values=DynamicCache(config=text))  # a prompt takes what was seen with it
     assert len(look.seen) == 8
     for tokens in look.seen[2::2]:
         for ours, theirs in zip(tokens.vision, look.seen[0].vision, strict=True):

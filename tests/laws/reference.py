@@ -60,8 +60,27 @@ def reference_logits(
 
         return hook
 
+    def run_on_the_kept(layer: int):
+        """A layer with a running state, from which no mask can hide a token: each sample's tokens that are left."""
+
+        def forward(hidden_states, attention_mask=None, **kwargs):
+            out = torch.zeros_like(hidden_states)
+            for row in range(rows):
+                there = (mask[row] > 0) & (gone[row] > layer)
+                out[row, there] = layers[layer].old_forward(hidden_states[row : row + 1, there], **kwargs)[0]
+            return out
+
+        return forward
+
     layers = model.get_decoder().layers
-    handles = [layer.register_forward_pre_hook(hide(number), with_kwargs=True) for number, layer in enumerate(layers)]
+    states = [number for number, layer in enumerate(layers) if not hasattr(layer, "self_attn")]
+    for number in states:
+        layers[number].old_forward, layers[number].forward = layers[number].forward, run_on_the_kept(number)
+    handles = [
+        layer.register_forward_pre_hook(hide(number), with_kwargs=True)
+        for number, layer in enumerate(layers)
+        if number not in states
+    ]
     try:
         with torch.no_grad():
             positions = prompt_positions(model, batch, new)
@@ -71,6 +90,8 @@ def reference_logits(
     finally:
         for handle in handles:
             handle.remove()
+        for number in states:
+            del layers[number].old_forward, layers[number].forward
 
 
 def prompt_positions(model: PreTrainedModel, batch: dict[str, Tensor], new: int) -> Tensor:

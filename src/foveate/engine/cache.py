@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from foveate.engine.cache_linear import STATE_LAYERS, holds_state
 from foveate.engine.gather import align_right
 from foveate.errors import UnsupportedCacheError
 
@@ -106,7 +107,7 @@ def check_cache(cache: Any, depth: int) -> None:
     kinds = {type(layer) for layer in layers}
     if len(layers) < depth and getattr(cache, "layer_class_to_replicate", None) is not None:
         kinds.add(cache.layer_class_to_replicate)
-    wrong = sorted(kind.__name__ for kind in kinds - {DynamicLayer, PrunedLayer})
+    wrong = sorted(kind.__name__ for kind in kinds - {DynamicLayer, PrunedLayer} - STATE_LAYERS)
     if wrong or getattr(cache, "offloading", False):
         what = ", ".join(wrong) or "an offloaded cache"
         raise UnsupportedCacheError(
@@ -141,6 +142,8 @@ def compact(cache: Cache, groups: list[int], survivors: Tensor) -> None:
     """
     picked: dict[int, tuple[Tensor, Tensor, bool]] = {}
     for number, group in enumerate(groups):
+        if holds_state(cache_layer(cache, number)):
+            continue
         layer = pruned_layer(cache, number, survivors.shape[0], survivors.device)
         if group not in picked:
             stay = survivors.gather(1, layer.slots.clamp(min=0)) & (layer.slots >= 0)

@@ -17,6 +17,8 @@ from foveate.families.llava import LLAVA
 from foveate.families.llava_next import LLAVA_NEXT
 from foveate.families.qwen2_5_vl import QWEN2_5_VL
 from foveate.families.qwen2_vl import QWEN2_VL
+from foveate.families.qwen3_5 import QWEN3_5
+from foveate.families.qwen3_5_moe import QWEN3_5_MOE
 from foveate.families.qwen3_vl import QWEN3_VL
 from foveate.families.qwen3_vl_moe import QWEN3_VL_MOE
 from foveate.families.smolvlm import SMOLVLM
@@ -35,6 +37,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             QWEN2_5_VL,
             QWEN3_VL,
             QWEN3_VL_MOE,
+            QWEN3_5,
+            QWEN3_5_MOE,
             INTERNVL,
             IDEFICS3,
             SMOLVLM,
