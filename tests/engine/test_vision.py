@@ -12,12 +12,13 @@ from foveate.families import FAMILIES, Family
 from foveate.pruners import Pruner
 from tests.laws.methods import METHODS
 from tests.tiny_models import ATTENTIVE, BUILDERS, IMAGE, LAYOUTS, WITH_VIDEOS, build, generate, inputs, single
+from tests.tiny_pictures import SIZED
 from tests.vision_probe import MIXED_UP, Look, hooked, looked
 
 
 def by_hand(family, output):
     """What one block put out for a batch of images, as features of visual tokens in the encoder's order."""
-    if family.startswith("qwen"):
+    if family.startswith(SIZED):
         return torch.stack([group.mean(0) for group in output.split(4)])
     side = {17: 4, 65: 8, 64: 8}[output.shape[1]]
     step = 1 if family.startswith("llava") else 2

@@ -10,6 +10,7 @@ from torch import nn
 
 from foveate.errors import UnsupportedModelError
 from foveate.families.base import Family, LayerAdditions, Parts, visual_mask
+from foveate.families.glm4v import GLM4V, GLM4V_MOE, GLM46V, GLM_OCR
 from foveate.families.grids import Grid, Run, find_runs
 from foveate.families.idefics3 import IDEFICS3
 from foveate.families.internvl import INTERNVL
@@ -39,6 +40,10 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             QWEN3_VL_MOE,
             QWEN3_5,
             QWEN3_5_MOE,
+            GLM4V,
+            GLM4V_MOE,
+            GLM46V,
+            GLM_OCR,
             INTERNVL,
             IDEFICS3,
             SMOLVLM,
