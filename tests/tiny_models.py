@@ -25,6 +25,7 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
+from tests.tiny_more import MORE, MORE_WITH_VIDEOS, more
 from tests.tiny_newer import NEWER, NEWER_WITH_VIDEOS, WITH_STATES, newer
 from tests.tiny_pictures import IMAGE, SIZED, VIDEO, VISION_END, VISION_START, Picture, film, model_inputs, picture
 
@@ -152,16 +153,21 @@ BUILDERS = {
     "internvl": _internvl,
     "idefics3": _idefics3,
     "smolvlm": _smolvlm,
+    **{family: functools.partial(more, family, TEXT) for family in MORE},
     **{family: functools.partial(newer, family) for family in NEWER},
 }
 ATTENTIVE = tuple(family for family in BUILDERS if family not in WITH_STATES)  # in every layer
-WITH_VIDEOS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", *NEWER_WITH_VIDEOS)
+WITH_VIDEOS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", *MORE_WITH_VIDEOS, *NEWER_WITH_VIDEOS)
 
 
 @functools.cache
 def build(family: str, attention: str = "sdpa") -> PreTrainedModel:
     """One shared model a family and backend; weights large enough that attention is not uniform."""
-    cls, config = BUILDERS[family]()
+    return make(*BUILDERS[family](), attention)
+
+
+def make(cls: type[PreTrainedModel], config: object, attention: str = "sdpa") -> PreTrainedModel:
+    """A model with random weights that generates without end."""
     torch.manual_seed(0)
     model = cls._from_config(config, attn_implementation=attention).eval()
     with torch.no_grad():
@@ -216,7 +222,7 @@ def _samples(family: str, rows: list, seed: int = 1) -> list[list[list[int] | Pi
         sample: list[list[int] | Picture] = []
         for segment in row:
             if segment is None:
-                sample.append(picture(family, number, generator))
+                sample.append(picture(family, number, generator, row.count(None) > 1))
                 number += 1
             elif segment == "video":
                 sample.append(film(family, generator))

@@ -49,8 +49,15 @@ class Picture:
     video: bool = False
 
 
-def picture(family: str, number: int, generator: Generator) -> Picture:
-    """The image `number` of a batch; the next one has another shape where the family has shapes."""
+def picture(family: str, number: int, generator: Generator, several: bool = False) -> Picture:
+    """The image `number` of a batch; the next one has another shape where the family has shapes.
+
+    `several`: whether its sample has others.
+    """
+    from tests import tiny_more
+
+    if family in tiny_more.MORE:
+        return tiny_more.more_picture(family, number, generator, several)
 
     def square_crops(count: int) -> Tensor:
         return torch.randn(count, 3, 32, 32, generator=generator)
@@ -92,6 +99,10 @@ def crop_grids(rows: int, columns: int) -> tuple[Grid, ...]:
 
 def film(family: str, generator: Generator) -> Picture:
     """A video of two frames; Qwen3-VL says before each frame when it was."""
+    from tests import tiny_more
+
+    if family in tiny_more.MORE:
+        return tiny_more.more_film(family, generator)
     pixels = torch.randn(2 * 8 * 8, 3 * 2 * 4 * 4, generator=generator)
     if family.startswith("glm"):  # a frame looks like an image, and says behind it when it was
         frame = [VISION_START, *[IMAGE] * 16, VISION_END]
@@ -105,6 +116,10 @@ def film(family: str, generator: Generator) -> Picture:
 
 def model_inputs(family: str, samples: Sequence[Sequence[Picture]]) -> dict[str, Tensor]:
     """What the models take beside the ids, from the images and videos of each sample."""
+    from tests import tiny_more
+
+    if family in tiny_more.MORE:
+        return tiny_more.more_inputs(family, samples)
     images = [one for sample in samples for one in sample if not one.video]
     videos = [one for sample in samples for one in sample if one.video]
     batch = {}

@@ -8,8 +8,7 @@ import weakref
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
-from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers import StaticCache
 from transformers.modeling_utils import AttentionInterface
 
 import foveate
@@ -169,13 +168,6 @@ def test_unsupported_cache(model, batch):
         generate(model, batch, 3, past_key_values=cache)
     with pytest.raises(UnsupportedCacheError, match="StaticLayer"), Random(keep=0.5, layer=2)(model):
         generate(model, batch, 3, cache_implementation="static")
-
-
-def test_sliding_window_cache_is_refused(model, batch):
-    cache = DynamicCache()
-    cache.layers = [DynamicSlidingWindowLayer(sliding_window=8) for _ in range(6)]
-    with pytest.raises(UnsupportedCacheError, match="DynamicSlidingWindowLayer"), Random(keep=0.5)(model):
-        generate(model, batch, 3, past_key_values=cache)
 
 
 def test_pruned_cache_outside_its_block(model, batch):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from foveate import select
 from foveate.pruners import PromptRows, Pruner, VisualTokens
-from tests.laws.reference import NEVER, prompt_positions, reference_logits
+from foveate.testing import NEVER, prompt_positions, reference_logits
 from tests.tiny_models import ATTENTIVE, IMAGE, LAYERS, build, generate, inputs
 
 SEEN: list[VisualTokens] = []
@@ -94,9 +94,7 @@ def test_reference_agrees():
         dropped = visual[row].clone()
         dropped[kept] = False
         gone[row, dropped] = 4
-    length = visual.shape[1]
-    for step, logits in enumerate(out.logits):
-        expected = reference_logits(model, batch, out.sequences[:, : length + step], gone)
-        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
-    assert prompt_positions(model, batch, 0).shape[-1] == length
+    expected = reference_logits(model, batch, out.sequences[:, :-1], gone)
+    torch.testing.assert_close(torch.stack(out.logits, 1), expected, atol=1e-4, rtol=0)
+    assert prompt_positions(model, batch, 0).shape[-1] == visual.shape[1]
     assert len(out.past_key_values.layers) == LAYERS

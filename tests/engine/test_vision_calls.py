@@ -18,9 +18,9 @@ from foveate.engine import attach
 from foveate.engine.vision import MOST_CALLS, VisionFeatures
 from foveate.errors import VisionFeaturesError
 from foveate.families import FAMILIES
-from tests.tiny_models import BUILDERS, WITH_VIDEOS, build, generate, inputs
+from tests.tiny_models import BUILDERS, build, generate, inputs
 from tests.tiny_pictures import SIZED
-from tests.vision_probe import ENCODES_FIRST, Look, hooked, looked, run
+from tests.vision_probe import ENCODES_FIRST, VIDEOS_LINE_UP, Look, hooked, looked, run
 
 encodes_first = pytest.mark.skipif(not ENCODES_FIRST, reason="this transformers takes no encoded images")
 
@@ -45,6 +45,8 @@ TEXT = ("input_ids", "attention_mask", "mm_token_type_ids")
 KINDS = {
     "pixel_values": "image",
     "image_grid_thw": "image",
+    "image_sizes": "image",
+    "batch_num_images": "image",
     "pixel_values_videos": "video",
     "video_grid_thw": "video",
 }
@@ -58,8 +60,8 @@ def without_pixels(batch, encoded):
 @pytest.mark.parametrize("family", BUILDERS)
 @pytest.mark.parametrize("layout", ["ragged with text only", "video"])
 def test_encoded_beforehand(family, layout):
-    if layout == "video" and family not in WITH_VIDEOS:
-        pytest.skip("no videos")
+    if layout == "video" and family not in VIDEOS_LINE_UP:
+        pytest.skip("no videos that line up")
     model, batch = build(family), inputs(family, layout)
     before, look = encode(model, batch), Look()
     with attach(model, look), torch.no_grad():

@@ -11,6 +11,7 @@ from foveate.families import FAMILIES, Family, family_of
 from foveate.families.qwen2_5_vl import _window_order
 from foveate.families.vision import average_squares
 from tests.tiny_models import BUILDERS, LAYOUTS, WITH_VIDEOS, build, inputs, pictures, visual
+from tests.tiny_more import AVERAGED
 from tests.tiny_pictures import LLAVA_NEXT_SIZES, SIZED
 from tests.vision_probe import ENCODES_FIRST, MIXED_UP, hooked, looked
 
@@ -20,8 +21,9 @@ CASES = [
     for layout in LAYOUTS
     if layout != "no image"
     if layout != "video" or family in WITH_VIDEOS
+    if (family, layout) not in AVERAGED
 ]
-MERGED = {"llava": 1, "llava_next": 1}  # patches along the side of a token; all the others: 2
+MERGED = {"llava": 1, "llava_next": 1, "llava_onevision": 1}  # patches along the side of a token; all the others: 2
 HOWS = pytest.mark.parametrize("how", ["generate", "forward", "beams"])
 
 
@@ -56,7 +58,9 @@ def codes(family, samples):
     tiles = []
     for number, one in enumerate(images[0]):
         side = 4 if family in MERGED else 8
-        if family == "llava_next":  # the tiles behind the first are cut out of one grid
+        if family == "llava_next" or (
+            family == "llava_onevision" and len(one.grids) == 2
+        ):  # the tiles behind the first are cut out of one grid
             size, crops, _ = LLAVA_NEXT_SIZES[number % 3]
             down, across = (2, 2) if crops == 4 else ((1, 2) if size[0] < size[1] else (2, 1))
             large = code(number, down * side, across * side).view(down, side, across, side, 3).transpose(1, 2)
@@ -64,7 +68,11 @@ def codes(family, samples):
         else:
             tiles += [code(number, side, side)] * len(one.grids)
     tiles = torch.stack(tiles)
-    return [tiles if family in ("idefics3", "smolvlm") else torch.nn.functional.pad(tiles, (0, 0, 1, 0), value=-99)]
+    return [
+        tiles
+        if family in ("idefics3", "smolvlm", "llava_onevision")
+        else torch.nn.functional.pad(tiles, (0, 0, 1, 0), value=-99)
+    ]
 
 
 # rows and columns of padding above and left of LLaVA-NeXT's large grids, worked out by hand
@@ -118,7 +126,7 @@ def test_each_token_gets_the_mean_of_its_own_patches(family, layout, how):
                         continue
                     number = numbers[id(sample[int(tokens.image[row, column])])]
                     place = [int(tokens.row[row, column]), int(tokens.column[row, column])]
-                    if family == "llava_next" and int(tokens.grid[row, column]) % 2:
+                    if tokens.grids[row][int(tokens.grid[row, column])].row_ends:
                         place = [a + b for a, b in zip(place, PADDING[number % 3], strict=True)]
                     assert found[token] == [number, *(merged * one + (merged - 1) / 2 for one in place)]
                 assert (output[row, ~valid] == 0).all()
@@ -213,6 +221,14 @@ def test_llava_next_tells_tiles_apart_that_make_the_same_grid(sizes, how):
     for row in range(len(tokens.valid)):
         expected = given[row][tokens.position[row]].masked_fill((tokens.grid[row] < 0)[:, None], 0)
         torch.testing.assert_close(tokens.vision[0][row], expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("family", "layout"), AVERAGED)
+@pytest.mark.parametrize("how", ["generate", "forward"])
+def test_averaged_tokens_are_refused(family, layout, how):
+    with pytest.raises(errors.UnsupportedModelError, match="averages") as caught:
+        looked(build(family), inputs(family, layout), how)
+    assert "\n" not in str(caught.value)
 
 
 # -- pieces

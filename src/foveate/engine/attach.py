@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
+from collections.abc import Iterator
 from types import TracebackType
 
 from torch import nn
@@ -38,6 +40,20 @@ class Handle:
         with _lock:
             if _attached_to(self._hooks.parts.decoder) is self._hooks:
                 del _attached[self._hooks.parts.decoder]
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[Handle]:
+        """Run the model dense inside the block, in every thread, with the pruner attached all the while.
+
+        For a KV cache that is to hold everything, so that later questions find what they need. A cache that was
+        pruned raises `UnsupportedCacheError` inside. The report has an entry for each prefill there, with its reason
+        in `skipped`.
+        """
+        before, self._hooks.paused = self._hooks.paused, True
+        try:
+            yield self
+        finally:
+            self._hooks.paused = before
 
     def __enter__(self) -> Handle:
         return self

@@ -18,12 +18,17 @@ from foveate.engine.prompt import read_prompt
 from foveate.engine.stage import cut, text_rows
 from foveate.engine.state_inputs import check_method, pick_state_inputs
 from foveate.engine.vision import VisionRecorder, vision_recorder
-from foveate.errors import BudgetError
+from foveate.errors import BudgetError, UnsupportedCacheError
 from foveate.families import Family
 from foveate.pruners.base import PromptRows, Pruner
 
 UNKNOWN_LAYOUT = (
     "where the visual tokens lie in their images is unknown here; each image was taken for one row of tokens"
+)
+PAUSED = "the pruner was paused"
+PRUNED_WHILE_PAUSED = (
+    "this KV cache was pruned and cannot be used while its pruner is paused: go on with it outside of paused(), or "
+    "pass the whole conversation with a new cache"
 )
 
 
@@ -50,6 +55,7 @@ class Hooks:
         self.vision: VisionRecorder | None = vision_recorder(model, self.method, family)
         self.records: list[PrefillRecord] = []
         self.thread = threading.local()
+        self.paused = False
         self.group = [sum(stage <= layer for stage in self.stages) for layer in range(self.depth)]
         self.handles: list[Any] = []
         try:
@@ -109,6 +115,15 @@ class Hooks:
         self.thread.frame = None
         given = {"input_ids": args[0], **kwargs} if args else kwargs
         self.thread.frame = read_prompt(given, labels, self.family, self.parts, self.config)
+        if self.paused:
+            self._pause()
+
+    def _pause(self) -> None:
+        """Let this forward pass run as if nothing were attached, but for its entry in the report."""
+        if self.frame is not None and self.frame.prompt is not None:
+            self.frame.prompt.record.skipped, self.frame.prompt = PAUSED, None
+            if self.vision is not None:
+                self.vision.forget(failed=True)
 
     def _after_base(self, module: nn.Module, args: tuple, output: Any) -> None:
         if self.vision is not None and (output is None or (self.frame is not None and self.frame.prompt is not None)):
@@ -122,8 +137,11 @@ class Hooks:
         if frame is None:
             return None
         cache = kwargs.get("past_key_values")
+        if self.paused and any(isinstance(layer, PrunedLayer) for layer in getattr(cache, "layers", ())):
+            raise UnsupportedCacheError(PRUNED_WHILE_PAUSED)
         if frame.prompt is None:
-            if frame.record is not None and cache is not None and int(cache.get_seq_length()):
+            text_only = frame.record is not None and not any(frame.record.visual)
+            if text_only and cache is not None and int(cache.get_seq_length()):
                 frame.record = None  # a later turn without an image is not a prefill
             return None
         if cache is not None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from foveate.engine.cache import PrunedLayer
+from foveate.engine.cache_dynamic import PrunedLayer
 from foveate.engine.frame import Frame
 from foveate.engine.gather import gather_positions, gather_rotary
 from foveate.engine.mask import pick_mask
@@ -48,13 +47,17 @@ def pick_inputs(
     padded = frame.alive is not None or (cached is not None and cached.padded)
     rows = frame.once("rows", None, lambda: frame.positions(places, past))
     slots = rows
+    held = group, None if cached is None else cached.window  # layers of one group and one window hold the same tokens
     if cached is not None:
-        slots = frame.once(("slots", group), None, lambda: torch.cat([cached.slots, rows], -1))
-        cached.expect(slots, past + frame.length, padded)
+        slots = frame.once(("slots", held), None, lambda: cached.joined(rows))
+        end, coming = past + frame.length, rows.shape[1]
+        stay = frame.once(("stay", held), None, lambda: cached.slots_to_keep(slots, end, coming))
+        cached.expect(slots, end, padded, stay)
+    first = 0 if cached is None else cached.get_mask_sizes(frame.length)[1]
     last = frame.prompt.query + past if frame.prompt is not None and frame.extra else None
     mask = kwargs.get("attention_mask")
     kwargs["attention_mask"] = frame.once(
-        ("mask", group), mask, lambda: pick_mask(mask, rows, slots, past + frame.length, last, padded, flat)
+        ("mask", held), mask, lambda: pick_mask(mask, rows, slots, past + frame.length, last, padded, flat, first)
     )
     return kwargs
 

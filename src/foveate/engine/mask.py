@@ -14,6 +14,7 @@ def pick_mask(
     last: Tensor | None,
     padded: bool,
     flat: bool,
+    first: int = 0,
 ) -> Tensor | None:
     """Mask for the rows and key slots that are there.
 
@@ -21,7 +22,7 @@ def pick_mask(
     ----------
     mask
         The dense one: None (causal, no padding), (B or 1, K) of a flash backend, or (B or 1, 1, L, K), bool or
-        additive.
+        additive. Its columns are the newest positions: all of them, or those of a sliding window.
     rows
         (B, n) long, dense positions of the query tokens, -1 for padding; positions from `length` on are tokens that
         the method added behind the prompt.
@@ -36,27 +37,30 @@ def pick_mask(
         Whether any slot is padding.
     flat
         True for backends that take a (B, K) padding mask (flash attention).
+    first
+        Dense position from which on the cache of the dense run holds keys: not 0 for a sliding window.
     """
     queries, keys = rows.shape[1], slots.shape[1]
     if mask is None:
-        if not padded and (queries == 1 or queries == keys):
+        # no key that the dense run's cache has forgotten; samples of a batch may hold different ones
+        inside = first == 0 or (len(rows) == 1 and keys == length - first)
+        if not padded and inside and (queries == 1 or queries == keys):
             return None
         if flat:
-            return (slots >= 0).to(torch.int64)
-        visible = (slots[:, None, :] <= rows[:, :, None]) & (slots >= 0)[:, None, :]
+            return (slots >= first).to(torch.int64)
+        visible = (slots[:, None, :] <= rows[:, :, None]) & (slots >= first)[:, None, :]
         return (visible | _own_slot(rows, keys))[:, None]
+    start = max(length - mask.shape[-1], 0)  # dense position of the first column
+    columns, outside = slots.clamp(start, length - 1) - start, slots < max(start, first)
     if mask.ndim == 2:
-        inside = mask.expand(rows.shape[0], -1).gather(1, slots.clamp(0, length - 1))
-        inside = inside.masked_fill(slots < 0, 0)
-        return inside if last is None else inside.masked_fill(slots >= length, 1)
+        flags = mask.expand(rows.shape[0], -1).gather(1, columns).masked_fill(outside, 0)
+        return flags if last is None else flags.masked_fill(slots >= length, 1)
     dense_rows = rows.clamp(min=0) if last is None else torch.where(rows >= length, last[:, None], rows.clamp(min=0))
-    first = length - mask.shape[2]  # the mask's rows are the newest positions
-    dense_rows = (dense_rows - first).clamp(min=0)
+    dense_rows = (dense_rows - (length - mask.shape[2])).clamp(min=0)  # the mask's rows are the newest positions
     picked = mask.expand(rows.shape[0], -1, -1, -1)
     picked = picked.gather(2, dense_rows[:, None, :, None].expand(-1, picked.shape[1], -1, picked.shape[3]))
-    columns = slots.clamp(0, length - 1)[:, None, None, :]
-    picked = picked.gather(3, columns.expand(-1, picked.shape[1], queries, -1))
-    hidden = (slots < 0)[:, None, None, :]
+    picked = picked.gather(3, columns[:, None, None, :].expand(-1, picked.shape[1], queries, -1))
+    hidden = outside[:, None, None, :]
     if last is not None:
         hidden = hidden | ((slots >= length)[:, None, :] & (slots[:, None, :] > rows[:, :, None]))[:, None]
     own = _own_slot(rows, keys)[:, None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ def read_prompt(
         return None
     frame = Frame(length=tokens.shape[1])
     visual = visual_mask(parts, kwargs)
-    if visual is None:
+    if visual is None or _is_answer(kwargs):
         return frame
     placeholders = visual
     mask, real = kwargs.get("attention_mask"), None
@@ -58,6 +58,26 @@ def read_prompt(
     encoded = bool(kwargs.get("mm_encoder_outputs"))
     frame.prompt = Prompt(before, layout, real, query, counts, frame.record, placeholders, ids, encoded)
     return frame
+
+
+def _is_answer(kwargs: Mapping[str, Any]) -> bool:
+    """True for several tokens behind a cache without an image: placeholder ids among them are words.
+
+    Prompt lookup and assistants propose such ids, and an answer that is passed on to the next turn may hold some.
+    """
+    cache = kwargs.get("past_key_values")
+    if kwargs.get("input_ids") is None or cache is None or not int(cache.get_seq_length()):
+        return False
+    if kwargs.get("mm_encoder_outputs"):
+        return False
+    features = (value for name, value in kwargs.items() if name not in ("inputs_embeds", "attention_mask"))
+    return not any(isinstance(one, Tensor) and one.is_floating_point() for one in _flat(features))
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    """The values, and those in lists."""
+    for value in values:
+        yield from value if isinstance(value, (list, tuple)) else (value,)
 
 
 def last_prompt_token(length: int, prompt: Tensor | None, labels: Tensor | None, tokens: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from foveate.families.idefics3 import IDEFICS3
 from foveate.families.internvl import INTERNVL
 from foveate.families.llava import LLAVA
 from foveate.families.llava_next import LLAVA_NEXT
+from foveate.families.llava_onevision import LLAVA_ONEVISION
 from foveate.families.qwen2_5_vl import QWEN2_5_VL
 from foveate.families.qwen2_vl import QWEN2_VL
 from foveate.families.qwen3_5 import QWEN3_5
@@ -34,6 +35,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         for family in (
             LLAVA,
             LLAVA_NEXT,
+            LLAVA_ONEVISION,
             QWEN2_VL,
             QWEN2_5_VL,
             QWEN3_VL,

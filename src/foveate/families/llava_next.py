@@ -31,9 +31,9 @@ class LlavaNext(Family):
         if encoded is not None:
             features = encoded.pooler_output
             ends = torch.cat([(image == image[-1]).all(-1) for image in features]).cpu()
-            return [_from_row_ends(small, image) for image in ends.split([len(image) for image in features])]
+            return [from_row_ends(small, image) for image in ends.split([len(image) for image in features])]
         sizes = kwargs.get("image_sizes")
-        return None if sizes is None else [(small, _large(config, size, side)) for size in sizes.tolist()]
+        return None if sizes is None else [(small, large_grid(config, size, side)) for size in sizes.tolist()]
 
     def vision_order(
         self, config: Any, sizes: Tensor | None, projected: Tensor, given: Tensor, grids: Sequence[Grid]
@@ -42,15 +42,20 @@ class LlavaNext(Family):
         if len(grids) % 2 or not all(grid.known for grid in grids) or sum(grid.length for grid in grids) != len(given):
             return None
         pixels = config.vision_config.image_size
-        rasters = [(high // pixels, wide // pixels) for high, wide in config.image_grid_pinpoints]
-        orders = _unpack(images, pixels // config.vision_config.patch_size, rasters, projected, given, 0)
+        orders = unpack(images, pixels // config.vision_config.patch_size, rasters(config), projected, given, 0)
         return None if orders is None else torch.cat(orders)
 
 
-def _unpack(
-    images: Sequence[tuple[Grid, Grid]],
+def rasters(config: Any) -> list[tuple[int, int]]:
+    """Rows and columns of tiles that an image may be cut into."""
+    pixels = config.vision_config.image_size
+    return [(high // pixels, wide // pixels) for high, wide in config.image_grid_pinpoints]
+
+
+def unpack(
+    images: Sequence[tuple[Grid, ...]],
     side: int,
-    rasters: Sequence[tuple[int, int]],
+    options: Sequence[tuple[int, int]],
     projected: Tensor,
     given: Tensor,
     first: int,
@@ -62,31 +67,34 @@ def _unpack(
     """
     if not images:
         return [] if first * side * side == len(projected) else None
-    (small, large), rest = images[0], images[1:]
-    length = small.length + large.length
-    options = [raster for raster in rasters if _fits(raster, side, large)]
-    for high, wide in options:
-        order = _order(high, wide, side, large, first).to(given.device)
+    image, rest = images[0], images[1:]
+    length = sum(grid.length for grid in image)
+    fitting = [(0, 0)] if len(image) == 1 else [raster for raster in options if fits(raster, side, image[1])]
+    for high, wide in fitting:
+        order = _order(high, wide, side, image, first).to(given.device)
         last = first + 1 + high * wide
         if last * side * side > len(projected):
             continue
-        if len(options) > 1 and not same_features(projected, given[:length], order):
+        if len(fitting) > 1 and not same_features(projected, given[:length], order):
             continue
-        orders = _unpack(rest, side, rasters, projected, given[length:], last)
+        orders = unpack(rest, side, options, projected, given[length:], last)
         if orders is not None:
             return [order, *orders]
     return None
 
 
-def _fits(raster: tuple[int, int], side: int, large: Grid) -> bool:
+def fits(raster: tuple[int, int], side: int, large: Grid) -> bool:
     """Whether so many rows and columns of tiles, their padding cut off at two ends, make this grid."""
     down, across = raster[0] * side - large.height, raster[1] * side - large.width
     return min(down, across) == 0 and max(down, across) % 2 == 0
 
 
-def _order(high: int, wide: int, side: int, large: Grid, first: int) -> Tensor:
-    """(N,) tokens of one image: its first tile, then the others as one grid without its padding."""
-    whole = torch.arange(side * side)
+def _order(high: int, wide: int, side: int, image: tuple[Grid, ...], first: int) -> Tensor:
+    """(N,) tokens of one image: its first tile, then the others as one grid without its padding; -1: separators."""
+    whole = torch.nn.functional.pad(torch.arange(side * side), (0, image[0].behind), value=-1)
+    if len(image) == 1:
+        return torch.where(whole < 0, whole, whole + first * side * side)
+    large = image[1]
     tiles = torch.arange(high * wide * side * side).view(high, wide, side, side).transpose(1, 2)
     tiles = tiles.reshape(high * side, wide * side) + side * side
     top, left = (high * side - large.height) // 2, (wide * side - large.width) // 2
@@ -96,7 +104,7 @@ def _order(high: int, wide: int, side: int, large: Grid, first: int) -> Tensor:
     return torch.where(order < 0, order, order + first * side * side)
 
 
-def _large(config: Any, size: list[int], side: int) -> Grid:
+def large_grid(config: Any, size: list[int], side: int) -> Grid:
     """The large grid of an image of this (height, width) in pixels."""
     # what the model itself calls; loaded here, because transformers' models are no part of `import foveate`
     from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
@@ -107,7 +115,7 @@ def _large(config: Any, size: list[int], side: int) -> Grid:
     return Grid(height, width, row_ends=1)
 
 
-def _from_row_ends(small: Grid, ends: Tensor) -> tuple[Grid, ...]:
+def from_row_ends(small: Grid, ends: Tensor) -> tuple[Grid, ...]:
     """Grids of an image from (n,) bool, which of its tokens are like its last."""
     ends = ends[small.length :]
     width = int(ends.long().argmax()) if len(ends) else 0

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from foveate.families.base import Family
 from foveate.families.grids import Grid, Run
+from foveate.families.turns import Places, take_turns
 
 KINDS = ("image", "video")
 
@@ -32,11 +33,11 @@ class QwenVL(Family):
             grids = _from_sizes(given, config.vision_config.spatial_merge_size)
             if not grids[0] or not grids[1]:
                 return grids[0] or grids[1]
-            pieces = _take_turns(runs, [[_length(image) for image in kind] for kind in grids], config.video_token_id)
+            pieces = take_turns(runs, [[_length(image) for image in kind] for kind in grids], config.video_token_id)
             return None if pieces is None else [grids[kind][number] for kind, number, _ in pieces]
         features = [getattr(encoded.get(kind), "pooler_output", None) for kind in KINDS]
         lengths = [[len(image) for image in images] if images is not None else [] for images in features]
-        pieces = _take_turns(runs, lengths, config.video_token_id)
+        pieces = take_turns(runs, lengths, config.video_token_id)
         if pieces is None:
             return None
         positions = kwargs.get("position_ids")
@@ -91,45 +92,6 @@ def _from_sizes(given: Sequence[Tensor | None], merge: int) -> list[list[tuple[G
     sizes = [(Grid(high // merge, wide // merge),) * time for time, high, wide in torch.cat(there).tolist()]
     images = 0 if given[0] is None else len(given[0])
     return [sizes[:images], sizes[images:]]
-
-
-Places = list[tuple[int, int, int]]
-
-
-def _take_turns(
-    runs: Sequence[Run], lengths: Sequence[Sequence[int]], video_token: int
-) -> list[tuple[int, int, Places]] | None:
-    """Images and videos in prompt order; a video may take several runs, with timestamps between (Qwen3-VL).
-
-    Parameters
-    ----------
-    lengths
-        Tokens of each image, and of each video.
-
-    Returns
-    -------
-    list or None
-        For each: 0 for an image or 1 for a video, its number among those, and its (sample, start, length) places.
-        None where runs and lengths do not go together.
-    """
-    if any(run.token is None for run in runs) and all(lengths):
-        return None
-    found: list[tuple[int, int, Places]] = []
-    taken, left = [0, 0], 0
-    for run in runs:
-        start, end = run.start, run.start + run.length
-        while start < end:
-            if not left:
-                kind = int(run.token == video_token if all(lengths) else not lengths[0])
-                if taken[kind] == len(lengths[kind]):
-                    return None
-                left = lengths[kind][taken[kind]]
-                found.append((kind, taken[kind], []))
-                taken[kind] += 1
-            step = min(left, end - start)
-            found[-1][2].append((run.sample, start, step))
-            start, left = start + step, left - step
-    return found if not left and taken == [len(lengths[0]), len(lengths[1])] else None
 
 
 def _from_positions(axes: Tensor | None, places: Places) -> tuple[Grid, ...]:

@@ -1,0 +1,25 @@
+"""What the tests found to work for each family, with which versions; recorded by `python -m tests.ways.record`.
+
+`tested.json` holds, for each release of transformers that was tested, the cells of the tables: for each family, for
+each attention backend, way of generating and way of holding a model, "works", "refused: …" with the sentence of the
+error, or "not applicable: …" with the reason. The tests run every cell again and compare.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+FILE = Path(__file__).with_name("tested.json")
+
+
+def tested() -> dict[str, Any]:
+    """Releases of transformers, oldest first: for each the torch it was tested with, and the families' cells."""
+    found = json.loads(FILE.read_text(encoding="utf-8"))
+    return {version: found[version] for version in sorted(found, key=release)}
+
+
+def release(version: str) -> tuple[int, ...]:
+    """A version as numbers that can be compared: "5.23.0" is (5, 23, 0)."""
+    return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())

@@ -1,0 +1,45 @@
+"""Which runs of visual tokens belong to which image or video, where the number of tokens of each is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from foveate.families.grids import Run
+
+Places = list[tuple[int, int, int]]
+
+
+def take_turns(
+    runs: Sequence[Run], lengths: Sequence[Sequence[int]], video_token: int
+) -> list[tuple[int, int, Places]] | None:
+    """Images and videos in prompt order; a video may take several runs, with timestamps between (Qwen3-VL).
+
+    Parameters
+    ----------
+    lengths
+        Tokens of each image, and of each video.
+
+    Returns
+    -------
+    list or None
+        For each: 0 for an image or 1 for a video, its number among those, and its (sample, start, length) places.
+        None where runs and lengths do not go together.
+    """
+    if any(run.token is None for run in runs) and all(lengths):
+        return None
+    found: list[tuple[int, int, Places]] = []
+    taken, left = [0, 0], 0
+    for run in runs:
+        start, end = run.start, run.start + run.length
+        while start < end:
+            if not left:
+                kind = int(run.token == video_token if all(lengths) else not lengths[0])
+                if taken[kind] == len(lengths[kind]):
+                    return None
+                left = lengths[kind][taken[kind]]
+                found.append((kind, taken[kind], []))
+                taken[kind] += 1
+            step = min(left, end - start)
+            found[-1][2].append((run.sample, start, step))
+            start, left = start + step, left - step
+    return found if not left and taken == [len(lengths[0]), len(lengths[1])] else None

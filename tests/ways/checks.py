@@ -1,0 +1,123 @@
+"""Running a tiny model pruned, and holding what came out against the slow reference."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from foveate.engine import Report
+from foveate.pruners import Pruner
+from tests.laws.methods import Ladder
+from tests.laws.reference import NEVER, hidden_from, prompt_positions, reference_logits
+from tests.tiny_models import build, generate, inputs, visual
+from tests.ways.ways import NotApplicable
+
+LADDER = Ladder()  # three cuts, and another count for each sample
+STEPS = 3
+CLOSE = dict(atol=1e-4, rtol=0.0)
+__all__ = [
+    "CLOSE",
+    "LADDER",
+    "NEVER",
+    "STEPS",
+    "Run",
+    "agree",
+    "dropped",
+    "hidden_from",
+    "prompt_positions",
+    "reference",
+    "run",
+    "same",
+    "unless_dense_fails",
+]
+
+
+@dataclass
+class Run:
+    """A pruned run.
+
+    Attributes
+    ----------
+    batch
+        The inputs it got.
+    out
+        What `generate()` returned: sequences, logits, the cache.
+    report
+        What the pruner did; None in a dense run.
+    """
+
+    family: str
+    batch: dict[str, Tensor]
+    out: Any
+    report: Report | None
+
+
+def run(
+    family: str,
+    layout: str | list = "ragged",
+    pruner: Pruner | None = LADDER,
+    model: PreTrainedModel | None = None,
+    steps: int = STEPS,
+    **options: Any,
+) -> Run:
+    """Generate a few tokens, pruned unless `pruner` is None; `options` are those of `generate()`."""
+    batch, model = inputs(family, layout), model or build(family)
+    with contextlib.nullcontext() if pruner is None else pruner(model) as pruned:
+        out = generate(model, batch, steps, **options)
+    return Run(family, batch, out, None if pruned is None else pruned.report)
+
+
+def agree(found: Run, close: dict[str, float] = CLOSE) -> None:
+    """The logits of every step are those of the dense model with the dropped tokens masked."""
+    length = found.batch["input_ids"].shape[1]
+    gone = dropped(found)
+    for step, logits in enumerate(found.out.logits):
+        expected = reference(found, found.out.sequences[:, : length + step], gone)
+        torch.testing.assert_close(logits.float(), expected, **close)
+
+
+def dropped(found: Run, copies: int = 1) -> Tensor:
+    """(B, L) long, the layer from which each token of the prompt is gone; with beams every copy chose the same."""
+    seen = visual(found.batch).repeat_interleave(copies, 0)
+    if found.report is None:
+        return torch.full(seen[::copies].shape, NEVER)
+    gone = hidden_from(found.report, seen)
+    assert (gone < NEVER).any(), "nothing was pruned"
+    assert torch.equal(gone, gone[::copies].repeat_interleave(copies, 0)), "beams of one sample chose differently"
+    return gone[::copies]
+
+
+def reference(found: Run, sequences: Tensor, gone: Tensor) -> Tensor:
+    """(B, vocabulary) logits after `sequences`, of the dense model with the dropped tokens masked."""
+    return reference_logits(build(found.family), found.batch, sequences, gone).float()
+
+
+def same(ours: Run, theirs: Run) -> None:
+    """Two pruned runs chose the same tokens and said the same."""
+    for one, other in zip(ours.report.stages, theirs.report.stages, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.kept, other.kept, strict=True)), "other tokens were kept"
+    assert torch.equal(ours.out.sequences, theirs.out.sequences)
+
+
+def unless_dense_fails(check: Callable[[Pruner | None], None], why: str) -> None:
+    """Run `check(pruner)`; where it fails without a pruner as well, the model itself does not do it right.
+
+    Raises
+    ------
+    NotApplicable
+        With `why`.
+    """
+    try:
+        check(LADDER)
+    except AssertionError:
+        try:
+            check(None)
+        except AssertionError:
+            raise NotApplicable(why) from None
+        raise

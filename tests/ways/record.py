@@ -1,0 +1,59 @@
+"""Write what the ways do into foveate's `tested.json`, for the installed transformers: `python -m tests.ways.record`.
+
+Names of families and ways as arguments select what is run again; the other cells stay. A cell that fails is left
+blank, and its error is printed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from typing import Any
+
+import torch
+import transformers
+
+from foveate.families.tested import FILE, release, tested
+from tests.ways.ways import families, load_ways, outcome
+
+
+def main(chosen: set[str]) -> int:
+    """Run the ways and write the file; the number of cells that failed."""
+    torch.set_num_threads(1)
+    ways, version = load_ways(), transformers.__version__
+    unknown = chosen - {*families(), *ways}
+    if unknown:
+        raise SystemExit(f"no such family or way: {', '.join(sorted(unknown))}")
+    data = tested() if FILE.exists() else {}
+    newest = version == max([*data, version], key=release)
+    before, failed, rows = data.get(version, {}).get("families", {}), 0, {}
+    for family in families():
+        cells: dict[str, dict[str, str]] = {}
+        for name, way in ways.items():
+            if not (newest or way.oldest):
+                continue
+            table = cells.setdefault(way.table, {})
+            old = before.get(family, {}).get(way.table, {}).get(name)
+            if chosen and not {family, name} & chosen and old is not None:
+                table[name] = old
+                continue
+            try:
+                table[name] = outcome(family, name)
+            except Exception:
+                failed += 1
+                print(f"\n== {family}, {name}\n{traceback.format_exc()}", file=sys.stderr)
+        rows[family] = cells
+    data[version] = {"torch": torch.__version__.split("+")[0], "families": rows}
+    _write(data)
+    print(f"{FILE}: transformers {version}, {len(rows)} families, {failed} failed")
+    return failed
+
+
+def _write(data: dict[str, Any]) -> None:
+    ordered = {version: data[version] for version in sorted(data, key=release)}
+    FILE.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    raise SystemExit(1 if main(set(sys.argv[1:])) else 0)

@@ -1,0 +1,44 @@
+"""Every family in every way does what `tested.json` says: works, is refused with that sentence, not applicable."""
+
+from __future__ import annotations
+
+import pytest
+import transformers
+
+from foveate.families import FAMILIES
+from foveate.families.tested import release, tested
+from tests.tiny_models import BUILDERS
+from tests.ways.ways import families, load_ways, outcome
+
+pytestmark = pytest.mark.oldest
+
+DATA = tested()
+WAYS = load_ways()
+THIS = release(transformers.__version__)
+# of a release that was not recorded, what the one before it did is expected
+COLUMN = max((version for version in DATA if release(version) <= THIS), key=release, default=min(DATA, key=release))
+NEWEST = max(DATA, key=release)
+HERE = [name for name, way in WAYS.items() if way.oldest or COLUMN == NEWEST]
+
+
+@pytest.mark.parametrize("way", HERE)
+@pytest.mark.parametrize("family", families())
+def test_does_what_is_said(family, way):
+    said = DATA[COLUMN]["families"].get(family, {}).get(WAYS[way].table, {}).get(way)
+    assert said is not None, "a blank cell: run `python -m tests.ways.record`"
+    assert outcome(family, way) == said
+
+
+def test_every_family_is_there():
+    assert set(families()) <= set(BUILDERS)
+    assert set(DATA[NEWEST]["families"]) == set(FAMILIES)
+    assert set(DATA[COLUMN]["families"]) == set(families())
+
+
+@pytest.mark.parametrize("version", DATA)
+def test_no_cell_is_blank_left_over_or_odd(version):
+    expected = {name: way.table for name, way in WAYS.items() if way.oldest or version == NEWEST}
+    for family, tables in DATA[version]["families"].items():
+        assert {name: table for table, cells in tables.items() for name in cells} == expected, family
+        for cell in (cell for cells in tables.values() for cell in cells.values()):
+            assert cell == "works" or cell.startswith(("refused: ", "not applicable: "))
