@@ -23,6 +23,7 @@ from foveate.families.qwen3_5 import QWEN3_5
 from foveate.families.qwen3_5_moe import QWEN3_5_MOE
 from foveate.families.qwen3_vl import QWEN3_VL
 from foveate.families.qwen3_vl_moe import QWEN3_VL_MOE
+from foveate.families.refused import REFUSED
 from foveate.families.smolvlm import SMOLVLM
 from foveate.families.vision import VisionParts, same_features
 
@@ -75,12 +76,14 @@ def family_of(model: nn.Module) -> Family:
     Raises
     ------
     UnsupportedModelError
-        When it is not one that foveate knows; the message says what the default finds and what it lacks.
+        When it is not one that foveate knows; the message says why, or what the default finds and what it lacks.
     """
     model_type: Any = getattr(getattr(model, "config", None), "model_type", None)
     if model_type in FAMILIES:
         return FAMILIES[model_type]
     known = f"foveate knows {', '.join(FAMILIES)}"
+    if model_type in REFUSED:
+        raise UnsupportedModelError(f"model type {model_type!r} is not supported: {REFUSED[model_type]}; {known}")
     if model_type is None:
         raise UnsupportedModelError(f"{type(model).__name__} has no config.model_type; {known}")
     try:
