@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from foveate import errors
-from foveate.families import FAMILIES, Family, family_of
+from foveate.families import Family, family_of
 from foveate.families.qwen2_5_vl import _window_order
 from foveate.families.vision import average_squares
 from tests.tiny_models import BUILDERS, LAYOUTS, WITH_VIDEOS, build, inputs, pictures, visual
@@ -23,7 +23,9 @@ CASES = [
     if layout != "video" or family in WITH_VIDEOS
     if (family, layout) not in AVERAGED
 ]
-MERGED = {"llava": 1, "llava_next": 1, "llava_onevision": 1}  # patches along the side of a token; all the others: 2
+# patches along the side of a token; all the others: 2
+MERGED = dict.fromkeys(("llava", "llava_next", "llava_onevision", "pixtral", "paligemma", "paligemma2"), 1)
+WITHOUT_CLASS_TOKEN = ("idefics3", "smolvlm", "llava_onevision", "paligemma", "paligemma2", "gemma3")
 HOWS = pytest.mark.parametrize("how", ["generate", "forward", "beams"])
 
 
@@ -55,12 +57,16 @@ def codes(family, samples):
                 frames += [frame.reshape(-1, 3)] * time
             calls.append(torch.cat(frames))
         return calls
+    if family in ("mistral3", "pixtral"):  # one row of all
+        merged = MERGED.get(family, 2)
+        images = [
+            code(number, merged * g.height, merged * g.width) for number, (g,) in enumerate(i.grids for i in images[0])
+        ]
+        return [torch.cat(images)[None]]
     tiles = []
     for number, one in enumerate(images[0]):
         side = 4 if family in MERGED else 8
-        if family == "llava_next" or (
-            family == "llava_onevision" and len(one.grids) == 2
-        ):  # the tiles behind the first are cut out of one grid
+        if len(one.grids) == 2 and one.grids[1].row_ends:  # the tiles behind the first are cut out of one grid
             size, crops, _ = LLAVA_NEXT_SIZES[number % 3]
             down, across = (2, 2) if crops == 4 else ((1, 2) if size[0] < size[1] else (2, 1))
             large = code(number, down * side, across * side).view(down, side, across, side, 3).transpose(1, 2)
@@ -68,11 +74,7 @@ def codes(family, samples):
         else:
             tiles += [code(number, side, side)] * len(one.grids)
     tiles = torch.stack(tiles)
-    return [
-        tiles
-        if family in ("idefics3", "smolvlm", "llava_onevision")
-        else torch.nn.functional.pad(tiles, (0, 0, 1, 0), value=-99)
-    ]
+    return [tiles if family in WITHOUT_CLASS_TOKEN else torch.nn.functional.pad(tiles, (0, 0, 1, 0), value=-99)]
 
 
 # rows and columns of padding above and left of LLaVA-NeXT's large grids, worked out by hand
@@ -87,7 +89,7 @@ def planted(family, model, samples):
         found = next(one for one in calls if one.shape[:-1] == hidden.shape[:-1])
         return torch.nn.functional.pad(found, (0, hidden.shape[-1] - 3))
 
-    blocks = FAMILIES[family].vision_blocks(model)
+    blocks = family_of(model).vision_blocks(model)
     handles = [block.register_forward_hook(lambda _, args, out: args[0]) for block in blocks]
     if family.startswith("qwen"):  # before the encoder's own reordering; positions are added to nothing
         encoder = model.model.visual
@@ -144,11 +146,21 @@ def averaging(family, model):
         patches = args[0]
         if family.startswith("qwen"):
             mean = patches.view(-1, 4, patches.shape[-1]).mean(1)
+        elif family == "mistral3":
+            sizes = [(high // 4, wide // 4) for high, wide in args[1].tolist()]
+            images = patches.split([high * wide for high, wide in sizes])
+            squares = [
+                image.view(high // 2, 2, wide // 2, 2, -1).mean((1, 3)).flatten(0, 1)
+                for image, (high, wide) in zip(images, sizes, strict=True)
+            ]
+            mean = torch.cat(squares)
+        elif family == "gemma3":
+            mean = patches.view(-1, 4, 2, 4, 2, 32).mean((2, 4)).flatten(1, 2)
         else:
             mean = patches.unflatten(-1, (-1, 32)).mean(-2)
         return torch.nn.functional.pad(mean, (0, out.shape[-1] - 32))
 
-    projector = FAMILIES[family].vision_parts(model).projector
+    projector = family_of(model).vision_parts(model).projector
     if family.startswith("glm"):  # a convolution makes one of four patches, before the projector
         down, norm = model.model.visual.downsample, model.model.visual.post_layernorm
         return [
@@ -164,7 +176,11 @@ def averaging(family, model):
             norm.register_forward_hook(lambda _, args, out: args[0].contiguous()),
             projector.modality_projection.register_forward_hook(average),
         ]
-    return [projector.register_forward_hook(average)]
+    handles = [projector.register_forward_hook(average)]
+    if family in ("paligemma", "paligemma2", "gemma3"):  # a norm stands between the last block and the projector
+        norm = next(one for name, one in model.named_modules() if name.endswith("post_layernorm"))
+        handles.append(norm.register_forward_hook(lambda _, args, out: args[0]))
+    return handles
 
 
 def own_way(family, model, batch, how):
