@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from tests.tiny_more import EAGER_ONLY, MORE, MORE_WITH_VIDEOS, more, more_types
-from tests.tiny_newer import NEWER, NEWER_WITH_VIDEOS, WITH_STATES, newer
+from tests.tiny_newer import NEWER, NEWER_WITH_VIDEOS, UNSEEN, WITH_STATES, newer
 from tests.tiny_pictures import IMAGE, SIZED, VIDEO, VISION_END, VISION_START, Picture, film, model_inputs, picture
 
 PAD = 0
@@ -156,6 +156,7 @@ BUILDERS = {
     **{family: functools.partial(more, family, TEXT) for family in MORE},
     **{family: functools.partial(newer, family) for family in NEWER},
 }
+SEEING = tuple(family for family in BUILDERS if family not in UNSEEN)  # the vision encoder
 ATTENTIVE = tuple(family for family in BUILDERS if family not in WITH_STATES)  # in every layer
 WITH_VIDEOS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", *MORE_WITH_VIDEOS, *NEWER_WITH_VIDEOS)
 
@@ -243,7 +244,7 @@ def _batch(family: str, samples: list[list[list[int] | Picture]]) -> dict[str, t
     mask = torch.tensor([[0] * (length - len(words)) + [1] * len(words) for words in sequences])
     seen = [[part for part in sample if isinstance(part, Picture)] for sample in samples]
     batch = {"input_ids": ids, "attention_mask": mask, **model_inputs(family, seen), **more_types(family, ids)}
-    if family.startswith(SIZED):
+    if family.startswith((*SIZED, "gemma4")):
         films = [
             [isinstance(part, Picture) and part.video for part in sample for _ in _words(part)] for sample in samples
         ]

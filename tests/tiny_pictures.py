@@ -62,6 +62,10 @@ def picture(family: str, number: int, generator: Generator, several: bool = Fals
     def square_crops(count: int) -> Tensor:
         return torch.randn(count, 3, 32, 32, generator=generator)
 
+    if family == "gemma4":
+        from tests.tiny_newer import gemma4_picture
+
+        return gemma4_picture(number, generator)
     if family.startswith(SIZED):
         high, wide = QWEN_SIZES[number % 2]
         pixels = torch.randn(high * wide, 3 * 2 * 4 * 4, generator=generator)
@@ -125,6 +129,10 @@ def model_inputs(family: str, samples: Sequence[Sequence[Picture]]) -> dict[str,
     batch = {}
     if images:
         batch["pixel_values"] = torch.cat([image.pixels for image in images])
+    if family == "gemma4":
+        from tests.tiny_newer import gemma4_inputs
+
+        return gemma4_inputs(images) if images else {}
     if family.startswith(SIZED):
         if images:
             batch["image_grid_thw"] = torch.tensor([image.size for image in images])

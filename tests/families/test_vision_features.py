@@ -10,14 +10,14 @@ from foveate import errors
 from foveate.families import Family, family_of
 from foveate.families.qwen2_5_vl import _window_order
 from foveate.families.vision import average_squares
-from tests.tiny_models import BUILDERS, LAYOUTS, WITH_VIDEOS, build, inputs, pictures, visual
+from tests.tiny_models import LAYOUTS, SEEING, WITH_VIDEOS, build, inputs, pictures, visual
 from tests.tiny_more import AVERAGED
 from tests.tiny_pictures import LLAVA_NEXT_SIZES, SIZED
 from tests.vision_probe import ENCODES_FIRST, MIXED_UP, hooked, looked
 
 CASES = [
     (family, layout)
-    for family in BUILDERS
+    for family in SEEING
     for layout in LAYOUTS
     if layout != "no image"
     if layout != "video" or family in WITH_VIDEOS
@@ -251,7 +251,7 @@ def test_averaged_tokens_are_refused(family, layout, how):
 
 
 @pytest.mark.oldest
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", SEEING)
 def test_blocks_are_found(family):
     model = build(family)
     blocks = family_of(model).vision_blocks(model)

@@ -23,6 +23,8 @@ def prefill_flops(config: Any, tokens: Sequence[float]) -> float | None:
     tokens
         Tokens that enter each layer, text and visual.
     """
+    if getattr(config, "is_heterogeneous", False):  # Gemma 4: heads of two sizes
+        return None
     hidden, width = getattr(config, "hidden_size", None), getattr(config, "intermediate_size", None)
     heads = getattr(config, "num_attention_heads", None)
     other = any(getattr(config, name, None) for name in EXPERTS)

@@ -12,7 +12,16 @@ from foveate.engine.gather import gather_positions, gather_rotary
 from foveate.engine.mask import pick_mask
 from foveate.errors import UnsupportedModelError
 
-KNOWN = {"hidden_states", "attention_mask", "position_ids", "position_embeddings", "past_key_values", "use_cache"}
+# labels: some models hand all they are given to every layer
+KNOWN = {
+    "hidden_states",
+    "attention_mask",
+    "position_ids",
+    "position_embeddings",
+    "past_key_values",
+    "use_cache",
+    "labels",
+}
 
 
 def pick_inputs(

@@ -11,6 +11,7 @@ from torch import nn
 from foveate.errors import UnsupportedModelError
 from foveate.families.base import Family, LayerAdditions, Parts, visual_mask
 from foveate.families.gemma3 import GEMMA3
+from foveate.families.gemma4 import GEMMA4
 from foveate.families.glm4v import GLM4V, GLM4V_MOE, GLM46V, GLM_OCR
 from foveate.families.grids import Grid, Run, find_runs
 from foveate.families.idefics3 import IDEFICS3
@@ -42,6 +43,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             LLAVA_ONEVISION,
             MISTRAL3,
             GEMMA3,
+            GEMMA4,
             PALIGEMMA,
             QWEN2_VL,
             QWEN2_5_VL,

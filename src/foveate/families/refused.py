@@ -72,7 +72,6 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "evolla": CROSS,
         "florence2": ENCODER,
         "gemma3n": PER_LAYER,
-        "gemma4": "some of its layers share keys and values or take per-layer embeddings, which foveate cannot cut",
         "gemma4_unified": "some of its layers share keys and values, which foveate cannot cut",
         "git": "it puts images before the prompt, without placeholder tokens that would say where",
         "glm5_next": INDEXED,
