@@ -73,9 +73,20 @@ def _gemma3(text: dict) -> dict:
     )
 
 
+def _llava_next_video(text: dict) -> dict:
+    return dict(
+        vision_config=dict(SQUARE_VISION, model_type="clip_vision_model", patch_size=8, projection_dim=32),
+        text_config=dict(text, model_type="llama"),
+        image_token_index=IMAGE,
+        video_token_index=VIDEO,
+        image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]],
+    )
+
+
 # family: what the classes' names begin with, and the config's arguments
 MADE: dict[str, tuple[str, Callable[[dict], dict]]] = {
     "llava_onevision": ("LlavaOnevision", _llava_onevision),
+    "llava_next_video": ("LlavaNextVideo", _llava_next_video),
     "mistral3": ("Mistral3", _mistral3),
     "pixtral": ("Llava", _pixtral),
     "paligemma": ("PaliGemma", _paligemma),
@@ -83,7 +94,7 @@ MADE: dict[str, tuple[str, Callable[[dict], dict]]] = {
     "gemma3": ("Gemma3", _gemma3),
 }
 MORE = tuple(family for family, (name, _) in MADE.items() if hasattr(transformers, f"{name}Config"))
-MORE_WITH_VIDEOS = tuple(family for family in ("llava_onevision",) if family in MORE)
+MORE_WITH_VIDEOS = tuple(family for family in ("llava_onevision", "llava_next_video") if family in MORE)
 VARIANTS = ("pixtral", "paligemma2")  # another tiny model of a family
 EAGER_ONLY = ("paligemma2",)  # Gemma 2 caps its attention's logits, which sdpa cannot
 # where the vision encoder's features cannot be lined up with the visual tokens
@@ -111,7 +122,7 @@ def more_picture(family: str, number: int, generator: Generator, several: bool) 
         ids = [VISION_START, *[IMAGE] * 16, VISION_END] if family == "gemma3" else [IMAGE] * 16
         return Picture(ids, torch.randn(1, 3, 32, 32, generator=generator), (Grid(4, 4),))
     alone = base.picture("llava_next", number, generator)
-    if not several:
+    if family == "llava_next_video" or not several:
         return alone
     return Picture([IMAGE] * 17, alone.pixels[:1], (Grid(4, 4, behind=1),), alone.size)
 
@@ -119,6 +130,8 @@ def more_picture(family: str, number: int, generator: Generator, several: bool) 
 def more_film(family: str, generator: Generator) -> Picture:
     """A video of two frames."""
     frames = torch.randn(1, 2, 3, 32, 32, generator=generator)
+    if family == "llava_next_video":
+        return Picture([VIDEO] * 8, frames, (Grid(2, 2), Grid(2, 2)), video=True)
     return Picture([VIDEO] * 9, frames, (Grid(2, 2), Grid(2, 2, behind=1)), video=True)
 
 

@@ -14,7 +14,7 @@ from tests.families.test_grids_of_processors import SHAPES, grids_of, words
 from tests.families.test_processing import needs_images, picture
 from tests.tiny_models import build
 from tests.tiny_more import BREAK, END
-from tests.tiny_pictures import IMAGE, SIDE, VISION_END, VISION_START
+from tests.tiny_pictures import IMAGE, SIDE, VIDEO, VISION_END, VISION_START
 from tests.vision_probe import looked
 
 pytestmark = needs_images
@@ -162,3 +162,26 @@ def test_gemma3_with_crops():
     tokens = grids_of("gemma3", inputs)
     assert tokens.grids == ((SIDE,) * (1 + 4), (SIDE,) * 4)  # 64 x 64; 40 x 100 and 200 x 60 with three crops each
     assert tokens.image[0].unique().tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "llava_next_video"])
+def test_videos(family):
+    """As many tokens as the processor writes, frame behind frame; that wants torchvision only to read videos."""
+    kind = "LlavaOnevisionProcessor" if family == "llava_onevision" else "LlavaNextVideoProcessor"
+    processor = without_init(
+        getattr(transformers, kind),
+        num_image_tokens=16,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        video_token="<video>",
+        video_token_id=VIDEO,
+    )
+    films = {"pixel_values_videos": torch.randn(2, 3, 3, 32, 32)}
+    ids = torch.tensor(
+        [[3, *[VIDEO] * processor.replace_video_token(films, one).count("<video>"), 4] for one in (0, 1)]
+    )
+    tokens = grids_of(family, {"input_ids": ids, "attention_mask": torch.ones_like(ids), **films})
+    ends = 1 if family == "llava_onevision" else 0
+    assert tokens.grids == ((Grid(2, 2), Grid(2, 2), Grid(2, 2, behind=ends)),) * 2
+    assert tokens.image.unique().tolist() == [0]

@@ -24,7 +24,9 @@ CASES = [
     if (family, layout) not in AVERAGED
 ]
 # patches along the side of a token; all the others: 2
-MERGED = dict.fromkeys(("llava", "llava_next", "llava_onevision", "pixtral", "paligemma", "paligemma2"), 1)
+MERGED = dict.fromkeys(
+    ("llava", "llava_next", "llava_next_video", "llava_onevision", "pixtral", "paligemma", "paligemma2"), 1
+)
 WITHOUT_CLASS_TOKEN = ("idefics3", "smolvlm", "llava_onevision", "paligemma", "paligemma2", "gemma3")
 HOWS = pytest.mark.parametrize("how", ["generate", "forward", "beams"])
 
@@ -74,7 +76,12 @@ def codes(family, samples):
         else:
             tiles += [code(number, side, side)] * len(one.grids)
     tiles = torch.stack(tiles)
-    return [tiles if family in WITHOUT_CLASS_TOKEN else torch.nn.functional.pad(tiles, (0, 0, 1, 0), value=-99)]
+    calls = [tiles]
+    if family == "llava_next_video" and images[1]:
+        calls.append(torch.stack([code(numbers[id(one)], 4, 4) for one in images[1] for _ in one.grids]))
+    if family in WITHOUT_CLASS_TOKEN:
+        return calls
+    return [torch.nn.functional.pad(call, (0, 0, 1, 0), value=-99) for call in calls]
 
 
 # rows and columns of padding above and left of LLaVA-NeXT's large grids, worked out by hand
@@ -115,7 +122,7 @@ def test_each_token_gets_the_mean_of_its_own_patches(family, layout, how):
     images = [one for sample in samples for one in sample if not one.video]
     videos = [one for sample in samples for one in sample if one.video]
     numbers = {id(one): number for number, one in enumerate(images + videos)}
-    beams, merged = 2 if how == "beams" else 1, MERGED.get(family, 2)
+    beams = 2 if how == "beams" else 1
     assert len(stages) == 2
     for tokens in stages:
         for row, valid in enumerate(tokens.valid):
@@ -126,7 +133,9 @@ def test_each_token_gets_the_mean_of_its_own_patches(family, layout, how):
                     if int(tokens.grid[row, column]) < 0:
                         assert found[token] == [0, 0, 0]
                         continue
-                    number = numbers[id(sample[int(tokens.image[row, column])])]
+                    seen = sample[int(tokens.image[row, column])]
+                    number = numbers[id(seen)]
+                    merged = 2 if seen.video else MERGED.get(family, 2)
                     place = [int(tokens.row[row, column]), int(tokens.column[row, column])]
                     if tokens.grids[row][int(tokens.grid[row, column])].row_ends:
                         place = [a + b for a, b in zip(place, PADDING[number % 3], strict=True)]
@@ -136,7 +145,11 @@ def test_each_token_gets_the_mean_of_its_own_patches(family, layout, how):
 
 # -- the model's own way: the projector is made to average the patches of a token, and the model does the rest
 
-INTO_PROJECTOR = {"llava": 1, "llava_next": 1}  # the block whose output the projector gets; all the others: the last
+INTO_PROJECTOR = {
+    "llava": 1,
+    "llava_next": 1,
+    "llava_next_video": 1,
+}  # the block whose output the projector gets; all the others: the last
 
 
 def averaging(family, model):

@@ -18,6 +18,7 @@ from foveate.families.idefics3 import IDEFICS3
 from foveate.families.internvl import INTERNVL
 from foveate.families.llava import LLAVA
 from foveate.families.llava_next import LLAVA_NEXT
+from foveate.families.llava_next_video import LLAVA_NEXT_VIDEO
 from foveate.families.llava_onevision import LLAVA_ONEVISION
 from foveate.families.mistral3 import MISTRAL3
 from foveate.families.paligemma import PALIGEMMA
@@ -40,6 +41,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         for family in (
             LLAVA,
             LLAVA_NEXT,
+            LLAVA_NEXT_VIDEO,
             LLAVA_ONEVISION,
             MISTRAL3,
             GEMMA3,

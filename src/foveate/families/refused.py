@@ -37,7 +37,6 @@ UNTESTED = frozenset(
         "kimi_k25",
         "kosmos-2.5",
         "lighton_ocr",
-        "llava_next_video",
         "muse_glimmer",
         "muse_spark",
         "ovis2",
