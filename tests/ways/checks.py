@@ -20,11 +20,14 @@ from tests.ways.ways import NotApplicable
 
 LADDER = Ladder()  # three cuts, and another count for each sample
 STEPS = 3
+# samples of other lengths in every family, one with two images
+RAGGED: list[list[int | str | None]] = [[4, None, 5], [3, None, 2, None, 4], [9, None, 3]]
 CLOSE = dict(atol=1e-4, rtol=0.0)
 __all__ = [
     "CLOSE",
     "LADDER",
     "NEVER",
+    "RAGGED",
     "STEPS",
     "Run",
     "agree",
@@ -60,7 +63,7 @@ class Run:
 
 def run(
     family: str,
-    layout: str | list = "ragged",
+    layout: str | list = RAGGED,
     pruner: Pruner | None = LADDER,
     model: PreTrainedModel | None = None,
     steps: int = STEPS,

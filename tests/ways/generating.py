@@ -15,6 +15,7 @@ from tests.tiny_models import LAYERS, build, generate, inputs
 from tests.ways.checks import (
     CLOSE,
     LADDER,
+    RAGGED,
     STEPS,
     Run,
     agree,
@@ -134,7 +135,7 @@ def logits_processors(family: str) -> None:
 @way("stopping criteria")
 def stopping_criteria(family: str) -> None:
     """`max_length` counts the dense prompt; a criterion of the caller's own sees it."""
-    length = inputs(family, "ragged")["input_ids"].shape[1]
+    length = inputs(family, RAGGED)["input_ids"].shape[1]
     seen = []
 
     def stop(ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
@@ -176,7 +177,7 @@ def without_cache(family: str) -> None:
 @way("inputs_embeds")
 def embeddings(family: str) -> None:
     """The prompt as embeddings of its ids, images as pixels; the model's own positions come along."""
-    batch, model = inputs(family, "ragged"), build(family)
+    batch, model = inputs(family, RAGGED), build(family)
     ids = batch["input_ids"]
     given = {name: value for name, value in batch.items() if name != "input_ids"}
     with torch.no_grad():
@@ -192,7 +193,7 @@ def embeddings(family: str) -> None:
 @way("right padding")
 def right_padding(family: str) -> None:
     """A plain forward pass of a batch padded on the right: each sample's logits are those of the sample alone."""
-    batch, model = inputs(family, "ragged"), build(family)
+    batch, model = inputs(family, RAGGED), build(family)
     padding = (batch["attention_mask"] == 0).sum(-1).tolist()
     length = batch["input_ids"].shape[1]
     turned = {

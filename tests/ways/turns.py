@@ -28,7 +28,7 @@ from tests.ways.checks import (
     same,
     unless_dense_fails,
 )
-from tests.ways.ways import way
+from tests.ways.ways import NotApplicable, way
 
 OFF = "this transformers goes on from a cache at other positions, also without pruning"
 QUESTIONS = [torch.tensor([[5, 6, 7]]), torch.tensor([[11, 12, 13, 14]])]
@@ -84,6 +84,8 @@ def image_turn(family: str) -> None:
     whole, begin = inputs(family, rows), inputs(family, [rows[0][:3]])
     second = [part for part in _samples(family, rows)[0] if isinstance(part, Picture)][1]
     past, model = begin["input_ids"].shape[1], build(family)
+    if not torch.equal(begin["input_ids"], whole["input_ids"][:, :past]):
+        raise NotApplicable("several images make other tokens than one alone, so they come together")
     later = {name: whole[name][:, past:] for name in ("mm_token_type_ids", "token_type_ids") if name in whole}
     later |= model_inputs(family, [[second]])
     positions = prompt_positions(model, whole, 0)
