@@ -191,10 +191,13 @@ def test_training_with_gradient_checkpointing(family, reentrant):
             module.gradient_checkpointing = True
             module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=reentrant)
     look = Look(cuts=(3,))
+    labels = batch["input_ids"].clone()
+    labels[:, :-2] = -100
     with attach(model, look) as handle:
-        for _ in range(2):
-            model(**batch, labels=batch["input_ids"], use_cache=False).loss.backward()
+        for given in (labels, labels, batch["input_ids"]):  # of the last, nothing may be dropped
+            model(**batch, labels=given, use_cache=False).loss.backward()
             assert not recorded(handle)
+    assert len(look.seen) == 2
     for tokens in look.seen:
         for ours, theirs in zip(tokens.vision, expected.vision, strict=True):
             assert not ours.requires_grad

@@ -17,7 +17,7 @@ from foveate.engine.checkpointing import hooks_around_checkpoints
 from foveate.engine.compiled import NOTE, run_as_python, set_compiled_aside
 from foveate.engine.frame import Frame, PrefillRecord, Prompt
 from foveate.engine.layer_inputs import pick_inputs
-from foveate.engine.prompt import read_prompt
+from foveate.engine.prompt import LABELLED, read_prompt
 from foveate.engine.stage import cut, text_rows
 from foveate.engine.vision import VisionRecorder, vision_recorder
 from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelError
@@ -159,12 +159,19 @@ class Hooks:
                 self.vision.forget(failed=True)
 
     def _after_base(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if self.vision is not None and (output is None or (self.frame is not None and self.frame.prompt is not None)):
+        if self.vision is not None and (output is None or self._took_images()):
             self.vision.forget(failed=output is None)
         if self.frame is not None:
             self.frame.tap.close()
             self.frame.whole.close()
             self.thread.frame = None
+
+    def _took_images(self) -> bool:
+        """Whether this forward pass was a prefill with images, pruned or not."""
+        frame = self.frame
+        if frame is None or frame.prompt is not None:
+            return frame is not None
+        return frame.record is not None and frame.record.skipped == LABELLED
 
     def _before_decoder(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         frame = self.frame
