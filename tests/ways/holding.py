@@ -135,4 +135,6 @@ def roughly_agree(found: Run, model: PreTrainedModel, times: float = 3.0) -> Non
             precise = {name: one.float() if one.is_floating_point() else one for name, one in batch.items()}
             exact = build(found.family)(**precise, use_cache=False).logits[:, -1]
     ours = found.out.logits[0].float()
-    assert (ours - exact).abs().max() < times * (rounded - exact).abs().max()
+    # the median sample: rounding may send a token of one to other experts, where the model has them
+    far, allowed = ((logits - exact).abs().amax(-1).median() for logits in (ours, rounded))
+    assert far < times * allowed
