@@ -17,7 +17,7 @@ import foveate
 from foveate.engine import attach
 from foveate.engine.vision import MOST_CALLS, VisionFeatures
 from foveate.errors import VisionFeaturesError
-from foveate.families import FAMILIES
+from foveate.families import family_of
 from tests.tiny_models import BUILDERS, build, generate, inputs
 from tests.vision_probe import ENCODES_FIRST, VIDEOS_LINE_UP, Look, hooked, looked, run
 
@@ -227,7 +227,7 @@ def test_nothing_is_kept_after_a_prompt_an_error_or_detaching(family):
                 except ZeroDivisionError:
                     assert isinstance(look, Faulty)
                 assert not recorded(handle)
-    for module in (model.get_decoder().layers[0].mlp, FAMILIES[family].vision_parts(model).projector):
+    for module in (model.get_decoder().layers[0].mlp, family_of(model).vision_parts(model).projector):
         with attach(model, Look()) as handle, hooked(module.register_forward_hook(fail)):
             for how in ("forward", "generate"):
                 with pytest.raises(ZeroDivisionError):
