@@ -25,7 +25,7 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
-from tests.tiny_more import MORE, MORE_WITH_VIDEOS, more
+from tests.tiny_more import EAGER_ONLY, MORE, MORE_WITH_VIDEOS, more, more_types
 from tests.tiny_newer import NEWER, NEWER_WITH_VIDEOS, newer
 from tests.tiny_pictures import IMAGE, VIDEO, VISION_END, VISION_START, Picture, film, model_inputs, picture
 
@@ -162,7 +162,7 @@ WITH_VIDEOS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", *MORE_WITH_VIDEOS, *NEWER_W
 @functools.cache
 def build(family: str, attention: str = "sdpa") -> PreTrainedModel:
     """One shared model a family and backend; weights large enough that attention is not uniform."""
-    return make(*BUILDERS[family](), attention)
+    return make(*BUILDERS[family](), "eager" if family in EAGER_ONLY else attention)
 
 
 def make(cls: type[PreTrainedModel], config: object, attention: str = "sdpa") -> PreTrainedModel:
@@ -239,7 +239,7 @@ def _batch(family: str, samples: list[list[list[int] | Picture]]) -> dict[str, t
     ids = torch.tensor([[PAD] * (length - len(words)) + words for words in sequences])
     mask = torch.tensor([[0] * (length - len(words)) + [1] * len(words) for words in sequences])
     seen = [[part for part in sample if isinstance(part, Picture)] for sample in samples]
-    batch = {"input_ids": ids, "attention_mask": mask, **model_inputs(family, seen)}
+    batch = {"input_ids": ids, "attention_mask": mask, **model_inputs(family, seen), **more_types(family, ids)}
     if family.startswith("qwen"):
         batch["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
     return batch

@@ -167,6 +167,8 @@ def test_a_method_that_returns_something_else(model, batch, answer):
 
 
 def test_unsupported_cache(model, batch):
+    if builder_of(model) == "paligemma2":
+        pytest.skip("transformers itself cannot: PaliGemma makes its mask of one that generate() has made")
     cache = StaticCache(config=model.config.get_text_config(), max_cache_len=128)
     with pytest.raises(UnsupportedCacheError, match="StaticLayer"), Random(keep=0.5, layer=2)(model):
         generate(model, batch, 3, past_key_values=cache)

@@ -21,8 +21,8 @@ def by_hand(family, output):
         return torch.stack([group.mean(0) for group in output.split(4)])
     if family == "pixtral":
         return output[0]
-    side = {17: 4, 65: 8, 64: 8}[output.shape[1]]
-    step = 1 if family.startswith("llava") else 2
+    side = {16: 4, 17: 4, 65: 8, 64: 8}[output.shape[1]]
+    step = 1 if side == 4 else 2
     grid = output[:, -side * side :].view(len(output), side, side, -1)
     return torch.stack(
         [

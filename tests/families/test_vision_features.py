@@ -23,12 +23,9 @@ CASES = [
     if layout != "video" or family in WITH_VIDEOS
     if (family, layout) not in AVERAGED
 ]
-MERGED = {
-    "llava": 1,
-    "llava_next": 1,
-    "llava_onevision": 1,
-    "pixtral": 1,
-}  # patches along the side of a token; all the others: 2
+# patches along the side of a token; all the others: 2
+MERGED = dict.fromkeys(("llava", "llava_next", "llava_onevision", "pixtral", "paligemma", "paligemma2"), 1)
+WITHOUT_CLASS_TOKEN = ("idefics3", "smolvlm", "llava_onevision", "paligemma", "paligemma2", "gemma3")
 HOWS = pytest.mark.parametrize("how", ["generate", "forward", "beams"])
 
 
@@ -64,9 +61,7 @@ def codes(family, samples):
     tiles = []
     for number, one in enumerate(images[0]):
         side = 4 if family in MERGED else 8
-        if family == "llava_next" or (
-            family == "llava_onevision" and len(one.grids) == 2
-        ):  # the tiles behind the first are cut out of one grid
+        if len(one.grids) == 2 and one.grids[1].row_ends:  # the tiles behind the first are cut out of one grid
             size, crops, _ = LLAVA_NEXT_SIZES[number % 3]
             down, across = (2, 2) if crops == 4 else ((1, 2) if size[0] < size[1] else (2, 1))
             large = code(number, down * side, across * side).view(down, side, across, side, 3).transpose(1, 2)
@@ -74,11 +69,7 @@ def codes(family, samples):
         else:
             tiles += [code(number, side, side)] * len(one.grids)
     tiles = torch.stack(tiles)
-    return [
-        tiles
-        if family in ("idefics3", "smolvlm", "llava_onevision")
-        else torch.nn.functional.pad(tiles, (0, 0, 1, 0), value=-99)
-    ]
+    return [tiles if family in WITHOUT_CLASS_TOKEN else torch.nn.functional.pad(tiles, (0, 0, 1, 0), value=-99)]
 
 
 # rows and columns of padding above and left of LLaVA-NeXT's large grids, worked out by hand
@@ -156,6 +147,8 @@ def averaging(family, model):
                 for image, (high, wide) in zip(images, sizes, strict=True)
             ]
             mean = torch.cat(squares)
+        elif family == "gemma3":
+            mean = patches.view(-1, 4, 2, 4, 2, 32).mean((2, 4)).flatten(1, 2)
         else:
             mean = patches.unflatten(-1, (-1, 32)).mean(-2)
         return torch.nn.functional.pad(mean, (0, out.shape[-1] - 32))
@@ -167,7 +160,11 @@ def averaging(family, model):
             norm.register_forward_hook(lambda _, args, out: args[0].contiguous()),
             projector.modality_projection.register_forward_hook(average),
         ]
-    return [projector.register_forward_hook(average)]
+    handles = [projector.register_forward_hook(average)]
+    if family in ("paligemma", "paligemma2", "gemma3"):  # a norm stands between the last block and the projector
+        norm = next(one for name, one in model.named_modules() if name.endswith("post_layernorm"))
+        handles.append(norm.register_forward_hook(lambda _, args, out: args[0]))
+    return handles
 
 
 def own_way(family, model, batch, how):

@@ -33,5 +33,6 @@ def test_generate_shortens_the_cache(family, layout, pruner):
     assert all(0 < number < int(dense) for number, dense in zip(kept, visual, strict=True))
     full = batch["input_ids"].shape[1] + 3
     short = max(int(words) + number for words, number in zip(text, kept, strict=True)) + 3
-    lengths = [layer.keys.shape[-2] for layer in out.past_key_values.layers]
-    assert lengths == [full] * pruner.layer + [short] * (LAYERS - pruner.layer)
+    expected = [full] * pruner.layer + [short] * (LAYERS - pruner.layer)
+    for layer, number in zip(out.past_key_values.layers, expected, strict=True):
+        assert layer.keys.shape[-2] <= number if layer.is_sliding else layer.keys.shape[-2] == number

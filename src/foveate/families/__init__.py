@@ -10,6 +10,7 @@ from torch import nn
 
 from foveate.errors import UnsupportedModelError
 from foveate.families.base import Family, LayerAdditions, Parts, visual_mask
+from foveate.families.gemma3 import GEMMA3
 from foveate.families.grids import Grid, Run, find_runs
 from foveate.families.idefics3 import IDEFICS3
 from foveate.families.internvl import INTERNVL
@@ -17,6 +18,7 @@ from foveate.families.llava import LLAVA
 from foveate.families.llava_next import LLAVA_NEXT
 from foveate.families.llava_onevision import LLAVA_ONEVISION
 from foveate.families.mistral3 import MISTRAL3
+from foveate.families.paligemma import PALIGEMMA
 from foveate.families.qwen2_5_vl import QWEN2_5_VL
 from foveate.families.qwen2_vl import QWEN2_VL
 from foveate.families.qwen3_vl import QWEN3_VL
@@ -35,6 +37,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             LLAVA_NEXT,
             LLAVA_ONEVISION,
             MISTRAL3,
+            GEMMA3,
+            PALIGEMMA,
             QWEN2_VL,
             QWEN2_5_VL,
             QWEN3_VL,
