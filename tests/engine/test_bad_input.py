@@ -16,12 +16,12 @@ from foveate import FastV, GreedyPrune, Random
 from foveate.errors import AlreadyAttachedError, BudgetError, UnsupportedCacheError, UnsupportedModelError
 from foveate.families import Family
 from tests.laws.methods import Ladder
-from tests.tiny_models import BUILDERS, build, generate, inputs
+from tests.tiny_models import ATTENTIVE, BUILDERS, build, generate, inputs
 
 ORIGINAL = AttentionInterface.get_interface
 
 
-@pytest.fixture(params=BUILDERS)
+@pytest.fixture(params=ATTENTIVE)
 def model(request):
     return build(request.param)
 

@@ -11,13 +11,14 @@ from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.families import Family, family_of
 from foveate.pruners import Pruner
 from tests.laws.methods import METHODS
-from tests.tiny_models import BUILDERS, IMAGE, LAYOUTS, build, generate, inputs, single
+from tests.tiny_models import ATTENTIVE, BUILDERS, IMAGE, LAYOUTS, build, generate, inputs, single
+from tests.tiny_pictures import SIZED
 from tests.vision_probe import MIXED_UP, VIDEOS_LINE_UP, Look, hooked, looked
 
 
 def by_hand(family, output):
     """What one block put out for a batch of images, as features of visual tokens in the encoder's order."""
-    if family.startswith("qwen"):
+    if family.startswith(SIZED):
         return torch.stack([group.mean(0) for group in output.split(4)])
     if family == "pixtral":
         return output[0]
@@ -95,7 +96,7 @@ def test_generate_equals_forward_and_beams_repeat_rows(family, layout):
     torch.testing.assert_close(look.seen[0].vision[0], forward.vision[0].repeat_interleave(3, 0), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", ATTENTIVE)
 def test_with_tokens_of_the_methods_own_and_a_compacted_cache(family):
     class Glimpse(Look):
         def extra_tokens(self, model):
@@ -118,7 +119,7 @@ def test_by_image_repeats_them():
         assert torch.equal(split.vision[1][row], tokens.vision[1][row // 2])
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", ATTENTIVE)
 def test_other_methods_are_shown_none_and_hook_nothing(family):
     model, batch, seen = build(family), inputs(family, "one image"), []
 

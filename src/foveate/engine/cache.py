@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from foveate.engine.cache_dynamic import PrunedLayer
+from foveate.engine.cache_linear import STATE_LAYERS, holds_state
 from foveate.engine.cache_sliding import PrunedSlidingLayer
 from foveate.engine.gather import align_right
 from foveate.errors import UnsupportedCacheError
@@ -30,7 +31,7 @@ def check_cache(cache: Any, depth: int) -> None:
     kinds = {type(layer) for layer in layers}
     if len(layers) < depth and getattr(cache, "layer_class_to_replicate", None) is not None:
         kinds.add(cache.layer_class_to_replicate)
-    wrong = sorted(kind.__name__ for kind in kinds - {*KINDS, *KINDS.values()})
+    wrong = sorted(kind.__name__ for kind in kinds - {*KINDS, *KINDS.values(), *STATE_LAYERS})
     if wrong or getattr(cache, "offloading", False):
         what = ", ".join(wrong) or "an offloaded cache"
         raise UnsupportedCacheError(f"pruning does not support {what}: use the default dynamic cache (DynamicCache)")
@@ -63,6 +64,8 @@ def compact(cache: Cache, groups: list[int], survivors: Tensor) -> None:
     """
     picked: dict[tuple[int, int | None], tuple[Tensor, Tensor, bool]] = {}
     for number, group in enumerate(groups):
+        if holds_state(cache_layer(cache, number)):
+            continue
         layer = pruned_layer(cache, number, survivors.shape[0], survivors.device)
         held = group, layer.window  # a window's layers hold other positions than their neighbours
         if held not in picked:

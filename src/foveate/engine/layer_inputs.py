@@ -36,7 +36,7 @@ def pick_inputs(
     places = frame.places(hidden.shape[0], hidden.device)
     kwargs = dict(kwargs)
     if frame.index is not None:
-        _refuse_unknown(kwargs, frame.length)
+        refuse_unknown(kwargs, frame.length)
         tables, ids = kwargs.get("position_embeddings"), kwargs.get("position_ids")
         if tables is not None:
             kwargs["position_embeddings"] = frame.once("rotary", tables, lambda: gather_rotary(tables, places))
@@ -62,7 +62,7 @@ def pick_inputs(
     return kwargs
 
 
-def _refuse_unknown(kwargs: dict[str, Any], length: int) -> None:
+def refuse_unknown(kwargs: dict[str, Any], length: int) -> None:
     """An argument with one entry a token that the engine does not know would no longer fit the tokens."""
     for name, value in kwargs.items():
         if name.startswith("cu_seq") and value is not None:

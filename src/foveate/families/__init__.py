@@ -11,6 +11,7 @@ from torch import nn
 from foveate.errors import UnsupportedModelError
 from foveate.families.base import Family, LayerAdditions, Parts, visual_mask
 from foveate.families.gemma3 import GEMMA3
+from foveate.families.glm4v import GLM4V, GLM4V_MOE, GLM46V, GLM_OCR
 from foveate.families.grids import Grid, Run, find_runs
 from foveate.families.idefics3 import IDEFICS3
 from foveate.families.internvl import INTERNVL
@@ -21,6 +22,8 @@ from foveate.families.mistral3 import MISTRAL3
 from foveate.families.paligemma import PALIGEMMA
 from foveate.families.qwen2_5_vl import QWEN2_5_VL
 from foveate.families.qwen2_vl import QWEN2_VL
+from foveate.families.qwen3_5 import QWEN3_5
+from foveate.families.qwen3_5_moe import QWEN3_5_MOE
 from foveate.families.qwen3_vl import QWEN3_VL
 from foveate.families.qwen3_vl_moe import QWEN3_VL_MOE
 from foveate.families.smolvlm import SMOLVLM
@@ -43,6 +46,12 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             QWEN2_5_VL,
             QWEN3_VL,
             QWEN3_VL_MOE,
+            QWEN3_5,
+            QWEN3_5_MOE,
+            GLM4V,
+            GLM4V_MOE,
+            GLM46V,
+            GLM_OCR,
             INTERNVL,
             IDEFICS3,
             SMOLVLM,
