@@ -18,7 +18,7 @@ from tests.tiny_more import AVERAGED
 # From then on `generate()` encodes the images first. Before, it repeats them for beams one by one, not by sample:
 # where a sample has several images or tiles, the model gets them mixed up.
 ENCODES_FIRST = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 19)
-MIXED_UP = () if ENCODES_FIRST else ("llava", "llava_next", "llava_onevision", "internvl")
+MIXED_UP = () if ENCODES_FIRST else ("llava", "llava_next", "llava_onevision", "internvl", "mistral3", "pixtral")
 VIDEOS_LINE_UP = tuple(family for family in WITH_VIDEOS if (family, "video") not in AVERAGED)
 
 

@@ -3,28 +3,12 @@
 import json
 
 import pytest
-import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from foveate.measure.evaluate import RESULT
-from tests.families.test_processing import needs_images, needs_no_torchvision, qwen_folder
+from tests.families.test_processing import needs_images, needs_no_torchvision
 from tests.measure.folders import picture
-from tests.tiny_models import MROPE, QWEN_VISION, TEXT
 
 pytestmark = [needs_no_torchvision, needs_images]  # the folder has no full video processor
-
-
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory):
-    folder = qwen_folder(tmp_path_factory.mktemp("qwen"), "qwen2_5_vl", "new")
-    ids = {"vision_start_token_id": 7, "vision_end_token_id": 8, "image_token_id": 9, "video_token_id": 10}
-    vision = dict(QWEN_VISION, patch_size=14, window_size=56, fullatt_block_indexes=[1])
-    config = Qwen2_5_VLConfig(vision_config=vision, text_config=dict(TEXT, rope_parameters=MROPE), **ids)
-    torch.manual_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration._from_config(config).eval()
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
-    model.save_pretrained(folder)
-    return folder
 
 
 def test_run_with_two_sizes(run, qwen, tmp_path):

@@ -1,6 +1,7 @@
 import json
 
 from foveate.families import FAMILIES
+from foveate.families.tested import recorded
 from foveate.pruners import METHODS
 
 
@@ -15,6 +16,24 @@ def test_everything_is_listed(run, tmp_path):
     for method in data["methods"]:
         assert {"name", "summary", "stage", "needs", "paper", "url", "options"} == set(method)
         assert all(option["help"] for option in method["options"])
+
+
+def test_models_say_what_was_tested(run, tmp_path):
+    found = run("list", "models", "--json", tmp_path / "list.json")
+    assert found.exit_code == 0, found.output
+    rows = {row["model_type"]: row for row in json.loads((tmp_path / "list.json").read_text())["models"]}
+    data = recorded()
+    assert {name: list(row["tested"]) for name, row in rows.items()} == {
+        name: [version for version in data if name in data[version]["families"]] for name in FAMILIES
+    }
+    newest = list(data)[-1]
+    for name, row in rows.items():
+        assert row["tested"][newest]["backends"]["sdpa"] == "works"
+        (line,) = [line for line in found.output.splitlines() if f"| {name} " in line]
+        assert newest in line
+        assert "sdpa, eager" in line
+        cells = [*row["tested"][newest]["ways"].values(), *row["tested"][newest].get("holding", {}).values()]
+        assert f"{cells.count('works')} work, " in line
 
 
 def test_one_kind(run):

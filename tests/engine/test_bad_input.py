@@ -27,7 +27,11 @@ def model(request):
 
 @pytest.fixture
 def batch(model):
-    return inputs(model.config.model_type, "ragged")
+    return inputs(builder_of(model), "ragged")
+
+
+def builder_of(model):
+    return next(family for family in BUILDERS if build(family) is model)
 
 
 def hook_ids(model):
@@ -80,7 +84,7 @@ def test_a_stage_may_keep_nothing(model, batch):
 
 
 def test_prompt_without_image(model):
-    batch = inputs(model.config.model_type, "no image")
+    batch = inputs(builder_of(model), "no image")
     dense = generate(model, batch, 3)
     with GreedyPrune(keep=0.2)(model) as pruned:
         out = generate(model, batch, 3)
@@ -198,7 +202,7 @@ def test_known_parts_of_an_unlisted_family_can_be_tried(batch):
 
 
 def test_two_threads_on_one_model(model):
-    family = model.config.model_type
+    family = builder_of(model)
     layouts = ["one image", "two images", "ragged", "no image"]
     pruner = FastV(keep=0.3)
     alone = {}
@@ -227,7 +231,7 @@ def test_two_threads_on_one_model(model):
 
 
 def test_a_dropped_model_is_freed(model):
-    fresh = build.__wrapped__(model.config.model_type, "sdpa")
+    fresh = build.__wrapped__(builder_of(model), "sdpa")
     foveate.attach(fresh, Random())  # never detached
     gone = weakref.ref(fresh)
     del fresh

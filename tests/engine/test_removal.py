@@ -93,7 +93,7 @@ def test_plain_forward_prunes_too_and_keeps_its_output_shape(family, pruner):
     with pruner(model) as again:
         generated = generate(model, batch, 1)
     assert again.report.stages[0].kept[0].tolist() == pruned.report.stages[0].kept[0].tolist()
-    torch.testing.assert_close(out.logits[:, -1], generated.logits[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.logits[:, -1], generated.logits[0], atol=1e-4, rtol=0)
 
 
 def test_labels_anchor_the_question():

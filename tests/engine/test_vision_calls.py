@@ -17,7 +17,7 @@ import foveate
 from foveate.engine import attach
 from foveate.engine.vision import MOST_CALLS, VisionFeatures
 from foveate.errors import VisionFeaturesError
-from foveate.families import FAMILIES
+from foveate.families import family_of
 from tests.tiny_models import BUILDERS, build, generate, inputs
 from tests.vision_probe import ENCODES_FIRST, VIDEOS_LINE_UP, Look, hooked, looked, run
 
@@ -191,10 +191,13 @@ def test_training_with_gradient_checkpointing(family, reentrant):
             module.gradient_checkpointing = True
             module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=reentrant)
     look = Look(cuts=(3,))
+    labels = batch["input_ids"].clone()
+    labels[:, :-2] = -100
     with attach(model, look) as handle:
-        for _ in range(2):
-            model(**batch, labels=batch["input_ids"], use_cache=False).loss.backward()
+        for given in (labels, labels, batch["input_ids"]):  # of the last, nothing may be dropped
+            model(**batch, labels=given, use_cache=False).loss.backward()
             assert not recorded(handle)
+    assert len(look.seen) == 2
     for tokens in look.seen:
         for ours, theirs in zip(tokens.vision, expected.vision, strict=True):
             assert not ours.requires_grad
@@ -224,7 +227,7 @@ def test_nothing_is_kept_after_a_prompt_an_error_or_detaching(family):
                 except ZeroDivisionError:
                     assert isinstance(look, Faulty)
                 assert not recorded(handle)
-    for module in (model.get_decoder().layers[0].mlp, FAMILIES[family].vision_parts(model).projector):
+    for module in (model.get_decoder().layers[0].mlp, family_of(model).vision_parts(model).projector):
         with attach(model, Look()) as handle, hooked(module.register_forward_hook(fail)):
             for how in ("forward", "generate"):
                 with pytest.raises(ZeroDivisionError):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 import transformers
 
 from foveate.errors import UnsupportedModelError
-from foveate.families import Grid
+from foveate.families import FAMILIES, Grid, Run
 from tests.families.test_grids_of_processors import SHAPES, grids_of, words
 from tests.families.test_processing import needs_images, picture
 from tests.tiny_models import build
+from tests.tiny_more import BREAK, END
 from tests.tiny_pictures import IMAGE, SIDE
 from tests.vision_probe import looked
 
@@ -83,3 +87,39 @@ def test_llava_onevision_scaled_down(onevision):
         assert looked(build("llava_onevision"), whole, how)
         with pytest.raises(UnsupportedModelError, match="averages"):
             looked(build("llava_onevision"), scaled, how)
+
+
+@pytest.mark.parametrize("family", ["pixtral", "mistral3"])
+def test_pixtral_and_mistral3(family):
+    merge = 2 if family == "mistral3" else 1
+    patch = 4 * merge
+    cutter = transformers.PixtralImageProcessorPil(size={"longest_edge": 64}, patch_size=patch)
+    pixels = cutter([picture(*shape) for shape in SHAPES], return_tensors="pt")
+    # its processor wants torchvision
+    runs = []
+    for high, wide in torch.as_tensor(pixels["image_sizes"]).tolist():
+        rows = [["[IMG]"] * (wide // patch) for _ in range(high // patch)]
+        runs.append(" [IMG_BREAK] ".join(" ".join(row) for row in rows) + " [IMG_END]")
+    text = [f"w3 {runs[0]} w4 {runs[1]} w5", f"{runs[2]} w6", f"w7 {runs[3]} {runs[4]} w8"]
+    named = {"[IMG]": IMAGE, "[IMG_BREAK]": BREAK, "[IMG_END]": END}
+    ids = words(**named)(text, return_tensors="pt", padding=True)
+    inputs = {"input_ids": ids["input_ids"], "attention_mask": ids["attention_mask"], **pixels}
+    tokens = grids_of(family, inputs)
+    # 64 x 64, 25.6 x 64, 33 x 20, 64 x 22 and 64 x 19.2 pixels, and what is left over of a patch is one more
+    expected = [(64, 64), (26, 64), (33, 20), (64, 22), (64, 19)]
+    assert [(grid.width, grid.height) for row in tokens.grids for grid in row] == [
+        (-(-width // patch), -(-height // patch)) for width, height in expected
+    ]
+    assert [int(row.max()) + 1 for row in tokens.image] == [2, 1, 2]
+
+
+def test_pixtral_rows_that_nothing_stands_between_are_not_guessed_at():
+    features = SimpleNamespace(pooler_output=[torch.zeros(12, 3), torch.zeros(6, 3)])
+    config = SimpleNamespace(vision_config=SimpleNamespace(model_type="pixtral", patch_size=4))
+    given = {"mm_encoder_outputs": {"image": features}}
+    runs = [Run(0, 1, 12, IMAGE), Run(0, 14, 3, IMAGE), Run(0, 18, 3, IMAGE)]
+    grids = [(Grid(1, 12, known=False),), (Grid(2, 3),)]
+    assert FAMILIES["llava"].image_grids(config, given, runs) == grids
+    runs[2] = Run(0, 20, 3, IMAGE)
+    assert FAMILIES["llava"].image_grids(config, given, runs)[1] == (Grid(1, 6, known=False),)
+    assert FAMILIES["llava"].image_grids(config, given, runs[:2]) is None

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from foveate import errors
-from foveate.families import FAMILIES, Family, family_of
+from foveate.families import Family, family_of
 from foveate.families.qwen2_5_vl import _window_order
 from foveate.families.vision import average_squares
 from tests.tiny_models import BUILDERS, LAYOUTS, WITH_VIDEOS, build, inputs, pictures, visual
@@ -23,7 +23,12 @@ CASES = [
     if layout != "video" or family in WITH_VIDEOS
     if (family, layout) not in AVERAGED
 ]
-MERGED = {"llava": 1, "llava_next": 1, "llava_onevision": 1}  # patches along the side of a token; all the others: 2
+MERGED = {
+    "llava": 1,
+    "llava_next": 1,
+    "llava_onevision": 1,
+    "pixtral": 1,
+}  # patches along the side of a token; all the others: 2
 HOWS = pytest.mark.parametrize("how", ["generate", "forward", "beams"])
 
 
@@ -50,6 +55,12 @@ def codes(family, samples):
                 frames += [frame.reshape(-1, 3)] * time
             calls.append(torch.cat(frames))
         return calls
+    if family in ("mistral3", "pixtral"):  # one row of all
+        merged = MERGED.get(family, 2)
+        images = [
+            code(number, merged * g.height, merged * g.width) for number, (g,) in enumerate(i.grids for i in images[0])
+        ]
+        return [torch.cat(images)[None]]
     tiles = []
     for number, one in enumerate(images[0]):
         side = 4 if family in MERGED else 8
@@ -82,7 +93,7 @@ def planted(family, model, samples):
         found = next(one for one in calls if one.shape[:-1] == hidden.shape[:-1])
         return torch.nn.functional.pad(found, (0, hidden.shape[-1] - 3))
 
-    blocks = FAMILIES[family].vision_blocks(model)
+    blocks = family_of(model).vision_blocks(model)
     handles = [block.register_forward_hook(lambda _, args, out: args[0]) for block in blocks]
     if family.startswith("qwen"):  # before the encoder's own reordering; positions are added to nothing
         encoder = model.model.visual
@@ -137,11 +148,19 @@ def averaging(family, model):
         patches = args[0]
         if family.startswith("qwen"):
             mean = patches.view(-1, 4, patches.shape[-1]).mean(1)
+        elif family == "mistral3":
+            sizes = [(high // 4, wide // 4) for high, wide in args[1].tolist()]
+            images = patches.split([high * wide for high, wide in sizes])
+            squares = [
+                image.view(high // 2, 2, wide // 2, 2, -1).mean((1, 3)).flatten(0, 1)
+                for image, (high, wide) in zip(images, sizes, strict=True)
+            ]
+            mean = torch.cat(squares)
         else:
             mean = patches.unflatten(-1, (-1, 32)).mean(-2)
         return torch.nn.functional.pad(mean, (0, out.shape[-1] - 32))
 
-    projector = FAMILIES[family].vision_parts(model).projector
+    projector = family_of(model).vision_parts(model).projector
     if family in ("idefics3", "smolvlm"):
         norm = model.model.vision_model.post_layernorm
         return [

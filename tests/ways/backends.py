@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
+from collections.abc import Iterator
 
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import flash_attention_mask
+
+from tests.engine.test_flash import MASKS, flash_like
 from tests.tiny_models import build
 from tests.ways.checks import agree, run
-from tests.ways.ways import way
+from tests.ways.ways import NotApplicable, way
+
+FLASH = "flash_like"
 
 
-def _backend(attention: str, family: str) -> None:
-    agree(run(family, model=build(family, attention)))
+@way("sdpa", table="backends")
+def sdpa(family: str) -> None:
+    agree(run(family))
 
 
-for name in ("sdpa", "eager"):
-    way(name, table="backends")(functools.partial(_backend, name))
+@way("eager", table="backends")
+def eager(family: str) -> None:
+    agree(run(family, model=build(family, "eager")))
+
+
+@way("flash, by its masks", table="backends")
+def flash(family: str) -> None:
+    """A stand-in for flash attention on CPU: it takes the same flat padding masks, and computes the rest as sdpa."""
+    if not getattr(build(family), "_supports_flash_attn", True):
+        raise NotApplicable("transformers has no flash attention for this model")
+    with _flash(family) as model:
+        MASKS.clear()
+        agree(run(family, model=model))
+    assert {mask.ndim for mask in MASKS if mask is not None} == {2}
+
+
+@contextlib.contextmanager
+def _flash(family: str) -> Iterator[PreTrainedModel]:
+    AttentionInterface.register(FLASH, flash_like)
+    AttentionMaskInterface.register(FLASH, flash_attention_mask)
+    try:
+        model = build.__wrapped__(family, "sdpa")
+        model.get_decoder().config._attn_implementation = FLASH
+        yield model
+    finally:
+        for interface in (AttentionInterface, AttentionMaskInterface):
+            with contextlib.suppress(KeyError):
+                del interface._global_mapping[FLASH]

@@ -17,6 +17,7 @@ from tests.ways.ways import NotApplicable, way
 
 @way("static cache")
 def static(family: str) -> None:
+    """`cache_implementation="static"`, nothing compiled."""
     with _forgotten(family):
         agree(run(family, cache_implementation="static", disable_compile=True))
 
@@ -52,6 +53,7 @@ class Unquantised(QuantizedLayer):
 
 @way("quantised cache")
 def quantised(family: str) -> None:
+    """A layer of transformers' quantised cache whose quantisation loses nothing."""
     depth = len(build(family).get_decoder().layers)
     cache = object.__new__(QuantizedCache)
     Cache.__init__(cache, layers=[Unquantised(residual_length=4) for _ in range(depth)])
@@ -60,6 +62,7 @@ def quantised(family: str) -> None:
 
 @way("offloaded cache")
 def offloaded(family: str) -> None:
+    """`DynamicCache(offloading=True)`."""
     try:
         cache = DynamicCache(config=build(family).config.get_text_config(decoder=True), offloading=True)
     except (RuntimeError, AssertionError) as error:

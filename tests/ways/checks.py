@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from foveate.engine import Report
 from foveate.pruners import Pruner
+from foveate.testing import NEVER, hidden_from, prompt_positions, reference_logits
 from tests.laws.methods import Ladder
-from tests.laws.reference import NEVER, hidden_from, prompt_positions, reference_logits
 from tests.tiny_models import build, generate, inputs, visual
 from tests.ways.ways import NotApplicable
 
@@ -75,11 +75,9 @@ def run(
 
 def agree(found: Run, close: dict[str, float] = CLOSE) -> None:
     """The logits of every step are those of the dense model with the dropped tokens masked."""
-    length = found.batch["input_ids"].shape[1]
-    gone = dropped(found)
-    for step, logits in enumerate(found.out.logits):
-        expected = reference(found, found.out.sequences[:, : length + step], gone)
-        torch.testing.assert_close(logits.float(), expected, **close)
+    logits = torch.stack(found.out.logits, 1).float()
+    expected = reference(found, found.out.sequences[:, :-1], dropped(found))
+    torch.testing.assert_close(logits, expected, **close)
 
 
 def dropped(found: Run, copies: int = 1) -> Tensor:
@@ -94,7 +92,10 @@ def dropped(found: Run, copies: int = 1) -> Tensor:
 
 
 def reference(found: Run, sequences: Tensor, gone: Tensor) -> Tensor:
-    """(B, vocabulary) logits after `sequences`, of the dense model with the dropped tokens masked."""
+    """(B, t + 1, vocabulary) logits behind the prompt and each further token of `sequences` (B, L + t).
+
+    They are those of the dense model with the dropped tokens masked.
+    """
     return reference_logits(build(found.family), found.batch, sequences, gone).float()
 
 

@@ -32,50 +32,50 @@ MIXED_UP = "this transformers gives a sample the images of another one, also wit
 
 @way("greedy")
 def greedy(family: str) -> None:
+    """A left-padded batch of samples with another number of images each; so it is below, if nothing else is said."""
     agree(run(family))
 
 
 @way("sampling")
 def sampling(family: str) -> None:
+    """The logits along the sampled words."""
     torch.manual_seed(3)
     agree(run(family, do_sample=True, temperature=2.0, top_k=0))
 
 
 @way("several answers")
 def several_answers(family: str) -> None:
+    """`num_return_sequences=2`, sampled."""
     unless_dense_fails(partial(_several_answers, family), MIXED_UP)
 
 
 def _several_answers(family: str, pruner: Pruner | None) -> None:
     torch.manual_seed(3)
     found = run(family, pruner=pruner, num_return_sequences=2, do_sample=True, temperature=2.0, top_k=0)
-    gone, length = dropped(found, copies=2), found.batch["input_ids"].shape[1]
-    for step, logits in enumerate(found.out.logits):
-        for number in range(2):
-            expected = reference(found, found.out.sequences[number::2, : length + step], gone)
-            torch.testing.assert_close(logits[number::2], expected, **CLOSE)
+    gone, logits = dropped(found, copies=2), torch.stack(found.out.logits, 1)
+    for number in range(2):
+        expected = reference(found, found.out.sequences[number::2, :-1], gone)
+        torch.testing.assert_close(logits[number::2], expected, **CLOSE)
 
 
 @way("beam search")
 def beam_search(family: str) -> None:
+    """Three beams, two answers: the score of each is what the reference gives its words."""
     unless_dense_fails(partial(_beam_search, family), MIXED_UP)
 
 
 def _beam_search(family: str, pruner: Pruner | None) -> None:
-    """The score of each beam is what the reference gives its words."""
     found = run(family, pruner=pruner, num_beams=3, num_return_sequences=2, length_penalty=0.0, output_scores=True)
     gone, length = dropped(found, copies=3), found.batch["input_ids"].shape[1]
-    sequences = found.out.sequences.unflatten(0, (-1, 2))
     for number in range(2):
-        total = torch.zeros(len(sequences))
-        for end in range(length, sequences.shape[-1]):
-            logits = reference(found, sequences[:, number, :end], gone)
-            total += logits.log_softmax(-1).gather(1, sequences[:, number, end : end + 1])[:, 0]
-        torch.testing.assert_close(found.out.sequences_scores.unflatten(0, (-1, 2))[:, number], total, **CLOSE)
+        sequences = found.out.sequences[number::2]
+        words = reference(found, sequences[:, :-1], gone).log_softmax(-1).gather(2, sequences[:, length:, None])
+        torch.testing.assert_close(found.out.sequences_scores[number::2], words.sum((1, 2)), **CLOSE)
 
 
 @way("prompt lookup")
 def prompt_lookup(family: str) -> None:
+    """`prompt_lookup_num_tokens=3`: words proposed from the prompt, the cache cropped where they are wrong."""
     alone = partial(run, family, "one image", steps=8, eos_token_id=1)  # some releases want to know one
     found, expected = alone(prompt_lookup_num_tokens=3, max_matching_ngram_size=1), alone()
     found.out.sequences = found.out.sequences[:, : expected.out.sequences.shape[1]]  # or say a word more than asked
@@ -151,7 +151,7 @@ def stopping_criteria(family: str) -> None:
 
 @way("hidden states and attentions")
 def internals(family: str) -> None:
-    """They have the length that the layer really saw; the last hidden state is as long as the prompt."""
+    """As long as what the layer really saw; the last hidden state and the logits are as long as the prompt."""
     batch, model = inputs(family, "one image"), build(family, "eager")
     pruner = FastV(keep=0.3, layer=2)
     with pruner(model) as pruned, torch.no_grad():
@@ -166,7 +166,7 @@ def internals(family: str) -> None:
 
 @way("use_cache=False")
 def without_cache(family: str) -> None:
-    """Every step is a prefill and is pruned again; `LADDER` does not look at the question, so it keeps the same."""
+    """Every step is a prefill and is pruned again; by a method that ignores the question, to the same tokens."""
     with_cache, found = run(family), run(family, use_cache=False)
     assert len(found.report.prefills) == STEPS
     same(found, with_cache)

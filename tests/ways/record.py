@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 
-from foveate.families.tested import FILE, release, tested
+from foveate.families.tested import FILE, recorded, release
 from tests.ways.ways import families, load_ways, outcome
 
 
@@ -25,7 +25,7 @@ def main(chosen: set[str]) -> int:
     unknown = chosen - {*families(), *ways}
     if unknown:
         raise SystemExit(f"no such family or way: {', '.join(sorted(unknown))}")
-    data = tested() if FILE.exists() else {}
+    data = recorded() if FILE.exists() else {}
     newest = version == max([*data, version], key=release)
     before, failed, rows = data.get(version, {}).get("families", {}), 0, {}
     for family in families():

@@ -62,11 +62,11 @@ def _first(report: Any) -> Any:
 
 @way("next turn, text")
 def text_turn(family: str) -> None:
+    """A second question with the first one's cache: what was dropped stays dropped."""
     unless_dense_fails(partial(_text_turn, family), OFF)
 
 
 def _text_turn(family: str, pruner: Pruner | None) -> None:
-    """What was dropped in the first turn stays dropped in the second."""
     batch, model = inputs(family, "one image"), build(family)
     length = batch["input_ids"].shape[1]
     with _attached(model, pruner) as pruned:
@@ -102,7 +102,7 @@ def image_turn(family: str) -> None:
     for prefill, part in zip(pruned.report.prefills, (where, ~where), strict=True):
         gone = torch.minimum(gone, hidden_from(prefill, seen & part))
     found = Run(family, whole, None, pruned.report)
-    torch.testing.assert_close(logits, reference(found, whole["input_ids"], gone), **CLOSE)
+    torch.testing.assert_close(logits, reference(found, whole["input_ids"], gone)[:, 0], **CLOSE)
 
 
 @way("next turn, pruned anew")
@@ -123,11 +123,11 @@ def anew(family: str) -> None:
 
 @way("prefix cache, text")
 def text_prefix(family: str) -> None:
+    """A text that all conversations begin with, prefilled once, its cache copied; the image comes behind it."""
     unless_dense_fails(partial(_text_prefix, family), OFF)
 
 
 def _text_prefix(family: str, pruner: Pruner | None) -> None:
-    """A text that all conversations begin with, prefilled once; the image comes behind it."""
     batch, model = inputs(family, [[9, None, 5]]), build(family)
     with _attached(model, pruner) as pruned, torch.no_grad():
         cache = model(input_ids=batch["input_ids"][:, :6], use_cache=True).past_key_values
@@ -139,11 +139,11 @@ def _text_prefix(family: str, pruner: Pruner | None) -> None:
 
 @way("prefix cache, image")
 def image_prefix(family: str) -> None:
+    """An image pruned once, its cache copied for each of two questions."""
     unless_dense_fails(partial(_image_prefix, family), OFF)
 
 
 def _image_prefix(family: str, pruner: Pruner | None) -> None:
-    """An image pruned once, its cache copied for each question."""
     batch, model = inputs(family, "one image"), build(family)
     with _attached(model, pruner) as pruned, torch.no_grad():
         cache = model(**batch, use_cache=True).past_key_values
@@ -155,11 +155,11 @@ def _image_prefix(family: str, pruner: Pruner | None) -> None:
 
 @way("dense prefix under paused()")
 def dense_prefix(family: str) -> None:
+    """An image prefilled whole while a pruner is attached, its cache copied: each question finds all of it."""
     unless_dense_fails(partial(_dense_prefix, family), OFF)
 
 
 def _dense_prefix(family: str, pruner: Pruner | None) -> None:
-    """An image prefilled whole while a pruner is attached: each question finds all of it."""
     batch, model = inputs(family, "one image"), build(family)
     with _attached(model, pruner) as pruned, torch.no_grad():
         with contextlib.nullcontext() if pruned is None else pruned.paused():

@@ -21,6 +21,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from foveate.errors import FoveateError
 from foveate.families import FAMILIES
+from foveate.families.tested import WORKS
 
 Table = Literal["backends", "ways", "holding"]
 MODULES = ("backends", "generating", "caches", "turns", "holding")  # of this package, in the order of the tables
@@ -87,4 +88,4 @@ def outcome(family: str, name: str) -> str:
         return f"not applicable: {reason}"
     except FoveateError as error:
         return f"refused: {' '.join(str(error).split())}"
-    return "works"
+    return WORKS

@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from foveate import __version__
-from foveate.cli import calibrate, demo, eval, list, run, train_glimpse, train_glimpse_plus, train_tiny
+from foveate.cli import calibrate, check, demo, eval, list, run, train_glimpse, train_glimpse_plus, train_tiny
 from foveate.cli.console import complain
 from foveate.errors import FoveateError
 
@@ -48,6 +48,7 @@ def common(
 
 app.command("demo")(demo.demo)
 app.command("run")(run.run)
+app.command("check")(check.check)
 app.command("list")(list.list_)
 app.command("eval")(eval.eval_)
 train = typer.Typer(help="Train the parts that are learned.", no_args_is_help=True)

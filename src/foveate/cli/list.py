@@ -31,9 +31,7 @@ def list_(
         _show_methods(found["methods"])
     if what in (None, What.models):
         found["models"] = models()
-        show_table(
-            "Model families", ["family", "model_type", "example"], [list(row.values()) for row in found["models"]], 3
-        )
+        _show_models(found["models"])
     if json_file:
         write_json(json_file, found)
 
@@ -60,12 +58,14 @@ def methods() -> list[dict[str, Any]]:
     ]
 
 
-def models() -> list[dict[str, str]]:
-    """Return the model families."""
+def models() -> list[dict[str, Any]]:
+    """Return the model families, each with all that was tested: for each release of transformers every cell."""
     from foveate.families import FAMILIES
+    from foveate.families.tested import cells_of
 
     return [
-        {"family": family.title, "model_type": name, "example": family.example} for name, family in FAMILIES.items()
+        {"family": family.title, "model_type": name, "example": family.example, "tested": cells_of(name)}
+        for name, family in FAMILIES.items()
     ]
 
 
@@ -105,6 +105,25 @@ def _show_methods(rows: list[dict[str, Any]]) -> None:
     ]
     show_table("Options", ["method", "option", "default", "meaning"], lines, 4)
     say(f"Layers are counted from 0; stages are shown for a model of {DEPTH} layers. `--option name=value` sets one.")
+
+
+def _show_models(rows: list[dict[str, Any]]) -> None:
+    lines = []
+    for row in rows:
+        newest = list(row["tested"].values())[-1] if row["tested"] else {}
+        backends = [name for name, cell in newest.get("backends", {}).items() if cell == "works"]
+        cells = [cell for table in ("ways", "holding") for cell in newest.get(table, {}).values()]
+        works, refused = cells.count("works"), sum(cell.startswith("refused") for cell in cells)
+        counts = f"{works} work, {refused} refused" if cells else ""
+        words = [row["family"], row["model_type"], row["example"]]
+        lines.append([*words, ", ".join(row["tested"]), ", ".join(backends), counts])
+    show_table(
+        "Model families",
+        ["family", "model_type", "example", "tested with transformers", "attention", "ways"],
+        lines,
+        6,
+    )
+    say("Ways of generating and of holding a model: docs/models.md has the table, `--json FILE` every cell.")
 
 
 def _options(row: dict[str, Any]) -> list[list[str]]:

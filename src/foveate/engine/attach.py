@@ -7,9 +7,11 @@ import threading
 import weakref
 from collections.abc import Iterator
 from types import TracebackType
+from typing import cast
 
 from torch import nn
 
+from foveate.engine.compiled import is_wrapper
 from foveate.engine.hooks import Hooks
 from foveate.engine.report import Report, summarise
 from foveate.errors import AlreadyAttachedError
@@ -86,18 +88,28 @@ def attach(model: nn.Module, pruner: Pruner, *, family: Family | None = None, _a
     """
     if not isinstance(pruner, Pruner):
         raise TypeError(f"attach needs a pruner such as foveate.GreedyPrune(keep=0.22), got {type(pruner).__name__}")
-    unwrap = getattr(model, "get_base_model", None)  # of PEFT: a wrapper, whose forward hides what the hooks look at
-    if callable(unwrap):
-        model = unwrap()
+    held, model = model, _unwrap(model)
     family = family or family_of(model)
     decoder = family.parts(model).decoder
     with _lock:
         present = _attached_to(decoder)
         if present is not None:
             raise AlreadyAttachedError(f"{present.pruner!r} is attached to this model; detach it first")
-        hooks = Hooks(model, pruner, family, _always_gather)
+        hooks = Hooks(model, pruner, family, _always_gather, held)
         _attached[decoder] = weakref.ref(hooks)
     return Handle(model, pruner, hooks)
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """The model itself, out of what torch.compile and PEFT put around it: their forwards hide what hooks look at."""
+    while True:
+        adapted = getattr(model, "get_base_model", None)
+        if is_wrapper(model):
+            model = cast(nn.Module, model._orig_mod)
+        elif callable(adapted):
+            model = adapted()
+        else:
+            return model
 
 
 def _attached_to(decoder: nn.Module) -> Hooks | None:

@@ -97,6 +97,10 @@ class Frame:
         (B, n) bool, False for padding; None where there is none.
     extra
         How many tokens of the method's own are there.
+    tap
+        Closed behind the layer whose attention is read.
+    whole
+        Closed at the end of the forward pass.
     """
 
     length: int
@@ -109,6 +113,7 @@ class Frame:
     attention: Tensor | None = None
     record: PrefillRecord | None = None
     tap: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    whole: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     memo: dict[Hashable, tuple[Any, Any]] = field(default_factory=dict)
 
     def once(self, key: Hashable, source: Any, make: Callable[[], Any]) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,17 +14,24 @@ from transformers.cache_utils import StaticLayer
 
 from foveate.engine.attention import attention_rows, attention_tap
 from foveate.engine.cache import AnyPrunedLayer, PrunedStaticLayer, cache_layer, check_cache, compact, pruned_layer
+from foveate.engine.checkpointing import hooks_around_checkpoints
+from foveate.engine.compiled import NOTE, run_as_python, set_compiled_aside
 from foveate.engine.frame import Frame, PrefillRecord, Prompt
 from foveate.engine.layer_inputs import pick_inputs
-from foveate.engine.prompt import read_prompt
+from foveate.engine.prompt import LABELLED, read_prompt
 from foveate.engine.stage import cut, text_rows
 from foveate.engine.vision import VisionRecorder, vision_recorder
-from foveate.errors import BudgetError, UnsupportedCacheError
+from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelError
 from foveate.families import Family
 from foveate.pruners.base import PromptRows, Pruner
 
 UNKNOWN_LAYOUT = (
     "where the visual tokens lie in their images is unknown here; each image was taken for one row of tokens"
+)
+TYPES = "mm_token_type_ids"
+REPLICA = (
+    "DataParallel runs copies of the model, which a pruner cannot be attached to: use one process for each device, or "
+    "device_map"
 )
 PAUSED = "the pruner was paused"
 PRUNED_WHILE_PAUSED = (
@@ -35,7 +43,14 @@ PRUNED_WHILE_PAUSED = (
 class Hooks:
     """Hooks of one pruner on one model; `remove` takes them all off again."""
 
-    def __init__(self, model: nn.Module, pruner: Pruner, family: Family, always_gather: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        pruner: Pruner,
+        family: Family,
+        always_gather: bool = False,
+        held: nn.Module | None = None,  # what the user has in hand: the model, or a wrapper around it
+    ) -> None:
         self.model, self.pruner, self.family, self.always_gather = model, pruner, family, always_gather
         self.parts = family.parts(model)
         self.config: Any = model.config
@@ -56,8 +71,14 @@ class Hooks:
         self.thread = threading.local()
         self.paused = False
         self.group = [sum(stage <= layer for stage in self.stages) for layer in range(self.depth)]
+        self.base_takes = inspect.signature(self.parts.base.forward).parameters
         self.handles: list[Any] = []
+        self.undo: list[Callable[[], None]] = []
         try:
+            self.undo += set_compiled_aside(model if held is None else held)
+            if self.undo:
+                self.notes = (*self.notes, NOTE)
+            self.undo.append(run_as_python(model, self._before_model))
             self._register()
         except BaseException:
             self.remove()
@@ -66,7 +87,7 @@ class Hooks:
     def _register(self) -> None:
         parts = self.parts
         if self.model is not parts.base:
-            self._before(self.model, self._before_model)
+            self._before(self.model, self._refuse_replica)
         self._before(parts.base, self._before_base)
         self._after(parts.base, self._after_base, always_call=True)
         self._before(parts.decoder, self._before_decoder)
@@ -97,8 +118,15 @@ class Hooks:
         """Take every hook off."""
         while self.handles:
             self.handles.pop().remove()
+        while self.undo:
+            self.undo.pop()()
         if self.vision is not None:
             self.vision.close()
+
+    def __reduce__(self) -> Any:
+        raise UnsupportedModelError(
+            "a model cannot be copied or pickled while a pruner is attached to it: detach first"
+        )
 
     @property
     def frame(self) -> Frame | None:
@@ -107,16 +135,23 @@ class Hooks:
 
     # -- what a forward pass is about
 
-    def _before_model(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _refuse_replica(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if module is not self.model:
+            raise UnsupportedModelError(REPLICA)
+
+    def _before_model(self, kwargs: Mapping[str, Any]) -> None:
         self.thread.labels = kwargs.get("labels")
 
-    def _before_base(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _before_base(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         labels, self.thread.labels = getattr(self.thread, "labels", None), None
         self.thread.frame = None
         given = {"input_ids": args[0], **kwargs} if args else kwargs
         self.thread.frame = read_prompt(given, labels, self.family, self.parts, self.config)
         if self.paused:
             self._pause()
+        if TYPES in kwargs and TYPES not in self.base_takes:  # told for us: the model would hand it on to every layer
+            return args, {name: value for name, value in kwargs.items() if name != TYPES}
+        return None
 
     def _pause(self) -> None:
         """Let this forward pass run as if nothing were attached, but for its entry in the report."""
@@ -126,11 +161,19 @@ class Hooks:
                 self.vision.forget(failed=True)
 
     def _after_base(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if self.vision is not None and (output is None or (self.frame is not None and self.frame.prompt is not None)):
+        if self.vision is not None and (output is None or self._took_images()):
             self.vision.forget(failed=output is None)
         if self.frame is not None:
             self.frame.tap.close()
+            self.frame.whole.close()
             self.thread.frame = None
+
+    def _took_images(self) -> bool:
+        """Whether this forward pass was a prefill with images, pruned or not."""
+        frame = self.frame
+        if frame is None or frame.prompt is not None:
+            return frame is not None
+        return frame.record is not None and frame.record.skipped == LABELLED
 
     def _before_decoder(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         frame = self.frame
@@ -154,6 +197,7 @@ class Hooks:
             frame.prompt.record.notes.append(UNKNOWN_LAYOUT)
         if self.extra is not None:
             frame.extra = self.extra.shape[1]
+        frame.whole.enter_context(hooks_around_checkpoints(self.parts.layers))
         kwargs, frame.additions = self.family.take_additions(kwargs)
         return args, kwargs
 

@@ -14,6 +14,13 @@ from foveate.engine.frame import Frame, PrefillRecord, Prompt
 from foveate.engine.layout import lay_out
 from foveate.families import Family, Parts, find_runs, visual_mask
 
+NONE = "no visual token in the prompt"
+UNSEEN = (
+    "no visual token in the prompt, as far as embeddings tell: with images merged into inputs_embeds already, pass "
+    "mm_token_type_ids, 1 where an image is"
+)
+LABELLED = "the labels begin before any visual token: what they ask for must not be predicted from a dropped one"
+
 
 def read_prompt(
     kwargs: Mapping[str, Any], labels: Tensor | None, family: Family, parts: Parts, config: Any
@@ -50,7 +57,9 @@ def read_prompt(
     text = (present.sum(-1) - counted.sum(-1)).tolist()
     frame.record = PrefillRecord(text, counts, None)
     if not any(counts):
-        frame.record.skipped = "no visual token in the prompt"
+        labelled = labels is not None and bool(everywhere.any())
+        unseen = UNSEEN if ids is None and "mm_token_type_ids" not in kwargs else NONE
+        frame.record.skipped = LABELLED if labelled else unseen
         return frame
     runs = find_runs(everywhere.bool(), words[0] if words else None)
     layout = lay_out(everywhere.bool(), runs, family.image_grids(config, kwargs, runs))
@@ -102,6 +111,7 @@ def last_prompt_token(length: int, prompt: Tensor | None, labels: Tensor | None,
         last = (place * prompt).amax(-1)
     if labels is not None and labels.shape == tokens.shape[:2]:
         answer = labels.to(tokens.device) != -100
+        answer[:, 0] = False  # no token comes before it that could be asked for it
         first = torch.where(answer, place, length).amin(-1)
         last = torch.where((first > 0) & (first < length), first - 1, last)
     return last

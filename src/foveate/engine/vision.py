@@ -161,10 +161,14 @@ class VisionRecorder:
 
     def _values(self, calls: Sequence[_Call], number: int) -> Tensor:
         """(M, C) of one block."""
-        merge = self.family.merge_patches
-        seen = ((call.blocks[number], call.projected) for call in calls)
+        merge = self.family.merge_call
+        seen = ((call.blocks[number], call.projected, call.sizes) for call in calls)
         return torch.cat(
-            [merge(self.config, output, projected) for output, projected in seen if projected is not None]
+            [
+                merge(self.config, output, projected, sizes)
+                for output, projected, sizes in seen
+                if projected is not None
+            ]
         )
 
     def _index(self, calls: Sequence[_Call], prompt: Prompt, embeds: Tensor) -> Tensor | None:

@@ -16,6 +16,7 @@ from foveate.families.internvl import INTERNVL
 from foveate.families.llava import LLAVA
 from foveate.families.llava_next import LLAVA_NEXT
 from foveate.families.llava_onevision import LLAVA_ONEVISION
+from foveate.families.mistral3 import MISTRAL3
 from foveate.families.qwen2_5_vl import QWEN2_5_VL
 from foveate.families.qwen2_vl import QWEN2_VL
 from foveate.families.qwen3_vl import QWEN3_VL
@@ -33,6 +34,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             LLAVA,
             LLAVA_NEXT,
             LLAVA_ONEVISION,
+            MISTRAL3,
             QWEN2_VL,
             QWEN2_5_VL,
             QWEN3_VL,

@@ -200,6 +200,10 @@ class Family:
         """
         return average_squares(output, projected.shape[-2])
 
+    def merge_call(self, config: Any, output: Tensor, projected: Tensor, sizes: Tensor | None) -> Tensor:
+        """`merge_patches`, for families that must know `vision_sizes` of the call."""
+        return self.merge_patches(config, output, projected)
+
     def vision_order(
         self, config: Any, sizes: Tensor | None, projected: Tensor, given: Tensor, grids: Sequence[Grid]
     ) -> Tensor | None:

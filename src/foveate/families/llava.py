@@ -1,21 +1,35 @@
-"""LLaVA-1.5: a fixed number of visual tokens an image; the default finds all but what the processor cuts off."""
+"""LLaVA-1.5: a fixed number of visual tokens an image; or, with Pixtral's vision encoder, Pixtral 12B."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from foveate.families.base import Family
-from foveate.families.grids import Grid
+from foveate.families.grids import Grid, Run
+from foveate.families.pixtral import pixtral_grids
 
 
 @dataclass(frozen=True)
 class Llava(Family):
-    """Differs from the default in what its grid covers: the processor cuts out the middle, or pads to a square."""
+    """Differs from the default in what its grid covers: the processor cuts out the middle, or pads to a square.
+
+    With Pixtral's vision encoder an image is as large as it is, and all of it is seen.
+    """
+
+    def image_grids(
+        self, config: Any, kwargs: Mapping[str, Any], runs: Sequence[Run]
+    ) -> list[tuple[Grid, ...]] | None:
+        if config.vision_config.model_type == "pixtral":
+            return pixtral_grids(kwargs, runs, config.vision_config.patch_size)
+        return super().image_grids(config, kwargs, runs)
 
     def place(self, image: tuple[Grid, ...], size: tuple[int, int], processor: Any) -> tuple[Grid, ...]:
         settings = processor.image_processor
+        if "longest_edge" in settings.size:  # Pixtral's
+            return image
         canvas = (max(size), max(size)) if getattr(settings, "do_pad", False) else size
         resized = _resized(canvas, settings.size) if settings.do_resize else canvas
         crop = settings.crop_size

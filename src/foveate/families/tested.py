@@ -12,12 +12,22 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_name("tested.json")
+WORKS = "works"
 
 
-def tested() -> dict[str, Any]:
+def recorded() -> dict[str, Any]:
     """Releases of transformers, oldest first: for each the torch it was tested with, and the families' cells."""
     found = json.loads(FILE.read_text(encoding="utf-8"))
     return {version: found[version] for version in sorted(found, key=release)}
+
+
+def cells_of(model_type: str) -> dict[str, dict[str, Any]]:
+    """For each release that was tested with this family, oldest first: torch, and the cells of each table."""
+    return {
+        version: {"torch": run["torch"], **run["families"][model_type]}
+        for version, run in recorded().items()
+        if model_type in run["families"]
+    }
 
 
 def release(version: str) -> tuple[int, ...]:

@@ -76,7 +76,7 @@ class LoadedModel:
             raise InputError(f"the processor of {self.name} refuses this: {_line(error)}") from error
 
 
-def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+def load_model(name: str, device: str = "auto", dtype: str = "auto", any_family: bool = False) -> LoadedModel:
     """Return a model, its processor and its prompt, by name.
 
     Parameters
@@ -87,6 +87,8 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedMo
         ``auto``, ``cpu``, ``cuda``, ``mps``, …
     dtype : str
         ``auto`` (as stored; float32 on a CPU for the embedded model), ``float32``, ``bfloat16`` or ``float16``.
+    any_family : bool
+        Take a model of a family that is not listed, too.
 
     Raises
     ------
@@ -115,7 +117,8 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> LoadedMo
     try:
         processor = load_processor(name, local_files_only=local)
         with explain_missing(name):
-            _check_family(AutoConfig.from_pretrained(name, local_files_only=local))
+            if not any_family:
+                _check_family(AutoConfig.from_pretrained(name, local_files_only=local))
             model = AutoModelForImageTextToText.from_pretrained(name, dtype=kind, local_files_only=local)
     except ModelNotReachable:
         raise
