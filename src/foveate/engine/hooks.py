@@ -15,6 +15,7 @@ from transformers.cache_utils import StaticLayer
 from foveate.engine.attention import attention_rows, attention_tap
 from foveate.engine.cache import AnyPrunedLayer, PrunedStaticLayer, cache_layer, check_cache, compact, pruned_layer
 from foveate.engine.checkpointing import hooks_around_checkpoints
+from foveate.engine.chunked import refuse_chunks
 from foveate.engine.compiled import NOTE, run_as_python, set_compiled_aside
 from foveate.engine.frame import Frame, PrefillRecord, Prompt
 from foveate.engine.layer_inputs import pick_inputs
@@ -79,6 +80,7 @@ class Hooks:
             if self.undo:
                 self.notes = (*self.notes, NOTE)
             self.undo.append(run_as_python(model, self._before_model))
+            self.undo.append(refuse_chunks(model, self.parts.visual_ids, lambda: not self.paused))
             self._register()
         except BaseException:
             self.remove()
