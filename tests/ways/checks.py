@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from foveate.engine import Report
+from foveate.errors import FoveateError
 from foveate.pruners import Pruner
 from foveate.testing import NEVER, hidden_from, prompt_positions, reference_logits
 from tests.laws.methods import Ladder
@@ -109,7 +110,7 @@ def same(ours: Run, theirs: Run) -> None:
     assert torch.equal(ours.out.sequences, theirs.out.sequences)
 
 
-def unless_dense_fails(check: Callable[[Pruner | None], None], why: str) -> None:
+def unless_dense_fails(check: Callable[[Pruner | None], None], why: str, pruner: Pruner = LADDER) -> None:
     """Run `check(pruner)`; where it fails without a pruner as well, the model itself does not do it right.
 
     Raises
@@ -118,10 +119,12 @@ def unless_dense_fails(check: Callable[[Pruner | None], None], why: str) -> None
         With `why`.
     """
     try:
-        check(LADDER)
-    except AssertionError:
+        check(pruner)
+    except (FoveateError, NotApplicable):
+        raise
+    except Exception:
         try:
             check(None)
-        except AssertionError:
+        except Exception:
             raise NotApplicable(why) from None
         raise
