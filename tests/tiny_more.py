@@ -11,12 +11,14 @@ from transformers import PreTrainedModel
 
 from foveate.families import Grid
 from tests import tiny_pictures as base
-from tests.tiny_pictures import IMAGE, VIDEO, Picture
+from tests.tiny_pictures import IMAGE, VIDEO, VISION_END, VISION_START, Picture
 
 SQUARE_VISION = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=32)
 BREAK, END = 88, 89  # behind a row of tokens, and behind the last
 ROWS = [(3, 5), (4, 4), (2, 6)]  # rows and columns of tokens
 PIXTRAL = dict(SQUARE_VISION, model_type="pixtral", head_dim=8, patch_size=4, image_size=64)
+SMALL_PATCHES = dict(SQUARE_VISION, model_type="siglip_vision_model", patch_size=4, vision_use_head=False)
+WINDOWS = dict(layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2, sliding_window=12)
 SIGLIP = dict(SQUARE_VISION, model_type="siglip_vision_model", patch_size=8, vision_use_head=False)
 
 
@@ -50,15 +52,51 @@ def _mistral3(text: dict) -> dict:
     )
 
 
+def _paligemma(text: dict) -> dict:
+    text = dict(text, model_type="gemma", head_dim=16)
+    return dict(vision_config=SIGLIP, text_config=text, image_token_index=IMAGE, projection_dim=64, hidden_size=64)
+
+
+def _paligemma2(text: dict) -> dict:
+    text = dict(text, **WINDOWS, model_type="gemma2", head_dim=16, query_pre_attn_scalar=16)
+    return dict(vision_config=SIGLIP, text_config=text, image_token_index=IMAGE, projection_dim=64, hidden_size=64)
+
+
+def _gemma3(text: dict) -> dict:
+    return dict(
+        vision_config=SMALL_PATCHES,
+        text_config=dict(text, **WINDOWS, head_dim=16, query_pre_attn_scalar=16),
+        image_token_index=IMAGE,
+        boi_token_index=VISION_START,
+        eoi_token_index=VISION_END,
+        mm_tokens_per_image=16,
+    )
+
+
+def _llava_next_video(text: dict) -> dict:
+    return dict(
+        vision_config=dict(SQUARE_VISION, model_type="clip_vision_model", patch_size=8, projection_dim=32),
+        text_config=dict(text, model_type="llama"),
+        image_token_index=IMAGE,
+        video_token_index=VIDEO,
+        image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]],
+    )
+
+
 # family: what the classes' names begin with, and the config's arguments
 MADE: dict[str, tuple[str, Callable[[dict], dict]]] = {
     "llava_onevision": ("LlavaOnevision", _llava_onevision),
+    "llava_next_video": ("LlavaNextVideo", _llava_next_video),
     "mistral3": ("Mistral3", _mistral3),
     "pixtral": ("Llava", _pixtral),
+    "paligemma": ("PaliGemma", _paligemma),
+    "paligemma2": ("PaliGemma", _paligemma2),
+    "gemma3": ("Gemma3", _gemma3),
 }
 MORE = tuple(family for family, (name, _) in MADE.items() if hasattr(transformers, f"{name}Config"))
-MORE_WITH_VIDEOS = tuple(family for family in ("llava_onevision",) if family in MORE)
-VARIANTS = ("pixtral",)  # another tiny model of a family
+MORE_WITH_VIDEOS = tuple(family for family in ("llava_onevision", "llava_next_video") if family in MORE)
+VARIANTS = ("pixtral", "paligemma2")  # another tiny model of a family
+EAGER_ONLY = ("paligemma2",)  # Gemma 2 caps its attention's logits, which sdpa cannot
 # where the vision encoder's features cannot be lined up with the visual tokens
 AVERAGED = (("llava_onevision", "video"),)
 
@@ -80,8 +118,11 @@ def more_picture(family: str, number: int, generator: Generator, several: bool) 
         pixels = torch.randn(3, patch * rows, patch * columns, generator=generator)
         ids = ([IMAGE] * columns + [BREAK]) * rows
         return Picture([*ids[:-1], END], pixels, (Grid(rows, columns),), (patch * rows, patch * columns))
+    if family in ("paligemma", "paligemma2", "gemma3"):
+        ids = [VISION_START, *[IMAGE] * 16, VISION_END] if family == "gemma3" else [IMAGE] * 16
+        return Picture(ids, torch.randn(1, 3, 32, 32, generator=generator), (Grid(4, 4),))
     alone = base.picture("llava_next", number, generator)
-    if not several:
+    if family == "llava_next_video" or not several:
         return alone
     return Picture([IMAGE] * 17, alone.pixels[:1], (Grid(4, 4, behind=1),), alone.size)
 
@@ -89,6 +130,8 @@ def more_picture(family: str, number: int, generator: Generator, several: bool) 
 def more_film(family: str, generator: Generator) -> Picture:
     """A video of two frames."""
     frames = torch.randn(1, 2, 3, 32, 32, generator=generator)
+    if family == "llava_next_video":
+        return Picture([VIDEO] * 8, frames, (Grid(2, 2), Grid(2, 2)), video=True)
     return Picture([VIDEO] * 9, frames, (Grid(2, 2), Grid(2, 2, behind=1)), video=True)
 
 
@@ -104,6 +147,8 @@ def more_inputs(family: str, samples: Sequence[Sequence[Picture]]) -> dict[str, 
         ]
         batch["pixel_values"] = torch.stack(padded)
         batch["image_sizes"] = torch.tensor([one.size for one in images])
+    elif images and family in ("paligemma", "paligemma2", "gemma3"):
+        batch["pixel_values"] = torch.cat([one.pixels for one in images])
     elif images:
         batch["pixel_values"] = torch.nn.utils.rnn.pad_sequence([one.pixels for one in images], batch_first=True)
         batch["image_sizes"] = torch.tensor([one.size for one in images])
@@ -113,3 +158,10 @@ def more_inputs(family: str, samples: Sequence[Sequence[Picture]]) -> dict[str, 
     if videos:
         batch["pixel_values_videos"] = torch.cat([one.pixels for one in videos])
     return batch
+
+
+def more_types(family: str, ids: Tensor) -> dict[str, Tensor]:
+    """What some models want to know of each token, (B, L)."""
+    if family in ("paligemma", "paligemma2"):  # 1 is what is to be learnt
+        return {"token_type_ids": torch.zeros_like(ids)}
+    return {"token_type_ids": (ids == IMAGE).long()} if family == "gemma3" else {}

@@ -15,12 +15,12 @@ from foveate import FastV, GreedyPrune, Random
 from foveate.errors import AlreadyAttachedError, BudgetError, UnsupportedCacheError, UnsupportedModelError
 from foveate.families import Family
 from tests.laws.methods import Ladder
-from tests.tiny_models import BUILDERS, build, generate, inputs
+from tests.tiny_models import ATTENTIVE, build, generate, inputs
 
 ORIGINAL = AttentionInterface.get_interface
 
 
-@pytest.fixture(params=BUILDERS)
+@pytest.fixture(params=ATTENTIVE)
 def model(request):
     return build(request.param)
 
@@ -31,7 +31,7 @@ def batch(model):
 
 
 def builder_of(model):
-    return next(family for family in BUILDERS if build(family) is model)
+    return next(family for family in ATTENTIVE if build(family) is model)
 
 
 def hook_ids(model):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from foveate import GreedyPrune, Random
+from foveate import GreedyPrune, Random, errors
 from foveate.engine.layout import lay_out
 from foveate.engine.prompt import last_prompt_token
 from foveate.families import FAMILIES, Grid, family_of, find_runs, visual_mask
@@ -116,6 +116,17 @@ def test_visual_mask_trusts_token_types_and_finds_embeddings():
     embeds = model.get_input_embeddings()(ids)
     assert visual_mask(parts, {"inputs_embeds": embeds}).tolist() == [[False, True, True, False, True]]
     assert visual_mask(parts, {"input_ids": ids[:, :1]}) is None
+
+
+@pytest.mark.parametrize("family", ["paligemma", "paligemma2"])
+def test_paligemma_without_token_types_is_refused(family):
+    model, batch = build(family), inputs(family, "two images")
+    del batch["token_type_ids"]
+    with Random(keep=0.5)(model), torch.no_grad():
+        for how in (lambda: model(**batch), lambda: generate(model, batch, 1)):
+            with pytest.raises(errors.UnsupportedModelError, match="only with token_type_ids"):
+                how()
+        generate(model, inputs(family, "no image"), 1)
 
 
 def test_deep_stack_features_follow_the_kept_tokens():

@@ -14,7 +14,7 @@ from tests.families.test_grids_of_processors import SHAPES, grids_of, words
 from tests.families.test_processing import needs_images, picture
 from tests.tiny_models import build
 from tests.tiny_more import BREAK, END
-from tests.tiny_pictures import IMAGE, SIDE
+from tests.tiny_pictures import IMAGE, SIDE, VIDEO, VISION_END, VISION_START
 from tests.vision_probe import looked
 
 pytestmark = needs_images
@@ -123,3 +123,65 @@ def test_pixtral_rows_that_nothing_stands_between_are_not_guessed_at():
     runs[2] = Run(0, 20, 3, IMAGE)
     assert FAMILIES["llava"].image_grids(config, given, runs)[1] == (Grid(1, 6, known=False),)
     assert FAMILIES["llava"].image_grids(config, given, runs[:2]) is None
+
+
+@pytest.mark.filterwarnings("ignore:__array__")  # in what its processor does for labels
+def test_paligemma():
+    tokenizer = words(**{"<image>": IMAGE})
+    tokenizer.bos_token = "w1"
+    processor = transformers.PaliGemmaProcessor(
+        transformers.SiglipImageProcessorPil(size={"height": 32, "width": 32}, image_seq_length=16), tokenizer
+    )
+    images = [[picture(*SHAPES[0]), picture(*SHAPES[1])], [picture(*SHAPES[2])]]
+    inputs = processor(images=images, text=["<image> <image> w3 w4", "<image> w5"], return_tensors="pt", padding=True)
+    inputs["input_ids"].clamp_(max=127)  # it adds tokens that the tiny model has not
+    tokens = grids_of("paligemma", inputs)
+    assert tokens.grids == ((SIDE, SIDE), (SIDE,))
+    assert [row.unique().tolist() for row in tokens.image] == [[0, 1], [-1, 0]]
+
+
+def test_gemma3_with_crops():
+    """A wide image has crops; each of them is an image of its own, behind the whole."""
+    named = {"<image>": IMAGE, "<start_of_image>": VISION_START, "<end_of_image>": VISION_END}
+    tokenizer = words(**named)
+    for name, word in (("image", "<image>"), ("boi", "<start_of_image>"), ("eoi", "<end_of_image>")):
+        setattr(tokenizer, f"{name}_token", word)
+        setattr(tokenizer, f"{name}_token_id", named[word])
+    cutter = transformers.Gemma3ImageProcessorPil(size={"height": 32, "width": 32})
+    crops = dict(
+        do_pan_and_scan=True,
+        pan_and_scan_min_crop_size=16,
+        pan_and_scan_max_num_crops=3,
+        pan_and_scan_min_ratio_to_activate=2.0,
+    )
+    processor = transformers.Gemma3Processor(cutter, tokenizer, image_seq_length=16)
+    images = [[picture(*shape) for shape in SHAPES[:2]], [picture(*SHAPES[4])]]
+    text = ["w3 <start_of_image> w4 <start_of_image> w5", "<start_of_image> w6"]
+    inputs = processor(images=images, text=text, return_tensors="pt", padding=True, images_kwargs=crops)
+    inputs["input_ids"].clamp_(max=127)
+    tokens = grids_of("gemma3", inputs)
+    assert tokens.grids == ((SIDE,) * (1 + 4), (SIDE,) * 4)  # 64 x 64; 40 x 100 and 200 x 60 with three crops each
+    assert tokens.image[0].unique().tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "llava_next_video"])
+def test_videos(family):
+    """As many tokens as the processor writes, frame behind frame; that wants torchvision only to read videos."""
+    kind = "LlavaOnevisionProcessor" if family == "llava_onevision" else "LlavaNextVideoProcessor"
+    processor = without_init(
+        getattr(transformers, kind),
+        num_image_tokens=16,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        video_token="<video>",
+        video_token_id=VIDEO,
+    )
+    films = {"pixel_values_videos": torch.randn(2, 3, 3, 32, 32)}
+    ids = torch.tensor(
+        [[3, *[VIDEO] * processor.replace_video_token(films, one).count("<video>"), 4] for one in (0, 1)]
+    )
+    tokens = grids_of(family, {"input_ids": ids, "attention_mask": torch.ones_like(ids), **films})
+    ends = 1 if family == "llava_onevision" else 0
+    assert tokens.grids == ((Grid(2, 2), Grid(2, 2), Grid(2, 2, behind=ends)),) * 2
+    assert tokens.image.unique().tolist() == [0]

@@ -17,6 +17,7 @@ from transformers.cache_utils import (
 )
 
 from foveate.engine.cache_dynamic import PrunedLayer
+from foveate.engine.cache_linear import STATE_LAYERS, holds_state
 from foveate.engine.cache_sliding import PrunedSlidingLayer
 from foveate.engine.cache_static import PrunedStaticLayer
 from foveate.engine.gather import align_right
@@ -47,7 +48,7 @@ def check_cache(cache: Any, depth: int) -> None:
     kinds = {type(layer) for layer in layers}
     if len(layers) < depth and getattr(cache, "layer_class_to_replicate", None) is not None:
         kinds.add(cache.layer_class_to_replicate)
-    wrong = sorted({_describe(kind) for kind in kinds - {*KINDS, *KINDS.values()}})
+    wrong = sorted({_describe(kind) for kind in kinds - {*KINDS, *KINDS.values(), *STATE_LAYERS}})
     if wrong or getattr(cache, "offloading", False):
         what = " and ".join(wrong) or "an offloaded KV cache"
         raise UnsupportedCacheError(f"pruning does not support {what}: use the default cache (DynamicCache)")
@@ -89,6 +90,8 @@ def compact(cache: Cache, groups: list[int], survivors: Tensor) -> None:
     """
     picked: dict[tuple[int, int | None], tuple[Tensor, Tensor, bool]] = {}
     for number, group in enumerate(groups):
+        if holds_state(cache_layer(cache, number)):
+            continue
         layer = pruned_layer(cache, number, survivors.shape[0], survivors.device)
         held = group, layer.window  # a window's layers hold other positions than their neighbours
         if held not in picked:

@@ -22,6 +22,7 @@ from foveate.engine.frame import Frame, PrefillRecord, Prompt
 from foveate.engine.layer_inputs import pick_inputs
 from foveate.engine.prompt import LABELLED, read_prompt
 from foveate.engine.stage import cut, text_rows
+from foveate.engine.state_inputs import check_method, pick_state_inputs
 from foveate.engine.vision import VisionRecorder, vision_recorder
 from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelError
 from foveate.families import Family
@@ -68,6 +69,7 @@ class Hooks:
         self.extra = pruner.extra_tokens(model)
         if self.extra is not None and self.extra.ndim == 2:
             self.extra = self.extra[None]
+        check_method(self.method, self.stages, self.parts.attention, self.extra)
         self.vision: VisionRecorder | None = vision_recorder(model, self.method, family)
         self.records: list[PrefillRecord] = []
         self.thread = threading.local()
@@ -267,7 +269,8 @@ class Hooks:
         extra = torch.arange(hidden.shape[1] - frame.extra, hidden.shape[1], device=hidden.device)
         text = text_rows(frame, frame.prompt, places)
         rows = self.method.attention_rows(number + 1, PromptRows(last, extra.expand(hidden.shape[0], -1), text))
-        if rows is None:
+        attention = self.parts.attention[number]
+        if rows is None or attention is None:
             return
 
         cached = None if kwargs.get("past_key_values") is None else cache_layer(kwargs["past_key_values"], number)
@@ -278,7 +281,7 @@ class Hooks:
                     key = key[:, :, : int(cached.cumulative_length) if frame.past else query.shape[2]]
                 frame.attention = attention_rows(query, key, mask, options, rows, self.method.attention_form())
 
-        frame.tap.enter_context(attention_tap(self.parts.attention[number], listen))
+        frame.tap.enter_context(attention_tap(attention, listen))
 
     def _close_tap(self, layer: nn.Module, args: tuple, output: Any) -> None:
         if self.frame is not None:
@@ -303,6 +306,9 @@ class Hooks:
             own = hidden[:, -frame.extra :] + self.extra[number].to(hidden)
             hidden = torch.cat([hidden[:, : -frame.extra], own], 1)
         cached = None if cache is None else cache_layer(cache, number)
+        if self.parts.attention[number] is None:
+            picked = pick_state_inputs(kwargs, frame, hidden, cached)
+            return ((hidden, *args[1:]), picked) if args else (args, {**picked, "hidden_states": hidden})
         if hidden.shape[1] == 1 and isinstance(cached, PrunedStaticLayer):
             return None  # `_static_step` sees to it
         if frame.index is None and not isinstance(cached, AnyPrunedLayer):

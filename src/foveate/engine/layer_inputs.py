@@ -12,7 +12,16 @@ from foveate.engine.gather import gather_positions, gather_rotary
 from foveate.engine.mask import pick_mask
 from foveate.errors import UnsupportedModelError
 
-KNOWN = {"hidden_states", "attention_mask", "position_ids", "position_embeddings", "past_key_values", "use_cache"}
+# labels: some models hand all they are given to every layer
+KNOWN = {
+    "hidden_states",
+    "attention_mask",
+    "position_ids",
+    "position_embeddings",
+    "past_key_values",
+    "use_cache",
+    "labels",
+}
 
 
 def pick_inputs(
@@ -36,7 +45,7 @@ def pick_inputs(
     places = frame.places(hidden.shape[0], hidden.device)
     kwargs = dict(kwargs)
     if frame.index is not None:
-        _refuse_unknown(kwargs, frame.length)
+        refuse_unknown(kwargs, frame.length)
         tables, ids = kwargs.get("position_embeddings"), kwargs.get("position_ids")
         if tables is not None:
             kwargs["position_embeddings"] = frame.once("rotary", tables, lambda: gather_rotary(tables, places))
@@ -63,7 +72,7 @@ def pick_inputs(
     return kwargs
 
 
-def _refuse_unknown(kwargs: dict[str, Any], length: int) -> None:
+def refuse_unknown(kwargs: dict[str, Any], length: int) -> None:
     """An argument with one entry a token that the engine does not know would no longer fit the tokens."""
     for name, value in kwargs.items():
         if name.startswith("cu_seq") and value is not None:

@@ -15,7 +15,7 @@ from foveate.errors import UnsupportedModelError
 from foveate.families.base import Family
 from foveate.families.grids import Grid, Run
 from foveate.families.llava_next import fits, from_row_ends, large_grid, rasters, unpack
-from foveate.families.turns import take_turns
+from foveate.families.turns import frames_of, in_turn
 
 AVERAGED = (
     "the features of LLaVA-OneVision's vision encoder do not line up with its visual tokens, which the model averages "
@@ -40,10 +40,10 @@ class LlavaOnevision(Family):
             images = _from_features(side, encoded["image"].pooler_output)
         else:
             images = _from_sizes(config, kwargs, side)
-        videos = _videos(encoded, kwargs, math.ceil(side / 2))
-        lengths = [[sum(grid.length for grid in one) for one in kind] for kind in (images, videos)]
-        pieces = take_turns(runs, lengths, config.video_token_id)
-        return None if pieces is None else [(images, videos)[kind][number] for kind, number, _ in pieces]
+        frame = Grid(math.ceil(side / 2), math.ceil(side / 2))
+        number, frames = frames_of(kwargs, frame.cells)
+        video = (frame,) * (frames - 1) + (dataclasses.replace(frame, behind=1),)
+        return in_turn(runs, images, [video] * number, config.video_token_id)
 
     def place(self, image: tuple[Grid, ...], size: tuple[int, int], processor: Any) -> tuple[Grid, ...]:
         if len(image) > 1 or not image[0].behind:
@@ -109,19 +109,6 @@ def _scaled_down(config: Any, large: Grid, side: int) -> Grid:
     tiles = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
     ratio = math.sqrt(large.cells / (tiles * side**2))
     return large if ratio <= 1.1 else Grid(int(large.height // ratio), int(large.width // ratio), row_ends=1)
-
-
-def _videos(encoded: Mapping[str, Any], kwargs: Mapping[str, Any], side: int) -> list[tuple[Grid, ...]]:
-    """Grids of each video: its frames, the last with a newline token."""
-    if encoded.get("video") is not None:
-        videos, length, _ = encoded["video"].pooler_output.shape
-        frames = length // side**2
-    elif kwargs.get("pixel_values_videos") is not None:
-        videos, frames = kwargs["pixel_values_videos"].shape[:2]
-    else:
-        return []
-    frame = Grid(side, side)
-    return [(frame,) * (frames - 1) + (Grid(side, side, behind=1),)] * videos
 
 
 def _whole(config: Any, side: int, image: tuple[Grid, ...]) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from foveate.families.grids import Run
+from foveate.families.grids import Grid, Run
 
 Places = list[tuple[int, int, int]]
 
@@ -43,3 +44,23 @@ def take_turns(
             found[-1][2].append((run.sample, start, step))
             start, left = start + step, left - step
     return found if not left and taken == [len(lengths[0]), len(lengths[1])] else None
+
+
+def in_turn(
+    runs: Sequence[Run], images: Sequence[tuple[Grid, ...]], videos: Sequence[tuple[Grid, ...]], video_token: int
+) -> list[tuple[Grid, ...]] | None:
+    """Grids of images and videos in prompt order; None where they and the runs do not go together."""
+    kinds = images, videos
+    lengths = [[sum(grid.length for grid in one) for one in kind] for kind in kinds]
+    pieces = take_turns(runs, lengths, video_token)
+    return None if pieces is None else [kinds[kind][number] for kind, number, _ in pieces]
+
+
+def frames_of(kwargs: Mapping[str, Any], cells: int) -> tuple[int, int]:
+    """Number of videos in the arguments of the base model's forward, and of frames in each, of `cells` tokens each."""
+    encoded = (kwargs.get("mm_encoder_outputs") or {}).get("video")
+    if encoded is not None:
+        videos, length, _ = encoded.pooler_output.shape
+        return videos, length // cells
+    pixels = kwargs.get("pixel_values_videos")
+    return (0, 0) if pixels is None else tuple(pixels.shape[:2])

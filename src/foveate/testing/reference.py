@@ -79,8 +79,8 @@ def reference_logits(
     left = torch.cat([gone.to(device), torch.full((rows, new), NEVER, device=device)], -1)
     extra = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
     for name, value in extra.items():
-        if name.endswith("token_type_ids"):  # an answer is text
-            extra[name] = torch.nn.functional.pad(value, (0, new))
+        if name.endswith("token_type_ids"):
+            extra[name] = torch.nn.functional.pad(value, (0, new), value=_type_of_answers(model))
     parameters = inspect.signature(model.forward).parameters
     if "logits_to_keep" in parameters:
         extra["logits_to_keep"] = new + 1
@@ -88,6 +88,11 @@ def reference_logits(
     with _takes_any_mask(model), _hidden(model, mask.bool(), left, prompt, compacted, family), torch.no_grad():
         output = model(input_ids=sequences, attention_mask=mask, position_ids=positions, use_cache=False, **extra)
     return output.logits[:, -new - 1 :]
+
+
+def _type_of_answers(model: Any) -> int:
+    """An answer is text, 0; but PaliGemma's 0 is a prompt, which sees all of itself, and 1 what comes behind it."""
+    return int(getattr(model.config, "model_type", None) == "paligemma")
 
 
 def prompt_positions(model: nn.Module, inputs: Mapping[str, Any], new: int) -> Tensor:
@@ -160,11 +165,13 @@ def _hidden(
 
         return hook
 
-    layers = model.get_decoder().layers if family is None else family.parts(model).layers
+    parts = None if family is None else family.parts(model)
+    layers = model.get_decoder().layers if parts is None else parts.layers
+    attention = [getattr(layer, "self_attn", None) for layer in layers] if parts is None else parts.attention
     handles = []
     try:
         for number, layer in enumerate(layers):
-            if hasattr(layer, "self_attn"):
+            if attention[number] is not None:
                 handles.append(layer.register_forward_pre_hook(hide(number), with_kwargs=True))
             else:
                 handles.append(without_the_dropped(layer, real & (gone > number)))
