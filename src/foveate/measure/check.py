@@ -15,7 +15,7 @@ from foveate.errors import FoveateError
 from foveate.families import Family
 from foveate.measure.loading import LoadedModel
 from foveate.testing import NEVER, Law, check_laws, dense_run, reference_logits
-from foveate.testing.laws import ALONE, MASKED
+from foveate.testing.laws import ALONE, MASKED, NO_SAMPLES
 
 EXACT = 1e-4  # how far logits may lie apart in float32
 TIMES = 3  # where rounding alone moves them further: so many times as far as it moves a dense run's
@@ -52,6 +52,8 @@ class Noise:
         The largest logit's last digits: as much as two roundings of it can make.
     fits
         False where the reference is so far off that it says nothing of this model.
+    even
+        False where the dense model itself gives a batch other logits than its samples.
     """
 
     reference: float
@@ -59,22 +61,39 @@ class Noise:
     spread: float
     step: float
     fits: bool
+    even: bool
 
     @property
     def tolerance(self) -> float:
         """How far logits may lie apart that should be equal."""
-        return max(EXACT, self.step, TIMES * max(self.reference if self.fits else 0.0, self.alone))
+        rounding = self.reference if self.fits else 0.0, self.alone if self.even else 0.0
+        return max(EXACT, self.step, TIMES * max(rounding))
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one method on one batch; `noise` and `laws` are None where the model does not take the batch."""
+    """What came of one method on one batch.
+
+    Attributes
+    ----------
+    inputs, method
+        Names of the batch and of the method.
+    noise
+        None where the model does not take the batch.
+    laws
+        Empty where it does not, or where the method is refused.
+    skipped
+        Why there are none.
+    refusal
+        The error that refused the method.
+    """
 
     inputs: str
     method: str
     noise: Noise | None
     laws: tuple[Law, ...]
     skipped: str = ""
+    refusal: FoveateError | None = None
 
 
 def prompts(seed: int = 0) -> list[Prompts]:
@@ -119,13 +138,16 @@ def check_model(
     CheckError
         When the dense model answers none of the batches.
     FoveateError
-        When the model or a method is refused.
+        When the model is refused, or every method.
     """
     results = []
     for result in _results(loaded, pruners, family, steps):
         done(result)
         results.append(result)
-    if all(result.noise is None for result in results):
+    if not any(result.laws for result in results):
+        for result in results:
+            if result.refusal is not None:
+                raise result.refusal
         raise CheckError(f"{loaded.name} answers none of the prompts, even dense: {results[0].skipped}")
     return results
 
@@ -141,19 +163,22 @@ def _results(loaded: LoadedModel, pruners: Sequence[Any], family: Family, steps:
             yield from (Result(batch.name, pruner.name, None, (), why) for pruner in pruners)
             continue
         for pruner in pruners:
-            laws = check_laws(
-                loaded.model,
-                inputs,
-                pruner,
-                steps=steps,
-                atol=noise.tolerance,
-                family=family,
-                samples=samples,
-                dense=dense,
-            )
-            yield Result(
-                batch.name, pruner.name, noise, tuple(_judged(law, noise, loaded.model.dtype) for law in laws)
-            )
+            try:
+                laws = check_laws(
+                    loaded.model,
+                    inputs,
+                    pruner,
+                    steps=steps,
+                    atol=noise.tolerance,
+                    family=family,
+                    samples=samples,
+                    dense=dense,
+                )
+            except FoveateError as error:  # another method may still be checked
+                yield Result(batch.name, pruner.name, noise, (), f"{pruner.name} is refused: {error}", error)
+                continue
+            judged = tuple(_judged(law, noise, loaded.model.dtype) for law in laws)
+            yield Result(batch.name, pruner.name, noise, judged)
 
 
 def _inputs(loaded: LoadedModel, batch: Prompts) -> tuple[Any, list[Any]]:
@@ -170,22 +195,25 @@ def _noise(model: Any, inputs: Any, samples: Sequence[Any], dense: Any, family: 
     spread = float(logits.std())
     try:
         expected = reference_logits(model, inputs, dense.sequences[:, :-1], nothing, family=family)
-        reference = float((logits - expected.float()).abs().max())
+        reference = float((logits - expected.float()).abs().nan_to_num(nan=float("inf")).max())
     except Exception:  # the laws that need no reference can still be tested
         reference = float("inf")
     alone = 0.0
     for row, sample in enumerate(samples):
         first = dense_run(model, sample, 1, family).logits[0][0].float()
-        alone = max(alone, float((first - logits[row, 0]).abs().max()))
+        alone = max(alone, float((first - logits[row, 0]).abs().nan_to_num(nan=float("inf")).max()))
     step = 2 * torch.finfo(model.dtype).eps * float(logits.abs().max())
     limit = max(EXACT, step, LIMIT.get(model.dtype, LIMIT_HALF) * spread)
-    return Noise(reference, alone, spread, step, reference <= limit)
+    return Noise(reference, alone, spread, step, reference <= limit, alone <= limit)
 
 
 def _judged(law: Law, noise: Noise, dtype: torch.dtype) -> Law:
-    """A law that was broken for want of a reference, or by rounding, was not tested."""
+    """A law was not tested where the dense model breaks it itself, the reference does not fit, or rounding chooses."""
     if law.name == MASKED and not noise.fits:
         why = f"the reference is {noise.reference:.2g} from the dense model with nothing hidden: it does not fit"
+        return dataclasses.replace(law, holds=None, reason=why)
+    if law.name == ALONE and not noise.even and law.reason != NO_SAMPLES:
+        why = f"the dense model itself gives a batch logits that are {noise.alone:.2g} from those of its samples alone"
         return dataclasses.replace(law, holds=None, reason=why)
     other_choice = law.name == ALONE and law.holds is False and law.difference is None and not law.error
     if other_choice and torch.finfo(dtype).bits < 32:
