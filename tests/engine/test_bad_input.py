@@ -15,7 +15,7 @@ from foveate import FastV, GreedyPrune, Random
 from foveate.errors import AlreadyAttachedError, BudgetError, UnsupportedCacheError, UnsupportedModelError
 from foveate.families import Family
 from tests.laws.methods import Ladder
-from tests.tiny_models import ATTENTIVE, BUILDERS, build, generate, inputs
+from tests.tiny_models import ATTENTIVE, build, generate, inputs
 
 ORIGINAL = AttentionInterface.get_interface
 
