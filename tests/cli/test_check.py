@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from foveate.measure import check, loading
+from foveate.measure import check_noise, loading
 from foveate.testing.laws import ALONE, KEEP_ALL, MASKED
 from tests.cli.test_run import in_one_line
 from tests.families.test_processing import needs_images, needs_no_torchvision
@@ -115,7 +115,7 @@ def test_without_a_reference_the_other_laws_are_tested(run, llava_folder, tmp_pa
     def none(*args, **kwargs):
         raise ValueError("no masks here")
 
-    monkeypatch.setattr(check, "reference_logits", none)
+    monkeypatch.setattr(check_noise, "reference_logits", none)
     found = run("check", llava_folder, "--methods", "uneven", "--json", tmp_path / "check.json")
     assert found.exit_code == 0, found.output
     assert "it does not fit" in found.output
@@ -142,7 +142,24 @@ def test_what_the_model_does_not_take_is_skipped(run, llava_folder, monkeypatch)
     found = run("check", llava_folder, "--methods", "random")
     assert found.exit_code == 0, found.output
     assert "the dense model does not take two images: ValueError: one image, please" in found.output
+    assert "the dense model does not take a ragged batch: ValueError: one image, please" in found.output
     assert "all 2 checks hold" in found.output
+
+
+def test_a_smaller_batch_where_the_first_is_not_taken(run, llava_folder, monkeypatch):
+    process = loading.LoadedModel.process
+
+    def picky(self, questions, images):
+        if not all(images):
+            raise loading.InputError("an image, please")
+        return process(self, questions, images)
+
+    monkeypatch.setattr(loading.LoadedModel, "process", picky)
+    found = run("check", llava_folder, "--methods", "random", "--steps", 2)
+    assert found.exit_code == 0, found.output
+    assert "the dense model does not take a ragged batch: InputError: an image, please" in found.output
+    assert "| a ragged batch of images | random" in found.output
+    assert "all 7 checks hold" in found.output
 
 
 def test_a_method_that_is_refused_leaves_the_others(run, llava_folder):
