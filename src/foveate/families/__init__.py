@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from foveate.errors import UnsupportedModelError
+from foveate.families.aya_vision import AYA_VISION, COHERE2_VISION
 from foveate.families.base import Family, LayerAdditions, Parts, visual_mask
+from foveate.families.deepseek_vl import DEEPSEEK_VL
 from foveate.families.gemma3 import GEMMA3
 from foveate.families.grids import Grid, Run, find_runs
 from foveate.families.idefics3 import IDEFICS3
@@ -25,6 +27,7 @@ from foveate.families.qwen2_vl import QWEN2_VL
 from foveate.families.qwen3_vl import QWEN3_VL
 from foveate.families.qwen3_vl_moe import QWEN3_VL_MOE
 from foveate.families.smolvlm import SMOLVLM
+from foveate.families.vipllava import VIPLLAVA
 from foveate.families.vision import VisionParts, same_features
 
 if TYPE_CHECKING:
@@ -41,6 +44,10 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             MISTRAL3,
             GEMMA3,
             PALIGEMMA,
+            VIPLLAVA,
+            DEEPSEEK_VL,
+            AYA_VISION,
+            COHERE2_VISION,
             QWEN2_VL,
             QWEN2_5_VL,
             QWEN3_VL,
