@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from foveate.errors import UnsupportedModelError
 from foveate.families import FAMILIES
 from foveate.pruners import METHODS
 from foveate.tiny.model import WEIGHTS
@@ -57,6 +58,14 @@ def test_the_method_of_the_page_keeps_the_laws_with_the_line_of_the_page(family,
     for name, pruner in eval(f"{{{line}}}", vars(example)).items():
         monkeypatch.setitem(METHODS_OF_THE_LAWS, name, pruner)
         check_one(family, "sdpa", "ragged", name)
+
+
+def test_the_family_of_the_page_is_needed():
+    """With the default in its place the page's own check stops."""
+    family, check = blocks(ROOT / "docs" / "add-a-family.md")
+    default = check.replace("DEEPSEEK_VL", "Family('deepseek_vl', 'DeepSeek-VL', '')")
+    with pytest.raises(UnsupportedModelError, match="projector"):
+        exec(family + default, vars(types.ModuleType("example")))
 
 
 def blocks(page: Path, every: bool = False) -> list[str]:

@@ -26,8 +26,8 @@ from transformers import (
 )
 
 from tests.tiny_more import EAGER_ONLY, MORE, MORE_WITH_VIDEOS, more, more_types
-from tests.tiny_newer import NEWER, NEWER_WITH_VIDEOS, newer
-from tests.tiny_pictures import IMAGE, VIDEO, VISION_END, VISION_START, Picture, film, model_inputs, picture
+from tests.tiny_newer import NEWER, NEWER_WITH_VIDEOS, UNSEEN, WITH_STATES, newer
+from tests.tiny_pictures import IMAGE, SIZED, VIDEO, VISION_END, VISION_START, Picture, film, model_inputs, picture
 
 PAD = 0
 LAYERS = 6
@@ -156,6 +156,8 @@ BUILDERS = {
     **{family: functools.partial(more, family, TEXT) for family in MORE},
     **{family: functools.partial(newer, family) for family in NEWER},
 }
+SEEING = tuple(family for family in BUILDERS if family not in UNSEEN)  # the vision encoder
+ATTENTIVE = tuple(family for family in BUILDERS if family not in WITH_STATES)  # in every layer
 WITH_VIDEOS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", *MORE_WITH_VIDEOS, *NEWER_WITH_VIDEOS)
 
 
@@ -231,17 +233,23 @@ def _samples(family: str, rows: list, seed: int = 1) -> list[list[list[int] | Pi
     return samples
 
 
+def _words(part: list[int] | Picture) -> list[int]:
+    return part.ids if isinstance(part, Picture) else part
+
+
 def _batch(family: str, samples: list[list[list[int] | Picture]]) -> dict[str, torch.Tensor]:
-    sequences = [
-        [word for part in sample for word in (part.ids if isinstance(part, Picture) else part)] for sample in samples
-    ]
+    sequences = [[word for part in sample for word in _words(part)] for sample in samples]
     length = max(map(len, sequences))
     ids = torch.tensor([[PAD] * (length - len(words)) + words for words in sequences])
     mask = torch.tensor([[0] * (length - len(words)) + [1] * len(words) for words in sequences])
     seen = [[part for part in sample if isinstance(part, Picture)] for sample in samples]
     batch = {"input_ids": ids, "attention_mask": mask, **model_inputs(family, seen), **more_types(family, ids)}
-    if family.startswith("qwen"):
-        batch["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
+    if family.startswith((*SIZED, "gemma4")):
+        films = [
+            [isinstance(part, Picture) and part.video for part in sample for _ in _words(part)] for sample in samples
+        ]
+        video = torch.tensor([[False] * (length - len(row)) + row for row in films])
+        batch["mm_token_type_ids"] = visual(batch).int() * (1 + video.int())
     return batch
 
 

@@ -13,8 +13,10 @@ from foveate.families import Grid
 IMAGE, VIDEO, VISION_START, VISION_END = 90, 91, 92, 93
 AROUND, WHOLE, LINE = 94, 95, 96  # Idefics3: around an image, before the whole of it, behind a row of crops
 FIRST_CROP = 100  # then one id a place in the raster of crops, nine a row
+FILM_START, FILM_END = 98, 99  # around a video of GLM
 STAMP = 97  # before a frame of a Qwen3-VL video
 
+SIZED = ("qwen", "glm")  # whose images have sizes in patches
 QWEN_SIZES = [(8, 12), (12, 12)]
 # (height, width) in pixels, crops of the padded image in 32 pixels, grid after unpadding; worked out by hand
 LLAVA_NEXT_SIZES = [((20, 64), 2, (2, 8)), ((60, 30), 2, (8, 4)), ((64, 50), 4, (8, 6))]
@@ -60,7 +62,11 @@ def picture(family: str, number: int, generator: Generator, several: bool = Fals
     def square_crops(count: int) -> Tensor:
         return torch.randn(count, 3, 32, 32, generator=generator)
 
-    if family.startswith("qwen"):
+    if family == "gemma4":
+        from tests.tiny_newer import gemma4_picture
+
+        return gemma4_picture(number, generator)
+    if family.startswith(SIZED):
         high, wide = QWEN_SIZES[number % 2]
         pixels = torch.randn(high * wide, 3 * 2 * 4 * 4, generator=generator)
         ids = [VISION_START, *[IMAGE] * (high * wide // 4), VISION_END]
@@ -102,6 +108,10 @@ def film(family: str, generator: Generator) -> Picture:
     if family in tiny_more.MORE:
         return tiny_more.more_film(family, generator)
     pixels = torch.randn(2 * 8 * 8, 3 * 2 * 4 * 4, generator=generator)
+    if family.startswith("glm"):  # a frame looks like an image, and says behind it when it was
+        frame = [VISION_START, *[IMAGE] * 16, VISION_END]
+        ids = [FILM_START, *frame, 5, *frame, 6, FILM_END]
+        return Picture(ids, pixels, (SIDE, SIDE), (2, 8, 8), video=True)
     frames = 2 if family.startswith("qwen3") else 1
     frame = [VISION_START, *[VIDEO] * (32 // frames), VISION_END]
     ids = frame if frames == 1 else [STAMP, *frame, STAMP, 5, *frame]
@@ -119,7 +129,11 @@ def model_inputs(family: str, samples: Sequence[Sequence[Picture]]) -> dict[str,
     batch = {}
     if images:
         batch["pixel_values"] = torch.cat([image.pixels for image in images])
-    if family.startswith("qwen"):
+    if family == "gemma4":
+        from tests.tiny_newer import gemma4_inputs
+
+        return gemma4_inputs(images) if images else {}
+    if family.startswith(SIZED):
         if images:
             batch["image_grid_thw"] = torch.tensor([image.size for image in images])
         if videos:

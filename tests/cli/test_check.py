@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from foveate.measure import check, loading
+from foveate.measure import check_noise, loading
 from foveate.testing.laws import ALONE, KEEP_ALL, MASKED
 from tests.cli.test_run import in_one_line
 from tests.families.test_processing import needs_images, needs_no_torchvision
@@ -77,6 +77,25 @@ def test_a_model_that_makes_its_own_positions_is_caught(run, llava_folder, tmp_p
     assert one["one image", MASKED]["difference"] > 1e-2
 
 
+def test_a_model_that_hides_nothing_is_caught(run, llava_folder, tmp_path, monkeypatch):
+    """Its own batches are wrong, too: that is no fault of pruning, but must not pass for rounding."""
+
+    def see_all(module, args, kwargs):
+        return args, {**kwargs, "attention_mask": None}
+
+    def careless(model):
+        for layer in model.get_decoder().layers:
+            layer.self_attn.register_forward_pre_hook(see_all, with_kwargs=True)
+
+    broken_model(monkeypatch, careless)
+    found = run("check", llava_folder, "--methods", "random", "--json", tmp_path / "check.json")
+    assert found.exit_code == 1, found.output
+    one = laws(tmp_path / "check.json")
+    assert one["one image", MASKED]["holds"] is False
+    assert one["a ragged batch", ALONE]["holds"] is None
+    assert "the dense model itself" in one["a ragged batch", ALONE]["reason"]
+
+
 def test_a_run_that_stops_is_told(run, llava_folder, monkeypatch):
     def only_long(module, args, kwargs):
         if 1 < args[0].shape[1] < 40:
@@ -93,12 +112,17 @@ def test_a_run_that_stops_is_told(run, llava_folder, monkeypatch):
 
 
 def test_without_a_reference_the_other_laws_are_tested(run, llava_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(check, "reference_logits", lambda *args, **kwargs: torch.zeros(()))
+    def none(*args, **kwargs):
+        raise ValueError("no masks here")
+
+    monkeypatch.setattr(check_noise, "reference_logits", none)
     found = run("check", llava_folder, "--methods", "uneven", "--json", tmp_path / "check.json")
     assert found.exit_code == 0, found.output
     assert "it does not fit" in found.output
     one = laws(tmp_path / "check.json")
     assert one["one image", MASKED]["holds"] is None
+    assert "NaN" not in (written := (tmp_path / "check.json").read_text())
+    assert "Infinity" not in written
     assert one["a ragged batch", KEEP_ALL]["holds"]
     assert one["a ragged batch", ALONE]["holds"]
 
@@ -118,7 +142,31 @@ def test_what_the_model_does_not_take_is_skipped(run, llava_folder, monkeypatch)
     found = run("check", llava_folder, "--methods", "random")
     assert found.exit_code == 0, found.output
     assert "the dense model does not take two images: ValueError: one image, please" in found.output
+    assert "the dense model does not take a ragged batch: ValueError: one image, please" in found.output
     assert "all 2 checks hold" in found.output
+
+
+def test_a_smaller_batch_where_the_first_is_not_taken(run, llava_folder, monkeypatch):
+    process = loading.LoadedModel.process
+
+    def picky(self, questions, images):
+        if not all(images):
+            raise loading.InputError("an image, please")
+        return process(self, questions, images)
+
+    monkeypatch.setattr(loading.LoadedModel, "process", picky)
+    found = run("check", llava_folder, "--methods", "random", "--steps", 2)
+    assert found.exit_code == 0, found.output
+    assert "the dense model does not take a ragged batch: InputError: an image, please" in found.output
+    assert "| a ragged batch of images | random" in found.output
+    assert "all 7 checks hold" in found.output
+
+
+def test_a_method_that_is_refused_leaves_the_others(run, llava_folder):
+    found = run("check", llava_folder, "--methods", "random,fastv:layer=99", "--steps", 1)
+    assert found.exit_code == 0, found.output
+    assert "fastv is refused: fastv: layer 99 is not in a model of 6 decoder layers" in found.output
+    assert "all 7 checks hold" in found.output
 
 
 def unlisted(folder, source):

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from tests.cli.test_any_size import pytestmark, qwen  # noqa: F401
+from tests.cli.test_any_size import pytestmark  # noqa: F401
 from tests.cli.test_run import in_one_line
 
 
@@ -26,12 +26,12 @@ def test_fixed_size_model_scales_a_pixel_up(ask, llava_folder, tmp_path):
     assert (tmp_path / "kept.png").exists()
 
 
-def test_any_size_model_scales_a_pixel_up_to_one_token_and_keeps_it(ask, qwen, tmp_path):  # noqa: F811
+def test_any_size_model_scales_a_pixel_up_to_one_token_and_keeps_it(ask, qwen, tmp_path):
     found = ask(qwen, 3, 3, "--keep", 0.5, "--json", tmp_path / "run.json")
     assert found.exit_code == 0, found.output
     (stage,) = json.loads((tmp_path / "run.json").read_text())["report"]["prefills"][0]["stages"]
     assert stage["per_image"] == [[[1, 1]]]
 
 
-def test_an_image_too_long_and_thin_is_one_line(ask, qwen):  # noqa: F811
+def test_an_image_too_long_and_thin_is_one_line(ask, qwen):
     in_one_line(ask(qwen, 2000, 3), "aspect ratio")

@@ -7,10 +7,10 @@ import torch
 from transformers.modeling_utils import AttentionInterface
 
 from foveate.engine.attention import attention_rows, attention_tap
-from tests.tiny_models import BUILDERS, build, inputs
+from tests.tiny_models import ATTENTIVE, build, inputs
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", ATTENTIVE)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("layout", ["one image", "ragged"])
 def test_rows_equal_output_attentions(family, attention, layout):

@@ -8,7 +8,6 @@ import weakref
 
 import pytest
 import torch
-from transformers import StaticCache
 from transformers.modeling_utils import AttentionInterface
 
 import foveate
@@ -16,12 +15,12 @@ from foveate import FastV, GreedyPrune, Random
 from foveate.errors import AlreadyAttachedError, BudgetError, UnsupportedCacheError, UnsupportedModelError
 from foveate.families import Family
 from tests.laws.methods import Ladder
-from tests.tiny_models import BUILDERS, build, generate, inputs
+from tests.tiny_models import ATTENTIVE, build, generate, inputs
 
 ORIGINAL = AttentionInterface.get_interface
 
 
-@pytest.fixture(params=BUILDERS)
+@pytest.fixture(params=ATTENTIVE)
 def model(request):
     return build(request.param)
 
@@ -32,7 +31,7 @@ def batch(model):
 
 
 def builder_of(model):
-    return next(family for family in BUILDERS if build(family) is model)
+    return next(family for family in ATTENTIVE if build(family) is model)
 
 
 def hook_ids(model):
@@ -164,16 +163,6 @@ def test_a_method_that_returns_something_else(model, batch, answer):
 
     with pytest.raises(TypeError, match="bool mask of shape"), Wrong()(model):
         generate(model, batch, 3)
-
-
-def test_unsupported_cache(model, batch):
-    if builder_of(model) == "paligemma2":
-        pytest.skip("transformers itself cannot: PaliGemma makes its mask of one that generate() has made")
-    cache = StaticCache(config=model.config.get_text_config(), max_cache_len=128)
-    with pytest.raises(UnsupportedCacheError, match="StaticLayer"), Random(keep=0.5, layer=2)(model):
-        generate(model, batch, 3, past_key_values=cache)
-    with pytest.raises(UnsupportedCacheError, match="StaticLayer"), Random(keep=0.5, layer=2)(model):
-        generate(model, batch, 3, cache_implementation="static")
 
 
 def test_pruned_cache_outside_its_block(model, batch):

@@ -13,7 +13,7 @@ from torch import Tensor
 from foveate import select
 from foveate.pruners import PromptRows, Pruner, VisualTokens
 from foveate.testing import NEVER, prompt_positions, reference_logits
-from tests.tiny_models import BUILDERS, IMAGE, LAYERS, build, generate, inputs
+from tests.tiny_models import ATTENTIVE, IMAGE, LAYERS, build, generate, inputs
 
 SEEN: list[VisualTokens] = []
 
@@ -43,7 +43,7 @@ class Glimpse(Pruner):
         return select.top_k(score, (tokens.dense * 0.3).long(), tokens.valid)
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", ATTENTIVE)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("layout", ["one image", "ragged", "ragged with text only"])
 @pytest.mark.parametrize("compact", [False, True])

@@ -8,14 +8,14 @@ import torch
 from foveate import DivPrune, FastV, GreedyPrune, Random
 from foveate.testing import NEVER, hidden_from, reference_logits
 from tests.laws.methods import Ladder
-from tests.tiny_models import BUILDERS, IMAGE, LAYERS, build, generate, inputs
+from tests.tiny_models import ATTENTIVE, BUILDERS, IMAGE, LAYERS, build, generate, inputs
 
 
 def lengths(cache) -> list[int]:
     return [layer.keys.shape[-2] for layer in cache.layers]
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", ATTENTIVE)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_kv_cache_lengths_per_layer(family, attention):
     batch = inputs(family, "one image")
@@ -88,7 +88,7 @@ def test_layers_see_short_sequences_at_their_old_positions(family):
         assert torch.equal(table[..., stay, :], small)
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", ATTENTIVE)
 @pytest.mark.parametrize("pruner", [FastV(keep=0.3), GreedyPrune(keep=0.3, layer=0)], ids=lambda pruner: pruner.name)
 def test_plain_forward_prunes_too_and_keeps_its_output_shape(family, pruner):
     model, batch = build(family), inputs(family, "ragged")

@@ -10,7 +10,7 @@ import torch
 
 from foveate.engine import attach
 from foveate.pruners import Pruner
-from tests.tiny_models import BUILDERS, IMAGE, build, inputs
+from tests.tiny_models import ATTENTIVE, IMAGE, build, inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Listener(Pruner):
         return (f"a note about {depth} layers",)
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", ATTENTIVE)
 @pytest.mark.parametrize("layout", ["one image", "two images", "ragged"])
 @pytest.mark.parametrize("answer", [0, 2])
 def test_sum_over_text_rows(family, layout, answer):

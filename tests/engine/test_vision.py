@@ -11,13 +11,14 @@ from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.families import Family, family_of
 from foveate.pruners import Pruner
 from tests.laws.methods import METHODS
-from tests.tiny_models import BUILDERS, IMAGE, LAYOUTS, build, generate, inputs, single
+from tests.tiny_models import ATTENTIVE, IMAGE, LAYOUTS, SEEING, build, generate, inputs, single
+from tests.tiny_pictures import SIZED
 from tests.vision_probe import MIXED_UP, VIDEOS_LINE_UP, Look, hooked, looked
 
 
 def by_hand(family, output):
     """What one block put out for a batch of images, as features of visual tokens in the encoder's order."""
-    if family.startswith("qwen"):
+    if family.startswith(SIZED):
         return torch.stack([group.mean(0) for group in output.split(4)])
     if family == "pixtral":
         return output[0]
@@ -36,7 +37,7 @@ def by_hand(family, output):
 
 @pytest.mark.oldest
 @pytest.mark.parametrize(
-    "family", sorted({*BUILDERS} - {"llava_next", "llava_next_video", "llava_onevision", "mistral3", "qwen2_5_vl"})
+    "family", sorted({*SEEING} - {"llava_next", "llava_next_video", "llava_onevision", "mistral3", "qwen2_5_vl"})
 )  # those reorder: see families
 @pytest.mark.parametrize("how", ["generate", "forward"])
 @pytest.mark.parametrize("blocks", [(2, 0), (0, 1, 2), (1,), (1, 1)])
@@ -62,7 +63,7 @@ def test_outputs_of_the_blocks_asked_for_in_their_order(family, how, blocks):
 
 
 @pytest.mark.oldest
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", SEEING)
 @pytest.mark.parametrize("layout", ["ragged", "ragged with text only", "video"])
 @pytest.mark.parametrize("how", ["generate", "forward"])
 def test_batch_equals_its_samples_alone(family, layout, how):
@@ -77,7 +78,7 @@ def test_batch_equals_its_samples_alone(family, layout, how):
 
 
 @pytest.mark.oldest
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", SEEING)
 @pytest.mark.parametrize("layout", ["one image", "ragged with text only", "video"])
 def test_generate_equals_forward_and_beams_repeat_rows(family, layout):
     if layout == "video" and family not in VIDEOS_LINE_UP:
@@ -95,7 +96,7 @@ def test_generate_equals_forward_and_beams_repeat_rows(family, layout):
     torch.testing.assert_close(look.seen[0].vision[0], forward.vision[0].repeat_interleave(3, 0), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", [one for one in ATTENTIVE if one in SEEING])
 def test_with_tokens_of_the_methods_own_and_a_compacted_cache(family):
     class Glimpse(Look):
         def extra_tokens(self, model):
@@ -118,7 +119,7 @@ def test_by_image_repeats_them():
         assert torch.equal(split.vision[1][row], tokens.vision[1][row // 2])
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", [one for one in ATTENTIVE if one in SEEING])
 def test_other_methods_are_shown_none_and_hook_nothing(family):
     model, batch, seen = build(family), inputs(family, "one image"), []
 

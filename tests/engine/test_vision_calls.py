@@ -19,7 +19,8 @@ from foveate.engine import attach
 from foveate.engine.vision import MOST_CALLS, VisionFeatures
 from foveate.errors import VisionFeaturesError
 from foveate.families import family_of
-from tests.tiny_models import BUILDERS, build, generate, inputs
+from tests.tiny_models import SEEING, build, generate, inputs
+from tests.tiny_pictures import SIZED
 from tests.vision_probe import ENCODES_FIRST, VIDEOS_LINE_UP, Look, hooked, looked, run
 
 encodes_first = pytest.mark.skipif(not ENCODES_FIRST, reason="this transformers takes no encoded images")
@@ -57,7 +58,7 @@ def without_pixels(batch, encoded):
 
 
 @encodes_first
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", SEEING)
 @pytest.mark.parametrize("layout", ["ragged with text only", "video"])
 def test_encoded_beforehand(family, layout):
     if layout == "video" and family not in VIDEOS_LINE_UP:
@@ -72,9 +73,10 @@ def test_encoded_beforehand(family, layout):
             model(**given, use_cache=False)
         generate(model, batch, 1)
         given = without_pixels(batch, encode(model, batch))
-        model(**given, past_key_values=DynamicCache())
+        text = model.config.get_text_config()
+        model(**given, past_key_values=DynamicCache(config=text))
         with pytest.raises(VisionFeaturesError, match="were not seen"):
-            model(**given, past_key_values=DynamicCache())  # not twice: a prompt takes what was seen with it
+            model(**given, past_key_values=DynamicCache(config=text))  # a prompt takes what was seen with it
     assert len(look.seen) == 8
     for tokens in look.seen[2::2]:
         for ours, theirs in zip(tokens.vision, look.seen[0].vision, strict=True):
@@ -82,7 +84,7 @@ def test_encoded_beforehand(family, layout):
 
 
 @encodes_first
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", SEEING)
 def test_features_of_another_image_are_no_stand_in(family):
     """As many tokens, but not the same: an error, and the next prompt is right again."""
     model, batch, other = build(family), inputs(family, "two images"), inputs(family, "two images", seed=9)
@@ -98,7 +100,7 @@ def test_features_of_another_image_are_no_stand_in(family):
     assert torch.equal(look.seen[0].vision[0], expected[0].vision[0])
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", SEEING)
 def test_calls_that_led_nowhere_are_passed_over(family):
     """Something failed between encoding and prefill: what was recorded then is not in the way."""
     model, batch, other = build(family), inputs(family, "ragged"), inputs(family, "one image", seed=9)
@@ -129,7 +131,7 @@ def test_images_may_be_encoded_one_by_one():
 
 
 @pytest.mark.oldest
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", SEEING)
 def test_without_a_cache_every_step_is_a_prompt(family):
     """`generate()` then encodes once and prefills often."""
     model, batch, look = build(family), inputs(family, "ragged"), Look(cuts=(3,))
@@ -147,7 +149,7 @@ def test_without_a_cache_every_step_is_a_prompt(family):
 
 
 @pytest.mark.oldest
-@pytest.mark.parametrize("family", [family for family in BUILDERS if not family.startswith("qwen")])
+@pytest.mark.parametrize("family", [family for family in SEEING if not family.startswith(SIZED)])
 def test_a_second_turn_takes_its_own(family):
     model = build(family)
     first, second = inputs(family, "one image"), inputs(family, "two images", seed=3)
@@ -159,7 +161,7 @@ def test_a_second_turn_takes_its_own(family):
     assert torch.equal(look.seen[2].vision[0], looked(model, second, "forward")[0].vision[0])
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", SEEING)
 def test_a_prompt_given_as_embeddings(family):
     model, batch = build(family), inputs(family, "two images")
     expected, look = looked(model, batch), Look()
@@ -173,7 +175,7 @@ def test_a_prompt_given_as_embeddings(family):
     torch.testing.assert_close(look.seen[0].vision, expected[0].vision, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", SEEING)
 def test_half_precision(family):
     """Only places are worked out by comparing, and those are exact in any type."""
     model = build.__wrapped__(family, "sdpa").to(torch.bfloat16)
@@ -185,7 +187,7 @@ def test_half_precision(family):
             torch.testing.assert_close(ours.vision[1].float(), theirs.vision[1], atol=0.3, rtol=0.05)
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", SEEING)
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_training_with_gradient_checkpointing(family, reentrant):
     model, batch = build.__wrapped__(family, "sdpa"), inputs(family, "ragged")
@@ -213,7 +215,7 @@ def test_training_with_gradient_checkpointing(family, reentrant):
 # -- nothing stays behind
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", SEEING)
 def test_nothing_is_kept_after_a_prompt_an_error_or_detaching(family):
     model, batch = build(family), inputs(family, "ragged")
 
@@ -266,7 +268,7 @@ def test_a_text_prompt_in_between_takes_nothing():
     assert len(look.seen) == 2
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", SEEING)
 def test_two_threads_on_one_model(family):
     model = build(family)
     layouts = ["one image", "two images", "ragged", "adjacent images"]

@@ -27,6 +27,7 @@ from tests.tiny_models import (
     pictures,
     visual,
 )
+from tests.tiny_newer import UNSEEN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,10 @@ def by_hand(seen):
 )
 @pytest.mark.parametrize("how", ["generate", "forward", "beams"])
 def test_a_method_sees_where_each_token_lies(family, layout, how):
+    if how == "beams" and family.startswith("glm") and layout != "one image":
+        pytest.skip("generate() of this transformers mixes up the images of beams")
+    if how != "forward" and family in UNSEEN:
+        pytest.skip("generate() takes away what says how many rows an image has")
     batch = inputs(family, layout)
     samples, there = pictures(family, layout), visual(batch)
     first, second = shown(build(family), batch, how)

@@ -43,6 +43,7 @@ QWEN = {
     "qwen2_vl": ("Qwen2VLProcessor", 14),
     "qwen2_5_vl": ("Qwen2_5_VLProcessor", 14),
     "qwen3_vl": ("Qwen3VLProcessor", 16),
+    "qwen3_vl_moe": ("Qwen3VLProcessor", 16),
 }
 
 

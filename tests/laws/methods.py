@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import pytest
 import torch
 from torch import Tensor
 
 from foveate import BTP, DivPrune, FastV, GlimpsePrune, GreedyPrune, PyramidDrop, Random, select
+from foveate.engine import attach
+from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.pruners import Pruner, VisualTokens
 from foveate.pruners.glimpse_modules import GlimpseConfig, GlimpseModules
 from tests.tiny_models import LAYERS
+from tests.tiny_newer import UNSEEN, WITH_STATES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,3 +83,23 @@ METHODS: dict[str, Pruner] = {
     "ladder": Ladder(),
     "ladder from 0 compacted": Ladder(cuts=(0, 2, 4), compact_cache=True),
 }
+
+# attention rows of a layer that has none, tokens that a running state would keep, vision features that cannot be lined
+# up: these raise where they are attached
+REFUSED = {
+    (family, method)
+    for family in WITH_STATES
+    for method in ("btp", "pyramiddrop", "glimpseprune", "glimpseprune two tokens")
+} | {(family, "glimpseprune") for family in UNSEEN}
+
+
+def assert_refused(model, method: str) -> None:
+    """Attaching raises one sentence and leaves no hook."""
+    hooks = [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()]
+    with (
+        pytest.raises((BudgetError, UnsupportedModelError), match="linear attention|vision encoder") as caught,
+        attach(model, METHODS[method]),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+    assert hooks == [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()]

@@ -6,12 +6,12 @@ import pytest
 import transformers
 
 from foveate import DivPrune, FastV, GreedyPrune, Random
-from tests.tiny_models import BUILDERS, IMAGE, LAYERS, build, generate, inputs
+from tests.tiny_models import ATTENTIVE, IMAGE, LAYERS, build, generate, inputs
 
 pytestmark = pytest.mark.oldest
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", ATTENTIVE)
 @pytest.mark.parametrize("layout", ["one image", "two images", "ragged"])
 @pytest.mark.parametrize(
     "pruner", [Random(keep=0.3, layer=0), FastV(keep=0.3), GreedyPrune(keep=0.3), DivPrune(keep=5)]

@@ -8,7 +8,7 @@ import pytest
 
 from foveate.testing import Law, check_laws, dense_run
 from foveate.testing.laws import NOTHING
-from tests.laws.methods import METHODS
+from tests.laws.methods import METHODS, REFUSED, assert_refused
 from tests.tiny_models import BUILDERS, LAYOUTS, WITH_VIDEOS, build, inputs, single
 
 STEPS = 4
@@ -48,6 +48,8 @@ def laws(family: str, attention: str, layout: str, method: str) -> dict[str, Law
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("family", "attention", "layout"), CASES, ids=map("-".join, CASES))
 def test_laws(family, attention, layout, method):
+    if (family, method) in REFUSED:
+        return assert_refused(build(family, attention), method)
     keep_all, masked, alone = laws(family, attention, layout, method).values()
     keep_all.require()
     if layout != "no image" or masked.reason != NOTHING:

@@ -21,7 +21,7 @@ from foveate.learn.glimpse_check import check
 from foveate.learn.glimpse_train import CHECKPOINTS, PICTURE, RESULT, Settings, sizes_for, train_glimpse
 from foveate.learn.grounded import GroundedSamples, from_scenes
 from foveate.measure.loading import load_model
-from tests.tiny_models import BUILDERS, build
+from tests.tiny_models import SEEING, build
 
 SETTINGS = Settings(
     batch_size=2, accumulation=2, max_steps=4, learning_rate=1e-3, check_every=2, check_samples=4, save_every=2
@@ -116,7 +116,7 @@ def test_check_counts_what_was_kept(loaded):
     assert check(loaded, bare, foveate.GlimpsePrune(keep=0.05, layer=8)).recall is None
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", SEEING)
 def test_sizes_of_every_family(family):
     model = build(family)
     assert FAMILIES[family].vision_width(model.config) == 32

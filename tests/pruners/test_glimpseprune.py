@@ -15,7 +15,7 @@ from foveate.families import Grid
 from foveate.pruners import VisualTokens
 from tests.laws.methods import glimpse
 from tests.pruners.visual_tokens import visual_tokens
-from tests.tiny_models import BUILDERS, build, generate, inputs, visual
+from tests.tiny_models import ATTENTIVE, SEEING, build, generate, inputs, visual
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -217,7 +217,7 @@ def test_push_to_hub(monkeypatch):
     assert calls == ["me/mine", pruner]
 
 
-@pytest.mark.parametrize("family", BUILDERS)
+@pytest.mark.parametrize("family", [one for one in ATTENTIVE if one in SEEING])
 def test_while_decoding_every_layer_holds_survivors_and_text(family):
     """The glimpse token left, and so did what it did not want, from the layers before the cut too."""
     model, batch = build(family), inputs(family, "two images")

@@ -14,6 +14,8 @@ from foveate.testing import LAWS, Law, Uneven, check_laws
 from foveate.testing.laws import NO_SAMPLES, NOTHING
 from tests.tiny_models import build, inputs, single
 
+pytestmark = pytest.mark.oldest
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bad(Pruner):

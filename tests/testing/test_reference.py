@@ -12,6 +12,8 @@ from foveate.testing import NEVER, dense_run, hidden_from, reference_logits
 from foveate.testing.one_by_one import without_the_dropped
 from tests.tiny_models import BUILDERS, WITH_VIDEOS, build, inputs, visual
 
+pytestmark = pytest.mark.oldest
+
 
 @pytest.mark.parametrize("family", BUILDERS)
 def test_with_nothing_hidden_it_is_the_dense_run(family):

@@ -1,4 +1,4 @@
-"""KV caches of other kinds than the dynamic one."""
+"""KV caches of other kinds than the dynamic one, and a prompt that is prefilled in chunks."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from torch._dynamo.utils import counters
 from transformers import CompileConfig, DynamicCache, QuantizedCache
 from transformers.cache_utils import Cache, QuantizedLayer
 
 from foveate import FastV
+from foveate.pruners import Pruner
 from tests.tiny_models import build
-from tests.ways.checks import agree, run
+from tests.ways.checks import agree, run, unless_dense_fails
 from tests.ways.ways import NotApplicable, way
+
+FAILS = "transformers itself fails at it with this model, also without pruning"
 
 
 @way("static cache")
 def static(family: str) -> None:
     """`cache_implementation="static"`, nothing compiled."""
+    options = dict(cache_implementation="static", disable_compile=True)
     with _forgotten(family):
-        agree(run(family, cache_implementation="static", disable_compile=True))
+        unless_dense_fails(lambda pruner: agree(run(family, pruner=pruner, **options)), FAILS)
 
 
 @way("static cache, compiled decode")
@@ -27,9 +32,16 @@ def compiled(family: str) -> None:
     """Without Inductor: what is asked is whether the decode step is one graph, and right."""
     settings = CompileConfig(backend="eager", fullgraph=True, dynamic=False)
     settings._compile_all_devices = True  # else only where compiling pays
-    torch.compiler.reset()
+    options = dict(cache_implementation="static", compile_config=settings)
+
+    def check(pruner: Pruner | None) -> None:
+        torch.compiler.reset()
+        counters.clear()
+        agree(run(family, "one image", pruner, **options))
+        assert counters["stats"]["unique_graphs"], "nothing was compiled"
+
     with _forgotten(family):
-        agree(run(family, "one image", FastV(keep=0.3), cache_implementation="static", compile_config=settings))
+        unless_dense_fails(check, FAILS, FastV(keep=0.3))
 
 
 @contextlib.contextmanager
@@ -68,3 +80,9 @@ def offloaded(family: str) -> None:
     except (RuntimeError, AssertionError) as error:
         raise NotApplicable(f"needs a GPU ({error})") from None
     agree(run(family, past_key_values=cache))
+
+
+@way("chunked prefill")
+def chunked(family: str) -> None:
+    """`prefill_chunk_size=8`."""
+    unless_dense_fails(lambda pruner: agree(run(family, pruner=pruner, prefill_chunk_size=8)), FAILS)

@@ -11,11 +11,11 @@ from transformers import PreTrainedModel
 
 import foveate
 from foveate.engine.compiled import NOTE
+from foveate.testing import reference_logits
 from tests.laws.methods import Ladder
 from tests.tiny_models import build, generate, inputs
 from tests.ways.checks import LADDER, Run, agree, dropped, run
-from tests.ways.masked import masked
-from tests.ways.ways import way
+from tests.ways.ways import NotApplicable, way
 
 
 def own(family: str) -> PreTrainedModel:
@@ -87,6 +87,12 @@ def inference_mode(family: str) -> None:
 @way("autocast", table="holding")
 def autocast(family: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
+        try:
+            run(family, pruner=None, steps=1)
+        except RuntimeError as error:
+            raise NotApplicable(
+                "this transformers' model does not run under autocast, also without pruning"
+            ) from error
         roughly_agree(run(family), build(family))
 
 
@@ -122,11 +128,11 @@ def roughly_agree(found: Run, model: PreTrainedModel, times: float = 3.0) -> Non
         The model that ran, in low precision; `build(family)` is the exact one.
     """
     gone, batch = dropped(found), found.batch
-    with torch.no_grad():
-        with masked(model, batch["attention_mask"], gone):
-            rounded = model(**batch, use_cache=False).logits[:, -1].float()
-        with masked(build(found.family), batch["attention_mask"], gone), torch.autocast("cpu", enabled=False):
-            precise = {name: one.float() if one.is_floating_point() else one for name, one in batch.items()}
-            exact = build(found.family)(**precise, use_cache=False).logits[:, -1]
+    precise = {name: one.float() if one.is_floating_point() else one for name, one in batch.items()}
+    rounded = reference_logits(model, batch, batch["input_ids"], gone)[:, 0].float()
+    with torch.autocast("cpu", enabled=False):
+        exact = reference_logits(build(found.family), precise, batch["input_ids"], gone)[:, 0]
     ours = found.out.logits[0].float()
-    assert (ours - exact).abs().max() < times * (rounded - exact).abs().max()
+    # the median sample: rounding may send a token of one to other experts, where the model has them
+    far, allowed = ((logits - exact).abs().amax(-1).median() for logits in (ours, rounded))
+    assert far < times * allowed

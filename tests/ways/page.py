@@ -8,7 +8,7 @@ from typing import Any
 
 from foveate.families import FAMILIES
 from foveate.families.tested import WORKS, cells_of, recorded, release
-from tests.ways.ways import Way, load_ways
+from tests.ways.ways import Way, load_ways, variants
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 TITLES = {"backends": "Attention backends", "ways": "Ways of generating", "holding": "Ways of holding a model"}
@@ -69,11 +69,13 @@ def _families(data: dict[str, Any]) -> str:
         backends = ", ".join(backend for backend, cell in newest["backends"].items() if cell == WORKS)
         rows.append([family.title, f"`{name}`", f"`{family.example}`", ", ".join(cells), backends])
     heads = ["family", "`model_type`", "example", "tested with transformers", "attention backends"]
-    return f"## Families\n\nWith torch {torch}.\n\n" + _table(heads, rows)
+    others = "".join(f"- `{name}`: `{family}` in another build\n" for name, family in variants().items())
+    below = f"\nBelow, too:\n\n{others}" if others else ""
+    return f"## Families\n\nWith torch {torch}.\n\n" + _table(heads, rows) + below
 
 
 def _matrix(cells: dict[str, Any], table: str, columns: Sequence[Way], notes: Notes) -> list[str]:
-    names = list(FAMILIES)
+    names = list(cells)
     found = []
     for start in range(0, len(names), ABREAST):
         part = names[start : start + ABREAST]

@@ -44,8 +44,8 @@ def main(chosen: set[str]) -> int:
                 failed += 1
                 print(f"\n== {family}, {name}\n{traceback.format_exc()}", file=sys.stderr)
         rows[family] = cells
-    data[version] = {"torch": torch.__version__.split("+")[0], "families": rows}
-    _write(data)
+    run = {"torch": torch.__version__.split("+")[0], "families": rows}
+    _write({**(recorded() if FILE.exists() else {}), version: run})  # another release may have been recorded meanwhile
     print(f"{FILE}: transformers {version}, {len(rows)} families, {failed} failed")
     return failed
 

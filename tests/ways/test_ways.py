@@ -30,9 +30,8 @@ def test_does_what_is_said(family, way):
 
 
 def test_every_family_is_there():
-    assert set(families()) <= set(BUILDERS)
-    assert set(DATA[NEWEST]["families"]) == set(FAMILIES)
-    assert set(DATA[COLUMN]["families"]) == set(families())
+    assert set(DATA[NEWEST]["families"]) >= set(FAMILIES)
+    assert set(DATA[COLUMN]["families"]) == set(BUILDERS)
 
 
 @pytest.mark.parametrize("version", DATA)

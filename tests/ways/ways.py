@@ -17,11 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
 from foveate.errors import FoveateError
 from foveate.families import FAMILIES
 from foveate.families.tested import WORKS
+from tests.tiny_models import BUILDERS
 
 Table = Literal["backends", "ways", "holding"]
 MODULES = ("backends", "generating", "caches", "turns", "holding")  # of this package, in the order of the tables
@@ -76,8 +75,13 @@ def load_ways() -> dict[str, Way]:
 
 
 def families() -> list[str]:
-    """The families that the installed transformers has."""
-    return [family for family in FAMILIES if family in CONFIG_MAPPING_NAMES]
+    """The families that the installed transformers has, in foveate's order, and behind them their variants."""
+    return [*(family for family in FAMILIES if family in BUILDERS), *variants()]
+
+
+def variants() -> dict[str, str]:
+    """Tiny models that are another build of a family, such as one with another vision encoder: its family."""
+    return {name: make()[1].model_type for name, make in BUILDERS.items() if name not in FAMILIES}
 
 
 def outcome(family: str, name: str) -> str:

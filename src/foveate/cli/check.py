@@ -1,5 +1,6 @@
 """`foveate check`: do the laws of pruning hold for this model?"""
 
+from math import isfinite
 from typing import Annotated, Any
 
 import typer
@@ -76,7 +77,7 @@ def _columns() -> list[str]:
 
 
 def _row(result: Any) -> list[str]:
-    if result.noise is None:
+    if not result.laws:
         return [result.inputs, result.method, *["not tested"] * 3, ""]
     return [result.inputs, result.method, *map(_cell, result.laws), f"{result.noise.tolerance:.1g}"]
 
@@ -125,10 +126,13 @@ def _plain(result: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
     laws = [
-        {"law": law.name, "holds": law.holds, "difference": law.difference, "reason": law.reason}
+        {"law": law.name, "holds": law.holds, "difference": _finite(law.difference), "reason": law.reason}
         for law in result.laws
     ]
-    noise = None if result.noise is None else {**asdict(result.noise), "tolerance": result.noise.tolerance}
+    noise = None
+    if result.noise is not None:
+        found = {**asdict(result.noise), "tolerance": result.noise.tolerance}
+        noise = {name: _finite(value) for name, value in found.items()}
     return {
         "inputs": result.inputs,
         "method": result.method,
@@ -136,3 +140,8 @@ def _plain(result: Any) -> dict[str, Any]:
         "noise": noise,
         "laws": laws,
     }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON knows no infinity."""
+    return value if value is None or isfinite(value) else None

@@ -33,7 +33,8 @@ class Handle:
     def report(self) -> Report:
         """One entry for each prefill since the pruner was attached."""
         hooks = self._hooks
-        return Report(tuple(summarise(record, hooks.text_config, hooks.depth) for record in hooks.records))
+        cached = [attention is not None for attention in hooks.parts.attention]
+        return Report(tuple(summarise(record, hooks.text_config, hooks.depth, cached) for record in hooks.records))
 
     def detach(self) -> None:
         """Leave the model as it was; the report stays. A second call does nothing."""

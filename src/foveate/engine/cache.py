@@ -6,14 +6,30 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers import cache_utils
+from transformers.cache_utils import (
+    Cache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    EncoderDecoderCache,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 
 from foveate.engine.cache_dynamic import PrunedLayer
+from foveate.engine.cache_linear import STATE_LAYERS, holds_state
 from foveate.engine.cache_sliding import PrunedSlidingLayer
+from foveate.engine.cache_static import PrunedStaticLayer
 from foveate.engine.gather import align_right
 from foveate.errors import UnsupportedCacheError
 
-KINDS: dict[type, type[PrunedLayer]] = {DynamicLayer: PrunedLayer, DynamicSlidingWindowLayer: PrunedSlidingLayer}
+AnyPrunedLayer = PrunedLayer | PrunedStaticLayer
+KINDS: dict[type, type[AnyPrunedLayer]] = {
+    DynamicLayer: PrunedLayer,
+    DynamicSlidingWindowLayer: PrunedSlidingLayer,
+    StaticLayer: PrunedStaticLayer,
+}
+QUANTISED: type = getattr(cache_utils, "BaseQuantizedLayer", cache_utils.QuantizedLayer)  # the former is newer
 
 
 def check_cache(cache: Any, depth: int) -> None:
@@ -26,14 +42,25 @@ def check_cache(cache: Any, depth: int) -> None:
     """
     if not isinstance(cache, Cache):
         raise UnsupportedCacheError(f"pruning needs a transformers Cache, got {type(cache).__name__}")
+    if isinstance(cache, EncoderDecoderCache):
+        raise UnsupportedCacheError("pruning does not support the KV cache of an encoder-decoder model")
     layers = list(cache.layers)
     kinds = {type(layer) for layer in layers}
     if len(layers) < depth and getattr(cache, "layer_class_to_replicate", None) is not None:
         kinds.add(cache.layer_class_to_replicate)
-    wrong = sorted(kind.__name__ for kind in kinds - {*KINDS, *KINDS.values()})
+    wrong = sorted({_describe(kind) for kind in kinds - {*KINDS, *KINDS.values(), *STATE_LAYERS}})
     if wrong or getattr(cache, "offloading", False):
-        what = ", ".join(wrong) or "an offloaded cache"
-        raise UnsupportedCacheError(f"pruning does not support {what}: use the default dynamic cache (DynamicCache)")
+        what = " and ".join(wrong) or "an offloaded KV cache"
+        raise UnsupportedCacheError(f"pruning does not support {what}: use the default cache (DynamicCache)")
+
+
+def _describe(kind: type) -> str:
+    """What a cache layer of this kind, which cannot hold a length of its own, is called."""
+    if issubclass(kind, QUANTISED):
+        return "a quantised KV cache"
+    if issubclass(kind, StaticSlidingWindowLayer):
+        return "static caches with sliding windows"
+    return f"KV cache layers of type {kind.__name__}"
 
 
 def cache_layer(cache: Cache, number: int) -> DynamicLayer:
@@ -43,10 +70,10 @@ def cache_layer(cache: Cache, number: int) -> DynamicLayer:
     return cache.layers[number]
 
 
-def pruned_layer(cache: Cache, number: int, batch: int, device: torch.device) -> PrunedLayer:
+def pruned_layer(cache: Cache, number: int, batch: int, device: torch.device) -> AnyPrunedLayer:
     """Layer `number` of the cache as one that can hold fewer tokens than it reports."""
     layer = cache_layer(cache, number)
-    if not isinstance(layer, PrunedLayer):
+    if not isinstance(layer, AnyPrunedLayer):
         layer = cache.layers[number] = KINDS[type(layer)].adopt(layer, batch, device)
     return layer
 
@@ -63,6 +90,8 @@ def compact(cache: Cache, groups: list[int], survivors: Tensor) -> None:
     """
     picked: dict[tuple[int, int | None], tuple[Tensor, Tensor, bool]] = {}
     for number, group in enumerate(groups):
+        if holds_state(cache_layer(cache, number)):
+            continue
         layer = pruned_layer(cache, number, survivors.shape[0], survivors.device)
         held = group, layer.window  # a window's layers hold other positions than their neighbours
         if held not in picked:

@@ -46,9 +46,13 @@ class PrunedLayer(DynamicLayer):
         """How many of the last `slots` (B, n) a later token can need, once the `coming` newest are there."""
         return slots.shape[1]
 
-    def joined(self, rows: Tensor) -> Tensor:
-        """Slots with the coming `rows` (B, n) behind them; after a reset the batch may be another."""
+    def joined(self, rows: Tensor, dense: int) -> Tensor:
+        """Slots with the coming `rows` (B, n), left of `dense` tokens; after a reset the batch may be another."""
         return torch.cat([self.slots, rows], -1) if self.slots.shape[1] else rows
+
+    def first_column(self, slots: Tensor, rows: Tensor) -> int:
+        """Which of the `slots` that `joined` gave is the first of the coming rows."""
+        return slots.shape[1] - rows.shape[1]
 
     def expect(self, slots: Tensor, dense_length: int, padded: bool, stay: int) -> None:
         """Announce all slots, (B, n), as they will be after the coming `update`, and how many of them must stay."""

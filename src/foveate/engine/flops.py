@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+STATES = {"linear_attention", "conv", "mamba", "hybrid"}
+
 
 def prefill_flops(config: Any, tokens: Sequence[float]) -> float | None:
     """Operations (2 a multiply-add) of the decoder layers for one sample; None for a layer the formula does not know.
@@ -20,9 +23,13 @@ def prefill_flops(config: Any, tokens: Sequence[float]) -> float | None:
     tokens
         Tokens that enter each layer, text and visual.
     """
+    if getattr(config, "is_heterogeneous", False):  # Gemma 4: heads of two sizes
+        return None
     hidden, width = getattr(config, "hidden_size", None), getattr(config, "intermediate_size", None)
     heads = getattr(config, "num_attention_heads", None)
-    if not (hidden and width and heads) or getattr(config, "num_experts", None):
+    other = any(getattr(config, name, None) for name in EXPERTS)
+    other = other or bool(STATES & set(getattr(config, "layer_types", None) or ()))
+    if not (hidden and width and heads) or other:
         return None
     size = getattr(config, "head_dim", None) or hidden // heads
     query, key = heads * size, (getattr(config, "num_key_value_heads", None) or heads) * size

@@ -10,15 +10,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import StaticLayer
 
 from foveate.engine.attention import attention_rows, attention_tap
-from foveate.engine.cache import PrunedLayer, cache_layer, check_cache, compact, pruned_layer
+from foveate.engine.cache import AnyPrunedLayer, PrunedStaticLayer, cache_layer, check_cache, compact, pruned_layer
 from foveate.engine.checkpointing import hooks_around_checkpoints
+from foveate.engine.chunked import refuse_chunks
 from foveate.engine.compiled import NOTE, run_as_python, set_compiled_aside
 from foveate.engine.frame import Frame, PrefillRecord, Prompt
 from foveate.engine.layer_inputs import pick_inputs
 from foveate.engine.prompt import LABELLED, read_prompt
 from foveate.engine.stage import cut, text_rows
+from foveate.engine.state_inputs import check_method, pick_state_inputs
 from foveate.engine.vision import VisionRecorder, vision_recorder
 from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelError
 from foveate.families import Family
@@ -65,6 +68,7 @@ class Hooks:
         self.extra = pruner.extra_tokens(model)
         if self.extra is not None and self.extra.ndim == 2:
             self.extra = self.extra[None]
+        check_method(self.method, self.stages, self.parts.attention, self.extra)
         self.vision: VisionRecorder | None = vision_recorder(model, self.method, family)
         self.records: list[PrefillRecord] = []
         self.thread = threading.local()
@@ -78,6 +82,7 @@ class Hooks:
             if self.undo:
                 self.notes = (*self.notes, NOTE)
             self.undo.append(run_as_python(model, self._before_model))
+            self.undo.append(refuse_chunks(model, self.parts.visual_ids, lambda: not self.paused))
             self._register()
         except BaseException:
             self.remove()
@@ -100,6 +105,7 @@ class Hooks:
         for number, layer in enumerate(parts.layers):
             if number >= first:
                 self._before(layer, partial(self._before_layer, number))
+                self.handles.append(layer.register_forward_pre_hook(partial(_static_step, number), with_kwargs=True))
             if number + 1 in self.stages:
                 self._before(layer, partial(self._open_tap, number))
                 self._after(layer, self._close_tap, always_call=True)
@@ -107,10 +113,10 @@ class Hooks:
                 self._after(layer, partial(self._add_features, number))
 
     def _before(self, module: nn.Module, hook: Callable) -> None:
-        self.handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        self.handles.append(module.register_forward_pre_hook(_in_python(hook), with_kwargs=True))
 
     def _after(self, module: nn.Module, hook: Callable, always_call: bool = False) -> None:
-        self.handles.append(module.register_forward_hook(hook, always_call=always_call))
+        self.handles.append(module.register_forward_hook(_in_python(hook), always_call=always_call))
 
     def remove(self) -> None:
         """Take every hook off."""
@@ -178,7 +184,7 @@ class Hooks:
         if frame is None:
             return None
         cache = kwargs.get("past_key_values")
-        if self.paused and any(isinstance(layer, PrunedLayer) for layer in getattr(cache, "layers", ())):
+        if self.paused and any(isinstance(layer, AnyPrunedLayer) for layer in getattr(cache, "layers", ())):
             raise UnsupportedCacheError(PRUNED_WHILE_PAUSED)
         if frame.prompt is None:
             text_only = frame.record is not None and not any(frame.record.visual)
@@ -258,14 +264,19 @@ class Hooks:
         extra = torch.arange(hidden.shape[1] - frame.extra, hidden.shape[1], device=hidden.device)
         text = text_rows(frame, frame.prompt, places)
         rows = self.method.attention_rows(number + 1, PromptRows(last, extra.expand(hidden.shape[0], -1), text))
-        if rows is None:
+        attention = self.parts.attention[number]
+        if rows is None or attention is None:
             return
+
+        cached = None if kwargs.get("past_key_values") is None else cache_layer(kwargs["past_key_values"], number)
 
         def listen(query: Tensor, key: Tensor, mask: Any, options: dict) -> None:
             with torch.no_grad():
+                if isinstance(cached, StaticLayer):  # what comes behind the tokens is free
+                    key = key[:, :, : int(cached.cumulative_length) if frame.past else query.shape[2]]
                 frame.attention = attention_rows(query, key, mask, options, rows, self.method.attention_form())
 
-        frame.tap.enter_context(attention_tap(self.parts.attention[number], listen))
+        frame.tap.enter_context(attention_tap(attention, listen))
 
     def _close_tap(self, layer: nn.Module, args: tuple, output: Any) -> None:
         if self.frame is not None:
@@ -290,7 +301,12 @@ class Hooks:
             own = hidden[:, -frame.extra :] + self.extra[number].to(hidden)
             hidden = torch.cat([hidden[:, : -frame.extra], own], 1)
         cached = None if cache is None else cache_layer(cache, number)
-        if frame.index is None and not isinstance(cached, PrunedLayer):
+        if self.parts.attention[number] is None:
+            picked = pick_state_inputs(kwargs, frame, hidden, cached)
+            return ((hidden, *args[1:]), picked) if args else (args, {**picked, "hidden_states": hidden})
+        if hidden.shape[1] == 1 and isinstance(cached, PrunedStaticLayer):
+            return None  # `_static_step` sees to it
+        if frame.index is None and not isinstance(cached, AnyPrunedLayer):
             return None
         if cached is not None:
             cached = pruned_layer(cache, number, hidden.shape[0], hidden.device)
@@ -319,3 +335,24 @@ class Hooks:
             prompt.record.compacted = number
         compact(cache, self.group[:number], survivors)
         return hidden
+
+
+def _in_python(hook: Callable) -> Callable:
+    """The hook, which does nothing in compiled code: only decode steps with a static cache are compiled."""
+
+    def run(*args: Any) -> Any:
+        return None if torch.compiler.is_compiling() else hook(*args)
+
+    return run
+
+
+def _static_step(number: int, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    """One token more in a static cache. This is compiled with the model: it reads no state but the cache's tensors."""
+    cache = kwargs.get("past_key_values")
+    hidden = args[0] if args else kwargs["hidden_states"]
+    if cache is None or hidden.shape[1] > 1 or len(cache.layers) <= number:
+        return None
+    cached = cache.layers[number]
+    if not isinstance(cached, PrunedStaticLayer):
+        return None
+    return args, {**kwargs, "attention_mask": cached.place(kwargs.get("attention_mask"))}

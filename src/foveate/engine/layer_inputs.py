@@ -6,17 +6,26 @@ from typing import Any
 
 from torch import Tensor
 
-from foveate.engine.cache_dynamic import PrunedLayer
+from foveate.engine.cache import AnyPrunedLayer
 from foveate.engine.frame import Frame
 from foveate.engine.gather import gather_positions, gather_rotary
 from foveate.engine.mask import pick_mask
 from foveate.errors import UnsupportedModelError
 
-KNOWN = {"hidden_states", "attention_mask", "position_ids", "position_embeddings", "past_key_values", "use_cache"}
+# labels: some models hand all they are given to every layer
+KNOWN = {
+    "hidden_states",
+    "attention_mask",
+    "position_ids",
+    "position_embeddings",
+    "past_key_values",
+    "use_cache",
+    "labels",
+}
 
 
 def pick_inputs(
-    kwargs: dict[str, Any], frame: Frame, hidden: Tensor, cached: PrunedLayer | None, group: int, flat: bool
+    kwargs: dict[str, Any], frame: Frame, hidden: Tensor, cached: AnyPrunedLayer | None, group: int, flat: bool
 ) -> dict[str, Any]:
     """Rotary tables, position ids and mask picked for the tokens in `hidden`, and the cache layer told what comes.
 
@@ -36,33 +45,34 @@ def pick_inputs(
     places = frame.places(hidden.shape[0], hidden.device)
     kwargs = dict(kwargs)
     if frame.index is not None:
-        _refuse_unknown(kwargs, frame.length)
+        refuse_unknown(kwargs, frame.length)
         tables, ids = kwargs.get("position_embeddings"), kwargs.get("position_ids")
         if tables is not None:
             kwargs["position_embeddings"] = frame.once("rotary", tables, lambda: gather_rotary(tables, places))
         if ids is not None:
             picked = frame.once("ids", ids, lambda: gather_positions(frame.continued(ids), places, -1))
             kwargs["position_ids"] = picked
-    past = frame.past if cached is None else cached.dense_length
+    past = frame.past if cached is None else frame.once("past", None, lambda: cached.dense_length)
     padded = frame.alive is not None or (cached is not None and cached.padded)
     rows = frame.once("rows", None, lambda: frame.positions(places, past))
-    slots = rows
+    slots, column, end = rows, 0, past + frame.length
     held = group, None if cached is None else cached.window  # layers of one group and one window hold the same tokens
     if cached is not None:
-        slots = frame.once(("slots", held), None, lambda: cached.joined(rows))
-        end, coming = past + frame.length, rows.shape[1]
+        slots = frame.once(("slots", held), None, lambda: cached.joined(rows, frame.length))
+        coming = rows.shape[1]
         stay = frame.once(("stay", held), None, lambda: cached.slots_to_keep(slots, end, coming))
+        column = frame.once(("column", held), None, lambda: cached.first_column(slots, rows))
         cached.expect(slots, end, padded, stay)
     first = 0 if cached is None else cached.get_mask_sizes(frame.length)[1]
     last = frame.prompt.query + past if frame.prompt is not None and frame.extra else None
     mask = kwargs.get("attention_mask")
     kwargs["attention_mask"] = frame.once(
-        ("mask", held), mask, lambda: pick_mask(mask, rows, slots, past + frame.length, last, padded, flat, first)
+        ("mask", held), mask, lambda: pick_mask(mask, rows, slots, end, last, padded, flat, first, column)
     )
     return kwargs
 
 
-def _refuse_unknown(kwargs: dict[str, Any], length: int) -> None:
+def refuse_unknown(kwargs: dict[str, Any], length: int) -> None:
     """An argument with one entry a token that the engine does not know would no longer fit the tokens."""
     for name, value in kwargs.items():
         if name.startswith("cu_seq") and value is not None:

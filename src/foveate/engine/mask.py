@@ -15,6 +15,7 @@ def pick_mask(
     padded: bool,
     flat: bool,
     first: int = 0,
+    column: int | None = None,
 ) -> Tensor | None:
     """Mask for the rows and key slots that are there.
 
@@ -27,7 +28,7 @@ def pick_mask(
         (B, n) long, dense positions of the query tokens, -1 for padding; positions from `length` on are tokens that
         the method added behind the prompt.
     slots
-        (B, m) long, dense positions of the keys, those of the rows last, -1 for padding.
+        (B, m) long, dense positions of the keys, -1 for padding.
     length
         Dense positions that the mask covers: past and prompt.
     last
@@ -39,22 +40,27 @@ def pick_mask(
         True for backends that take a (B, K) padding mask (flash attention).
     first
         Dense position from which on the cache of the dense run holds keys: not 0 for a sliding window.
+    column
+        Which slot is the first row's; those behind the rows are free. By default the rows are the last slots.
     """
     queries, keys = rows.shape[1], slots.shape[1]
+    column = keys - queries if column is None else column
     if mask is None:
         # no key that the dense run's cache has forgotten; samples of a batch may hold different ones
         inside = first == 0 or (len(rows) == 1 and keys == length - first)
-        if not padded and inside and (queries == 1 or queries == keys):
+        alone = column == 0 and (queries == keys or not flat)  # free slots come last: causality hides them
+        if not padded and inside and (queries == 1 or alone):
             return None
         if flat:
-            return (slots >= first).to(torch.int64)
+            return (slots >= first).to(torch.int64)[:, : column + queries]
         visible = (slots[:, None, :] <= rows[:, :, None]) & (slots >= first)[:, None, :]
-        return (visible | _own_slot(rows, keys))[:, None]
+        return (visible | _own_slot(rows, keys, column))[:, None]
     start = max(length - mask.shape[-1], 0)  # dense position of the first column
     columns, outside = slots.clamp(start, length - 1) - start, slots < max(start, first)
     if mask.ndim == 2:
         flags = mask.expand(rows.shape[0], -1).gather(1, columns).masked_fill(outside, 0)
-        return flags if last is None else flags.masked_fill(slots >= length, 1)
+        flags = flags if last is None else flags.masked_fill(slots >= length, 1)
+        return flags[:, : column + queries]
     dense_rows = rows.clamp(min=0) if last is None else torch.where(rows >= length, last[:, None], rows.clamp(min=0))
     dense_rows = (dense_rows - (length - mask.shape[2])).clamp(min=0)  # the mask's rows are the newest positions
     picked = mask.expand(rows.shape[0], -1, -1, -1)
@@ -63,7 +69,7 @@ def pick_mask(
     hidden = outside[:, None, None, :]
     if last is not None:
         hidden = hidden | ((slots >= length)[:, None, :] & (slots[:, None, :] > rows[:, :, None]))[:, None]
-    own = _own_slot(rows, keys)[:, None]
+    own = _own_slot(rows, keys, column)[:, None]
     if picked.dtype == torch.bool:
         if last is not None:
             picked = picked | (slots >= length)[:, None, None, :]
@@ -73,9 +79,9 @@ def pick_mask(
     return picked.masked_fill(hidden, torch.finfo(picked.dtype).min).masked_fill(own, 0)
 
 
-def _own_slot(rows: Tensor, keys: int) -> Tensor:
+def _own_slot(rows: Tensor, keys: int, column: int) -> Tensor:
     """(B, n, m) bool, true where a padding row meets its own slot: it must see something, or its softmax is NaN."""
     queries = rows.shape[1]
     diagonal = torch.eye(queries, dtype=torch.bool, device=rows.device)
-    diagonal = torch.nn.functional.pad(diagonal, (keys - queries, 0))
+    diagonal = torch.nn.functional.pad(diagonal, (column, keys - queries - column))
     return diagonal & (rows < 0)[:, :, None]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from foveate.engine.frame import Frame, PrefillRecord, Prompt
 from foveate.engine.layout import lay_out
@@ -41,9 +42,9 @@ def read_prompt(
     if visual is None or _is_answer(kwargs):
         return frame
     placeholders = visual
-    mask, real = kwargs.get("attention_mask"), None
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        real = mask[:, -frame.length :].bool()
+    real = real_tokens(kwargs.get("attention_mask"), frame.length, kwargs.get("past_key_values"))
+    if real is not None:
+        real = real.expand_as(visual)
         visual = visual & real
     query = last_prompt_token(frame.length, real, labels, tokens)
     # The last prompt token speaks the answer's first word: it stays, even if it is part of an image.
@@ -75,7 +76,7 @@ def _is_answer(kwargs: Mapping[str, Any]) -> bool:
     Prompt lookup and assistants propose such ids, and an answer that is passed on to the next turn may hold some.
     """
     cache = kwargs.get("past_key_values")
-    if kwargs.get("input_ids") is None or cache is None or not int(cache.get_seq_length()):
+    if kwargs.get("input_ids") is None or not _seen(cache):
         return False
     if kwargs.get("mm_encoder_outputs"):
         return False
@@ -114,3 +115,29 @@ def last_prompt_token(length: int, prompt: Tensor | None, labels: Tensor | None,
         first = torch.where(answer, place, length).amin(-1)
         last = torch.where((first > 0) & (first < length), first - 1, last)
     return last
+
+
+def real_tokens(mask: Any, length: int, cache: Any) -> Tensor | None:
+    """(B, L) bool, False for padding; None where the mask does not tell, or there is none.
+
+    Parameters
+    ----------
+    mask
+        As the base model is given it: (B, K), or what the layers take, as `generate()` makes it for static caches:
+        (B, 1, L, K), bool or additive, or a dict of those for each kind of layer.
+    """
+    if isinstance(mask, Mapping):
+        mask = next((one for one in mask.values() if one is not None), None)
+    if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
+        return None
+    if mask.ndim == 2:
+        return mask[:, -length:].bool()
+    past = _seen(cache)
+    first = past - max(past + length - mask.shape[3], 0)  # the columns of a sliding window begin later
+    own = mask[:, 0, :, first : first + length].diagonal(dim1=1, dim2=2)  # padding does not even see itself
+    return own if own.dtype == torch.bool else own == 0
+
+
+def _seen(cache: Any) -> int:
+    """Tokens that a cache has seen; none if it is not one, which `check_cache` refuses later."""
+    return int(cache.get_seq_length()) if isinstance(cache, Cache) else 0

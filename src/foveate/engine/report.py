@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,13 +120,20 @@ class Report:
         return "\n".join(map(str, self.prefills)) or "the model has not run since the pruner was attached"
 
 
-def summarise(record: PrefillRecord, config: Any, depth: int) -> Prefill:
-    """Make a report entry of what the hooks recorded; reads tensors back from the device."""
+def summarise(record: PrefillRecord, config: Any, depth: int, cached: Sequence[bool] | None = None) -> Prefill:
+    """Make a report entry of what the hooks recorded; reads tensors back from the device.
+
+    Parameters
+    ----------
+    cached
+        For each layer, whether it has a KV cache; by default all have.
+    """
     stages = [_stage(stage, record) for stage in record.stages]
     visual = _per_layer(record, depth)
-    cached = [
+    held = [
         stages_kept if layer >= record.compacted else visual[record.compacted]
         for layer, stages_kept in enumerate(visual)
+        if cached is None or cached[layer]
     ]
     dense = sum(record.visual) * depth
     pruned_flops = _mean(
@@ -141,7 +149,7 @@ def summarise(record: PrefillRecord, config: Any, depth: int) -> Prefill:
         stages=stages,
         tokens_per_layer=[sum(rows) / len(rows) for rows in visual],
         mean_tokens_per_layer=sum(map(sum, visual)) / dense if dense else 1.0,
-        kv_share=sum(map(sum, cached)) / dense if dense else 1.0,
+        kv_share=sum(map(sum, held)) / (sum(record.visual) * len(held)) if dense else 1.0,
         last_layer_tokens=sum(visual[-1]) / sum(record.visual) if dense else 1.0,
         selection_ms=sum(stage.elapsed() for stage in record.stages),
         flops_dense=dense_flops,

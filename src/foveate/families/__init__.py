@@ -13,6 +13,8 @@ from foveate.families.aya_vision import AYA_VISION, COHERE2_VISION
 from foveate.families.base import Family, LayerAdditions, Parts, visual_mask
 from foveate.families.deepseek_vl import DEEPSEEK_VL
 from foveate.families.gemma3 import GEMMA3
+from foveate.families.gemma4 import GEMMA4
+from foveate.families.glm4v import GLM4V, GLM4V_MOE, GLM46V, GLM_OCR
 from foveate.families.grids import Grid, Run, find_runs
 from foveate.families.idefics3 import IDEFICS3
 from foveate.families.internvl import INTERNVL
@@ -24,8 +26,11 @@ from foveate.families.mistral3 import MISTRAL3
 from foveate.families.paligemma import PALIGEMMA
 from foveate.families.qwen2_5_vl import QWEN2_5_VL
 from foveate.families.qwen2_vl import QWEN2_VL
+from foveate.families.qwen3_5 import QWEN3_5
+from foveate.families.qwen3_5_moe import QWEN3_5_MOE
 from foveate.families.qwen3_vl import QWEN3_VL
 from foveate.families.qwen3_vl_moe import QWEN3_VL_MOE
+from foveate.families.refused import REFUSED
 from foveate.families.smolvlm import SMOLVLM
 from foveate.families.vipllava import VIPLLAVA
 from foveate.families.vision import VisionParts, same_features
@@ -43,6 +48,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             LLAVA_ONEVISION,
             MISTRAL3,
             GEMMA3,
+            GEMMA4,
             PALIGEMMA,
             VIPLLAVA,
             DEEPSEEK_VL,
@@ -52,6 +58,12 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             QWEN2_5_VL,
             QWEN3_VL,
             QWEN3_VL_MOE,
+            QWEN3_5,
+            QWEN3_5_MOE,
+            GLM4V,
+            GLM4V_MOE,
+            GLM46V,
+            GLM_OCR,
             INTERNVL,
             IDEFICS3,
             SMOLVLM,
@@ -81,12 +93,14 @@ def family_of(model: nn.Module) -> Family:
     Raises
     ------
     UnsupportedModelError
-        When it is not one that foveate knows; the message says what the default finds and what it lacks.
+        When it is not one that foveate knows; the message says why, or what the default finds and what it lacks.
     """
     model_type: Any = getattr(getattr(model, "config", None), "model_type", None)
     if model_type in FAMILIES:
         return FAMILIES[model_type]
     known = f"foveate knows {', '.join(FAMILIES)}"
+    if model_type in REFUSED:
+        raise UnsupportedModelError(f"model type {model_type!r} is not supported: {REFUSED[model_type]}; {known}")
     if model_type is None:
         raise UnsupportedModelError(f"{type(model).__name__} has no config.model_type; {known}")
     try:

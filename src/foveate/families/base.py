@@ -27,7 +27,7 @@ class Parts:
     layers
         Its decoder layers.
     attention
-        The self-attention module of each layer.
+        The self-attention module of each layer; None for a layer that has a running state in its place.
     rotary
         Module that makes `position_embeddings` from `position_ids`.
     visual_ids
@@ -37,7 +37,7 @@ class Parts:
     base: nn.Module
     decoder: nn.Module
     layers: nn.ModuleList
-    attention: tuple[nn.Module, ...]
+    attention: tuple[nn.Module | None, ...]
     rotary: nn.Module
     visual_ids: tuple[int, ...]
 
@@ -90,12 +90,13 @@ class Family:
         rotary = getattr(decoder, "rotary_emb", None)
         attention = tuple(getattr(layer, "self_attn", None) for layer in layers or ())
         ids = self.visual_ids(model.config)
-        found = [module for module in attention if isinstance(module, nn.Module)]
+        found = tuple(module if isinstance(module, nn.Module) else None for module in attention)
+        without = [layer for layer, module in zip(layers or (), found, strict=True) if module is None]
         missing = [
             what
             for what, there in (
                 ("a decoder with `layers` (get_decoder())", isinstance(layers, nn.ModuleList)),
-                ("`self_attn` in each decoder layer", 0 < len(found) == len(attention)),
+                ("`self_attn` in each decoder layer", len(without) < len(found) and all(map(self.has_state, without))),
                 ("`rotary_emb` in the decoder", isinstance(rotary, nn.Module)),
                 ("`image_token_id` in the config", bool(ids)),
             )
@@ -103,9 +104,15 @@ class Family:
         ]
         if missing:
             raise UnsupportedModelError(f"{type(model).__name__} cannot be pruned: it lacks {'; '.join(missing)}")
-        return Parts(
-            base, cast(nn.Module, decoder), cast(nn.ModuleList, layers), tuple(found), cast(nn.Module, rotary), ids
-        )
+        return Parts(base, cast(nn.Module, decoder), cast(nn.ModuleList, layers), found, cast(nn.Module, rotary), ids)
+
+    def has_state(self, layer: nn.Module) -> bool:
+        """Whether a decoder layer has, in the place of attention, a state that runs along the sequence.
+
+        Linear attention, convolutions. Such a layer must take a (B, L) mask that makes the inputs of padding zero, and
+        with inputs of zero leave a state of zero as it is.
+        """
+        return False
 
     def visual_ids(self, config: Any) -> tuple[int, ...]:
         """Ids of the image and video placeholder tokens."""

@@ -91,6 +91,8 @@ IMAGES_ONLY: dict[str, type[_ImagesOnly]] = {
     "qwen2_5_vl": Qwen2_5_VLProcessor,
     "qwen3_vl": Qwen3VLProcessor,
     "qwen3_vl_moe": Qwen3VLProcessor,
+    "qwen3_5": Qwen3VLProcessor,
+    "qwen3_5_moe": Qwen3VLProcessor,
 }
 # the first that fits: GatedRepoError is a RepositoryNotFoundError
 WHY_MISSING: dict[type[Exception], str] = {

@@ -17,6 +17,7 @@ from foveate.families import Parts, family_of
 from foveate.learn.divergence import IGNORE
 from foveate.learn.grounded import Box, GroundedSample
 from foveate.learn.localisation import kept_share, localisation_loss, recall
+from foveate.learn.states import refuse_states
 from foveate.learn.targets import shown_targets
 from foveate.measure.loading import LoadedModel
 from foveate.pruners import GlimpsePrune, Pruner, VisualTokens
@@ -76,10 +77,16 @@ class GlimpseForTraining(nn.Module):
         Of the loss.
     dropout
         On the glimpse rows.
+
+    Raises
+    ------
+    UnsupportedModelError
+        For a model with linear attention or convolutions in its decoder.
     """
 
     def __init__(self, loaded: LoadedModel, modules: GlimpseModules, weighing: Weighing, dropout: float = 0.1) -> None:
         super().__init__()
+        refuse_states(loaded.model)
         self.learned, self.weighing = modules, weighing
         self.dropout = nn.Dropout(dropout)
         # no sub-modules: neither trained, nor saved, nor moved

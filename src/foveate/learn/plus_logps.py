@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from foveate.learn.states import refuse_states
+
 PER_TOKEN = ("token_type_ids", "mm_token_type_ids")  # inputs of the processor with one entry a token
 
 
@@ -40,7 +42,13 @@ def answer_logps(
     -------
     tuple of Tensor
         Twice (B, C) float32; padding holds numbers without meaning. The entropy carries no gradient.
+
+    Raises
+    ------
+    UnsupportedModelError
+        For a model with linear attention or convolutions in its decoder.
     """
+    refuse_states(model)
     length = input_ids.shape[1] - answer
     inputs = {name: value[:, :length] if name in PER_TOKEN else value for name, value in inputs.items()}
     prompt, mask = input_ids[:, :length], attention_mask[:, :length]

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-
 from foveate.errors import FoveateError
 from foveate.families import Family
+from foveate.measure.check_noise import Noise, judged, measure_noise
+from foveate.measure.check_prompts import Prompts, prompts
 from foveate.measure.loading import LoadedModel
-from foveate.testing import NEVER, Law, check_laws, dense_run, reference_logits
-from foveate.testing.laws import ALONE, MASKED
-
-EXACT = 1e-4  # how far logits may lie apart in float32
-TIMES = 3  # where rounding alone moves them further: so many times as far as it moves a dense run's
-LIMIT = {torch.float32: 1e-3}  # a dense run this far from its reference, in deviations of the logits, is another model
-LIMIT_HALF = 0.3
+from foveate.testing import Law, check_laws, dense_run
 
 
 class CheckError(FoveateError):
@@ -28,68 +19,29 @@ class CheckError(FoveateError):
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """A batch of prompts: what it is, and a question and the images of each sample."""
-
-    name: str
-    questions: list[str]
-    images: list[list[Image.Image]]
-
-
-@dataclass(frozen=True)
-class Noise:
-    """How far two ways of running the dense model differ, as the largest difference of two logits.
+class Result:
+    """What came of one method on one batch.
 
     Attributes
     ----------
-    reference
-        The model's own run, and the reference with nothing hidden.
-    alone
-        A batch, and its samples one by one; 0 for a batch of one.
-    spread
-        Standard deviation of the logits.
-    step
-        The largest logit's last digits: as much as two roundings of it can make.
-    fits
-        False where the reference is so far off that it says nothing of this model.
+    inputs, method
+        Names of the batch and of the method.
+    noise
+        None where the model does not take the batch.
+    laws
+        Empty where it does not, or where the method is refused.
+    skipped
+        Why there are none, or why the batch is not the one that was wanted first.
+    refusal
+        The error that refused the method.
     """
-
-    reference: float
-    alone: float
-    spread: float
-    step: float
-    fits: bool
-
-    @property
-    def tolerance(self) -> float:
-        """How far logits may lie apart that should be equal."""
-        return max(EXACT, self.step, TIMES * max(self.reference if self.fits else 0.0, self.alone))
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of one method on one batch; `noise` and `laws` are None where the model does not take the batch."""
 
     inputs: str
     method: str
     noise: Noise | None
     laws: tuple[Law, ...]
     skipped: str = ""
-
-
-def prompts(seed: int = 0) -> list[Prompts]:
-    """One image; two of different shape; and a ragged batch with a sample of text alone."""
-    from foveate import tiny
-
-    rng = np.random.default_rng(seed)
-    square, other = (tiny.make_scene(rng).pil() for _ in range(2))
-    wide = other.resize((square.width * 3 // 2, square.height), Image.Resampling.BICUBIC)
-    short, long = "how many circles are there?", "how many circles are there, and what colour is the largest square?"
-    return [
-        Prompts("one image", [short], [[square]]),
-        Prompts("two images", [long], [[square, wide]]),
-        Prompts("a ragged batch", [short, long, long], [[wide], [], [square, wide]]),
-    ]
+    refusal: FoveateError | None = None
 
 
 def check_model(
@@ -119,41 +71,57 @@ def check_model(
     CheckError
         When the dense model answers none of the batches.
     FoveateError
-        When the model or a method is refused.
+        When the model is refused, or every method.
     """
     results = []
     for result in _results(loaded, pruners, family, steps):
         done(result)
         results.append(result)
-    if all(result.noise is None for result in results):
+    if not any(result.laws for result in results):
+        for result in results:
+            if result.refusal is not None:
+                raise result.refusal
         raise CheckError(f"{loaded.name} answers none of the prompts, even dense: {results[0].skipped}")
     return results
 
 
 def _results(loaded: LoadedModel, pruners: Sequence[Any], family: Family, steps: int) -> Iterator[Result]:
-    for batch in prompts():
-        try:
-            inputs, samples = _inputs(loaded, batch)
-            dense = dense_run(loaded.model, inputs, steps, family)
-            noise = _noise(loaded.model, inputs, samples, dense, family)
-        except Exception as error:  # not every model takes several images, or a batch with text alone
-            why = f"the dense model does not take {batch.name}: {_line(error)}"
-            yield from (Result(batch.name, pruner.name, None, (), why) for pruner in pruners)
+    for choices in prompts():
+        ready, why = None, ""
+        for batch in choices:
+            try:
+                ready = _dense(loaded, batch, steps, family)
+                break
+            except Exception as error:  # not every model takes several images, or a batch with text alone
+                why = why or f"the dense model does not take {batch.name}: {_line(error)}"
+        if ready is None:
+            yield from (Result(choices[0].name, pruner.name, None, (), why) for pruner in pruners)
             continue
+        inputs, samples, dense, noise = ready
         for pruner in pruners:
-            laws = check_laws(
-                loaded.model,
-                inputs,
-                pruner,
-                steps=steps,
-                atol=noise.tolerance,
-                family=family,
-                samples=samples,
-                dense=dense,
-            )
-            yield Result(
-                batch.name, pruner.name, noise, tuple(_judged(law, noise, loaded.model.dtype) for law in laws)
-            )
+            try:
+                laws = check_laws(
+                    loaded.model,
+                    inputs,
+                    pruner,
+                    steps=steps,
+                    atol=noise.tolerance,
+                    family=family,
+                    samples=samples,
+                    dense=dense,
+                )
+            except FoveateError as error:  # another method may still be checked
+                yield Result(batch.name, pruner.name, noise, (), f"{pruner.name} is refused: {error}", error)
+                continue
+            laws = tuple(judged(law, noise, loaded.model.dtype) for law in laws)
+            yield Result(batch.name, pruner.name, noise, laws, why)
+
+
+def _dense(loaded: LoadedModel, batch: Prompts, steps: int, family: Family) -> tuple[Any, list[Any], Any, Noise]:
+    """Inputs of a batch, of each of its samples alone, the dense model's run, and how exact that is."""
+    inputs, samples = _inputs(loaded, batch)
+    dense = dense_run(loaded.model, inputs, steps, family)
+    return inputs, samples, dense, measure_noise(loaded.model, inputs, samples, dense, family)
 
 
 def _inputs(loaded: LoadedModel, batch: Prompts) -> tuple[Any, list[Any]]:
@@ -162,36 +130,6 @@ def _inputs(loaded: LoadedModel, batch: Prompts) -> tuple[Any, list[Any]]:
         return inputs, []
     pairs = zip(batch.questions, batch.images, strict=True)
     return inputs, [dict(loaded.inputs([question], [images])) for question, images in pairs]
-
-
-def _noise(model: Any, inputs: Any, samples: Sequence[Any], dense: Any, family: Family) -> Noise:
-    logits = torch.stack(dense.logits, 1).float()
-    nothing = torch.full(inputs["input_ids"].shape, NEVER)
-    spread = float(logits.std())
-    try:
-        expected = reference_logits(model, inputs, dense.sequences[:, :-1], nothing, family=family)
-        reference = float((logits - expected.float()).abs().max())
-    except Exception:  # the laws that need no reference can still be tested
-        reference = float("inf")
-    alone = 0.0
-    for row, sample in enumerate(samples):
-        first = dense_run(model, sample, 1, family).logits[0][0].float()
-        alone = max(alone, float((first - logits[row, 0]).abs().max()))
-    step = 2 * torch.finfo(model.dtype).eps * float(logits.abs().max())
-    limit = max(EXACT, step, LIMIT.get(model.dtype, LIMIT_HALF) * spread)
-    return Noise(reference, alone, spread, step, reference <= limit)
-
-
-def _judged(law: Law, noise: Noise, dtype: torch.dtype) -> Law:
-    """A law that was broken for want of a reference, or by rounding, was not tested."""
-    if law.name == MASKED and not noise.fits:
-        why = f"the reference is {noise.reference:.2g} from the dense model with nothing hidden: it does not fit"
-        return dataclasses.replace(law, holds=None, reason=why)
-    other_choice = law.name == ALONE and law.holds is False and law.difference is None and not law.error
-    if other_choice and torch.finfo(dtype).bits < 32:
-        why = f"{law.reason}; in {str(dtype).removeprefix('torch.')} rounding may choose others: use float32"
-        return dataclasses.replace(law, holds=None, reason=why)
-    return law
 
 
 def _line(error: BaseException) -> str:

@@ -131,10 +131,12 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto", any_family:
 def _check_family(config: Any) -> None:
     """Refuse a model that cannot be pruned before its weights are fetched."""
     from foveate.families import FAMILIES
+    from foveate.families.refused import REFUSED
 
     if config.model_type not in FAMILIES:
+        why = f": {REFUSED[config.model_type]}" if config.model_type in REFUSED else ""
         raise UnsupportedModelError(
-            f"a model of type '{config.model_type}' is not supported; foveate knows {', '.join(FAMILIES)}"
+            f"a model of type '{config.model_type}' is not supported{why}; foveate knows {', '.join(FAMILIES)}"
         )
 
 

@@ -165,11 +165,13 @@ def _hidden(
 
         return hook
 
-    layers = model.get_decoder().layers if family is None else family.parts(model).layers
+    parts = None if family is None else family.parts(model)
+    layers = model.get_decoder().layers if parts is None else parts.layers
+    attention = [getattr(layer, "self_attn", None) for layer in layers] if parts is None else parts.attention
     handles = []
     try:
         for number, layer in enumerate(layers):
-            if hasattr(layer, "self_attn"):
+            if attention[number] is not None:
                 handles.append(layer.register_forward_pre_hook(hide(number), with_kwargs=True))
             else:
                 handles.append(without_the_dropped(layer, real & (gone > number)))

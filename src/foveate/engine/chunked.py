@@ -1,0 +1,52 @@
+"""Chunked prefill: `generate(prefill_chunk_size=...)` hands the model a long prompt in pieces.
+
+Each piece would be pruned alone, with a budget and a question of its own: of the pieces, only the last one holds the
+question. A forward pass cannot tell a piece from a prompt, so this looks where `generate()` starts to cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import UnsupportedModelError
+
+REFUSAL = "pruning does not support chunked prefill, which would prune each chunk alone: leave prefill_chunk_size away"
+
+
+def refuse_chunks(model: nn.Module, visual_ids: tuple[int, ...], active: Callable[[], bool]) -> Callable[[], None]:
+    """Raise when `generate()` is about to cut a prompt with images, until the function that is returned is called.
+
+    Parameters
+    ----------
+    active
+        Whether the pruner is at work now.
+    """
+    own = model.__dict__.get("_prefill")
+    inner: Any = getattr(model, "_prefill", None)
+    if inner is None:  # it does not generate
+        return lambda: None
+
+    def has_images(ids: Tensor) -> bool:
+        return bool(torch.isin(ids, torch.tensor(visual_ids, device=ids.device)).any())
+
+    def prefill(input_ids: Tensor, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+        size = getattr(generation_config, "prefill_chunk_size", None)
+        if size is not None and size < input_ids.shape[1] and active() and has_images(input_ids):
+            raise UnsupportedModelError(REFUSAL)
+        return inner(input_ids, generation_config, *args, **kwargs)
+
+    model.__dict__["_prefill"] = prefill
+
+    def undo() -> None:
+        if model.__dict__.get("_prefill") is not prefill:
+            return
+        if own is None:
+            del model.__dict__["_prefill"]
+        else:
+            model.__dict__["_prefill"] = own
+
+    return undo

@@ -1,0 +1,90 @@
+"""Every model type of transformers is supported or refused with a reason."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+import foveate
+from foveate.errors import UnsupportedModelError
+from foveate.families import FAMILIES
+from foveate.families.refused import REFUSED, UNTESTED
+from foveate.measure.loading import _check_family
+
+# the newest that was read; what a newer one adds gets the general sentence
+READ = (5, 23)
+VERSION = tuple(map(int, transformers.__version__.split(".")[:2]))
+
+
+@pytest.mark.oldest
+@pytest.mark.skipif(VERSION > READ, reason="newer than the transformers whose model types were read")
+def test_every_model_type_is_supported_or_refused():
+    there = set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    assert there <= {*FAMILIES, *REFUSED, *UNTESTED}
+
+
+def test_none_is_both():
+    assert not REFUSED.keys() & FAMILIES.keys()
+    assert not UNTESTED & FAMILIES.keys()
+    assert not UNTESTED & REFUSED.keys()
+
+
+@pytest.mark.skipif(VERSION != READ, reason="older ones do not have them all")
+def test_none_is_made_up():
+    there = {*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, "pixtral"}  # which is one of 5.4
+    assert {*REFUSED, *UNTESTED} <= there
+
+
+@pytest.mark.parametrize("reason", sorted({*REFUSED.values()}))
+def test_reasons_are_one_sentence(reason):
+    assert "\n" not in reason
+    assert reason[0].islower()
+    assert not reason.endswith(".")
+    assert len(reason) < 150
+
+
+CASES = {
+    "blip": ("BlipForConditionalGeneration", "BlipConfig"),
+    "blip-2": ("Blip2ForConditionalGeneration", "Blip2Config"),
+    "mllama": ("MllamaForConditionalGeneration", "MllamaConfig"),
+    "florence2": ("Florence2ForConditionalGeneration", "Florence2Config"),
+    "pix2struct": ("Pix2StructForConditionalGeneration", "Pix2StructConfig"),
+    "kosmos-2": ("Kosmos2ForConditionalGeneration", "Kosmos2Config"),
+    "git": ("GitForCausalLM", "GitConfig"),
+}
+
+
+@pytest.mark.parametrize("model_type", CASES)
+def test_a_real_model_is_refused_and_left_alone(model_type):
+    name, config = CASES[model_type]
+    if not hasattr(transformers, name):
+        pytest.skip("this transformers has no such model")
+    with torch.device("meta"):  # of its usual size, without its weights
+        model = getattr(transformers, name)(getattr(transformers, config)())
+    with pytest.raises(UnsupportedModelError) as caught:
+        foveate.attach(model, foveate.Random(keep=0.5))
+    assert REFUSED[model_type] in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("model_type", ["mllama", "vipllava", "elephant"])
+def test_a_folder_is_refused_before_its_weights_are_read(model_type, tmp_path):
+    class Config:
+        pass
+
+    Config.model_type = model_type
+    with pytest.raises(UnsupportedModelError, match=model_type) as caught:
+        _check_family(Config())
+    assert (REFUSED.get(model_type, "not supported; foveate knows")) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_nobody_has_tested_may_be_tried():
+    class Model(torch.nn.Module):
+        config = type("Config", (), {"model_type": "vipllava"})()
+
+    with pytest.raises(UnsupportedModelError, match="it lacks"):
+        foveate.attach(Model(), foveate.Random(keep=0.5))
