@@ -19,11 +19,8 @@ CODES = "its images are codes of the vocabulary and not features of an encoder, 
 UNTESTED = frozenset(
     {
         "aria",
-        "aya_vision",
-        "cohere2_vision",
         "cosmos3_edge",
         "deepseek_ocr2",
-        "deepseek_vl",
         "deepseek_vl_hybrid",
         "exaone4_5",
         "fast_vlm",
@@ -50,7 +47,6 @@ UNTESTED = frozenset(
         "step3p7",
         "video_llama_3",
         "video_llava",
-        "vipllava",
     }
 )
 
