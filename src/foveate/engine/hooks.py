@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import StaticLayer
 
 from foveate.engine.attention import attention_rows, attention_tap
+from foveate.engine.backend import check_backend, takes_flat_masks
 from foveate.engine.cache import AnyPrunedLayer, PrunedStaticLayer, cache_layer, check_cache, compact, pruned_layer
 from foveate.engine.checkpointing import hooks_around_checkpoints
 from foveate.engine.chunked import refuse_chunks
@@ -184,15 +185,19 @@ class Hooks:
         if frame is None:
             return None
         cache = kwargs.get("past_key_values")
-        if self.paused and any(isinstance(layer, AnyPrunedLayer) for layer in getattr(cache, "layers", ())):
+        pruned = any(isinstance(layer, AnyPrunedLayer) for layer in getattr(cache, "layers", ()))
+        if self.paused and pruned:
             raise UnsupportedCacheError(PRUNED_WHILE_PAUSED)
+        if frame.prompt is not None and cache is not None:
+            check_cache(cache, self.depth)
+        if frame.length > 1:
+            check_backend(self.text_config, frame, cache, pruned)
         if frame.prompt is None:
             text_only = frame.record is not None and not any(frame.record.visual)
             if text_only and cache is not None and int(cache.get_seq_length()):
                 frame.record = None  # a later turn without an image is not a prefill
             return None
         if cache is not None:
-            check_cache(cache, self.depth)
             frame.past = int(cache.get_seq_length())
         if self.vision is not None:
             frame.prompt.vision = self.vision.take(frame.prompt, kwargs["inputs_embeds"], cache)
@@ -316,7 +321,7 @@ class Hooks:
             return None
         if cached is not None:
             cached = pruned_layer(cache, number, hidden.shape[0], hidden.device)
-        flat = "flash" in str(self.text_config._attn_implementation)
+        flat = takes_flat_masks(self.text_config)
         picked = pick_inputs(kwargs, frame, hidden, cached, self.group[number], flat)
         return ((hidden, *args[1:]), picked) if args else (args, {**picked, "hidden_states": hidden})
 
