@@ -73,3 +73,15 @@ def test_logits_and_absent_rows():
     assert raw[1, :, 0, 4:].isneginf().all()
     assert not soft[0, :, 1].any()
     assert not raw[0, :, 1].any()
+
+
+def test_sinks_take_their_share():
+    torch.manual_seed(0)
+    query, key, sinks = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 7, 8), torch.randn(4)
+    rows = torch.tensor([[6], [3]])
+    forms = ("softmax", "log_softmax", "logits")
+    soft, log, raw = (attention_rows(query, key, None, {"s_aux": sinks}, rows, form) for form in forms)
+    weights = raw.exp()
+    torch.testing.assert_close(soft, weights / (weights.sum(-1, keepdim=True) + sinks.exp().view(1, 4, 1, 1)))
+    torch.testing.assert_close(log.exp(), soft)
+    torch.testing.assert_close(attention_rows(query, key, None, {}, rows, "logits"), raw)

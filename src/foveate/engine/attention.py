@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers.modeling_utils import AttentionInterface
 
+from foveate.engine.flex import visible_keys
 from foveate.pruners.base import AttentionForm
 
 Listener = Callable[[Tensor, Tensor, Tensor | None, dict[str, Any]], None]
@@ -73,7 +75,7 @@ def attention_tap(module: nn.Module, listener: Listener) -> Iterator[None]:
 def attention_rows(
     query: Tensor,
     key: Tensor,
-    mask: Tensor | None,
+    mask: Tensor | BlockMask | None,
     options: dict[str, Any],
     rows: Tensor,
     form: AttentionForm = "softmax",
@@ -85,9 +87,9 @@ def attention_rows(
     query, key
         (B, H, L, D) and (B, G, K, D) with H a multiple of G, as the attention function gets them.
     mask
-        None (causal), (B, K) or (B or 1, 1, L, K), bool or additive.
+        None (causal), (B, K) or (B or 1, 1, L, K), bool or additive, or what flex attention takes.
     options
-        The other arguments of the attention function; `scaling` and `softcap` are honoured.
+        The other arguments of the attention function; `scaling`, `softcap` and sinks (`s_aux`) are honoured.
     rows
         (B, R) long, which of the L queries; -1 gives a row of zeros.
     form
@@ -101,10 +103,16 @@ def attention_rows(
     """
     absent = (rows < 0)[:, None, :, None]
     scores = _masked_scores(query, key, mask, options, rows.clamp(min=0))
+    sinks = options.get("s_aux")
+    if sinks is not None and form != "logits":  # a score of each head that takes its share, and is nobody's
+        sink = sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        return _FORMS[form](torch.cat([scores, sink], -1))[..., :-1].masked_fill(absent, 0)
     return _FORMS[form](scores).masked_fill(absent, 0)
 
 
-def _masked_scores(query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any], rows: Tensor) -> Tensor:
+def _masked_scores(
+    query: Tensor, key: Tensor, mask: Tensor | BlockMask | None, options: dict[str, Any], rows: Tensor
+) -> Tensor:
     batch, heads, length, size = query.shape
     groups, keys = key.shape[1], key.shape[2]
     picked = query.gather(2, rows[:, None, :, None].expand(-1, heads, -1, size)).float()
@@ -114,6 +122,8 @@ def _masked_scores(query: Tensor, key: Tensor, mask: Tensor | None, options: dic
     scores = scores * (size**-0.5 if scale is None else scale)
     if options.get("softcap"):
         scores = torch.tanh(scores / options["softcap"]) * options["softcap"]
+    if isinstance(mask, BlockMask):
+        return scores.masked_fill(~visible_keys(mask, rows, keys), float("-inf"))
     if mask is None or mask.ndim == 2:
         place = torch.arange(keys, device=key.device)
         visible = (place <= rows[..., None] + keys - length)[:, None]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import StaticLayer
 
 from foveate.engine.attention import attention_rows, attention_tap
+from foveate.engine.backend import check_backend, takes_flat_masks
 from foveate.engine.cache import AnyPrunedLayer, PrunedStaticLayer, cache_layer, check_cache, compact, pruned_layer
 from foveate.engine.checkpointing import hooks_around_checkpoints
 from foveate.engine.chunked import refuse_chunks
@@ -184,15 +185,19 @@ class Hooks:
         if frame is None:
             return None
         cache = kwargs.get("past_key_values")
-        if self.paused and any(isinstance(layer, AnyPrunedLayer) for layer in getattr(cache, "layers", ())):
+        pruned = any(isinstance(layer, AnyPrunedLayer) for layer in getattr(cache, "layers", ()))
+        if self.paused and pruned:
             raise UnsupportedCacheError(PRUNED_WHILE_PAUSED)
+        if frame.prompt is not None and cache is not None:
+            check_cache(cache, self.depth)
+        if frame.length > 1:
+            check_backend(self.text_config, frame, cache, pruned)
         if frame.prompt is None:
             text_only = frame.record is not None and not any(frame.record.visual)
             if text_only and cache is not None and int(cache.get_seq_length()):
                 frame.record = None  # a later turn without an image is not a prefill
             return None
         if cache is not None:
-            check_cache(cache, self.depth)
             frame.past = int(cache.get_seq_length())
         if self.vision is not None:
             frame.prompt.vision = self.vision.take(frame.prompt, kwargs["inputs_embeds"], cache)
@@ -214,6 +219,7 @@ class Hooks:
         if frame.index is None:
             return None
         hidden = output[0]
+        frame.follow(hidden)
         alive = frame.alive if frame.alive is not None else torch.ones_like(frame.index, dtype=torch.bool)
         batch = torch.arange(hidden.shape[0], device=hidden.device)[:, None].expand_as(frame.index)
         full = hidden.new_zeros(hidden.shape[0], frame.length, hidden.shape[-1])
@@ -238,6 +244,7 @@ class Hooks:
         if frame is None or frame.additions is None or number >= len(frame.additions.values):
             return None
         hidden = output[0] if isinstance(output, tuple) else output
+        frame.follow(hidden)
         mask = frame.additions.mask.to(hidden.device)
         value = frame.additions.values[number].to(hidden.device, hidden.dtype)
         if frame.index is not None:
@@ -259,6 +266,7 @@ class Hooks:
         if frame is None or frame.prompt is None:
             return
         hidden = args[0] if args else kwargs["hidden_states"]
+        frame.follow(hidden)
         places = frame.places(hidden.shape[0], hidden.device)
         last = (places == frame.prompt.query[:, None]).to(torch.uint8).argmax(-1)
         extra = torch.arange(hidden.shape[1] - frame.extra, hidden.shape[1], device=hidden.device)
@@ -274,7 +282,9 @@ class Hooks:
             with torch.no_grad():
                 if isinstance(cached, StaticLayer):  # what comes behind the tokens is free
                     key = key[:, :, : int(cached.cumulative_length) if frame.past else query.shape[2]]
-                frame.attention = attention_rows(query, key, mask, options, rows, self.method.attention_form())
+                frame.attention = attention_rows(
+                    query, key, mask, options, rows.to(query.device), self.method.attention_form()
+                )
 
         frame.tap.enter_context(attention_tap(attention, listen))
 
@@ -289,6 +299,7 @@ class Hooks:
         if frame is None:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
+        frame.follow(hidden)
         cache = kwargs.get("past_key_values")
         if number == 0 and frame.extra and self.extra is not None:
             hidden = torch.cat([hidden, self.extra[0].to(hidden).expand(hidden.shape[0], -1, -1)], 1)
@@ -310,7 +321,7 @@ class Hooks:
             return None
         if cached is not None:
             cached = pruned_layer(cache, number, hidden.shape[0], hidden.device)
-        flat = "flash" in str(self.text_config._attn_implementation)
+        flat = takes_flat_masks(self.text_config)
         picked = pick_inputs(kwargs, frame, hidden, cached, self.group[number], flat)
         return ((hidden, *args[1:]), picked) if args else (args, {**picked, "hidden_states": hidden})
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from foveate.engine.flex import pick_block_mask
 
 
 def pick_mask(
-    mask: Tensor | None,
+    mask: Tensor | BlockMask | None,
     rows: Tensor,
     slots: Tensor,
     length: int,
@@ -16,14 +19,14 @@ def pick_mask(
     flat: bool,
     first: int = 0,
     column: int | None = None,
-) -> Tensor | None:
+) -> Tensor | BlockMask | None:
     """Mask for the rows and key slots that are there.
 
     Parameters
     ----------
     mask
         The dense one: None (causal, no padding), (B or 1, K) of a flash backend, or (B or 1, 1, L, K), bool or
-        additive. Its columns are the newest positions: all of them, or those of a sliding window.
+        additive, or what flex attention takes. Its columns are the newest positions: all, or a sliding window's.
     rows
         (B, n) long, dense positions of the query tokens, -1 for padding; positions from `length` on are tokens that
         the method added behind the prompt.
@@ -45,6 +48,8 @@ def pick_mask(
     """
     queries, keys = rows.shape[1], slots.shape[1]
     column = keys - queries if column is None else column
+    if isinstance(mask, BlockMask):
+        return pick_block_mask(mask, rows, slots, length, last, first, column)
     if mask is None:
         # no key that the dense run's cache has forgotten; samples of a batch may hold different ones
         inside = first == 0 or (len(rows) == 1 and keys == length - first)
@@ -55,6 +60,7 @@ def pick_mask(
             return (slots >= first).to(torch.int64)[:, : column + queries]
         visible = (slots[:, None, :] <= rows[:, :, None]) & (slots >= first)[:, None, :]
         return (visible | _own_slot(rows, keys, column))[:, None]
+    mask = mask.to(slots.device)
     start = max(length - mask.shape[-1], 0)  # dense position of the first column
     columns, outside = slots.clamp(start, length - 1) - start, slots < max(start, first)
     if mask.ndim == 2:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from foveate.errors import UnsupportedModelError
 
 BLOCKS = ("blocks", "layers", "layer")
-PROJECTORS = ("multi_modal_projector", "connector", "merger", "aligner")
+PROJECTORS = ("multi_modal_projector", "connector", "merger")
 
 
 @dataclass(frozen=True)
