@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import Generator, Tensor
 from transformers import PreTrainedModel
 
@@ -83,19 +84,60 @@ def _llava_next_video(text: dict) -> dict:
     )
 
 
+def _vipllava(text: dict) -> dict:
+    clip = dict(SQUARE_VISION, model_type="clip_vision_model", patch_size=8, projection_dim=32)
+    text = dict(text, model_type="llama")
+    layers = dict(vision_feature_layer=-2, vision_feature_layers=-2)  # its name in newer and in older releases
+    return dict(vision_config=clip, text_config=text, image_token_index=IMAGE, **layers)
+
+
+def _deepseek_vl(text: dict) -> dict:
+    text = dict(text, model_type="llama")
+    return dict(vision_config=SIGLIP, text_config=text, image_token_id=IMAGE, tie_word_embeddings=False)
+
+
+def _aya_vision(text: dict) -> dict:
+    text = dict(text, **WINDOWS, model_type="cohere2", logit_scale=1.0)
+    ids = dict(image_token_index=IMAGE, vision_feature_layer=-1, tie_word_embeddings=False)
+    return dict(vision_config=SMALL_PATCHES, text_config=text, alignment_intermediate_size=48, **ids)
+
+
+def _cohere2_vision(text: dict) -> dict:
+    text = dict(text, **WINDOWS, model_type="cohere2", logit_scale=1.0)
+    ids = dict(image_token_id=IMAGE, tie_word_embeddings=False)
+    return dict(vision_config=SMALL_PATCHES, text_config=text, alignment_intermediate_size=48, **ids)
+
+
 # family: what the classes' names begin with, and the config's arguments
 MADE: dict[str, tuple[str, Callable[[dict], dict]]] = {
     "llava_onevision": ("LlavaOnevision", _llava_onevision),
     "llava_next_video": ("LlavaNextVideo", _llava_next_video),
     "mistral3": ("Mistral3", _mistral3),
     "pixtral": ("Llava", _pixtral),
+    "vipllava": ("VipLlava", _vipllava),
+    "deepseek_vl": ("DeepseekVL", _deepseek_vl),
+    "aya_vision": ("AyaVision", _aya_vision),
+    "cohere2_vision": ("Cohere2Vision", _cohere2_vision),
     "paligemma": ("PaliGemma", _paligemma),
     "paligemma2": ("PaliGemma", _paligemma2),
     "gemma3": ("Gemma3", _gemma3),
 }
-MORE = tuple(family for family, (name, _) in MADE.items() if hasattr(transformers, f"{name}Config"))
+
+
+def _there(family: str) -> bool:
+    """Whether this transformers has the classes, and can make their configs (5.4.0 cannot make Cohere 2's)."""
+    try:
+        getattr(transformers, f"{MADE[family][0]}Config")
+        return family not in ("aya_vision", "cohere2_vision") or bool(transformers.Cohere2Config())
+    except (AttributeError, StrictDataclassError):
+        return False
+
+
+MORE = tuple(family for family in MADE if _there(family))
+MORE_ABSENT = {*MADE} - {*MORE}
 MORE_WITH_VIDEOS = tuple(family for family in ("llava_onevision", "llava_next_video") if family in MORE)
 VARIANTS = ("pixtral", "paligemma2")  # another tiny model of a family
+SQUARES = ("paligemma", "paligemma2", "gemma3", "vipllava", "deepseek_vl")  # each image in as many tokens
 EAGER_ONLY = ("paligemma2",)  # Gemma 2 caps its attention's logits, which sdpa cannot
 # where the vision encoder's features cannot be lined up with the visual tokens
 AVERAGED = (("llava_onevision", "video"),)
@@ -118,7 +160,16 @@ def more_picture(family: str, number: int, generator: Generator, several: bool) 
         pixels = torch.randn(3, patch * rows, patch * columns, generator=generator)
         ids = ([IMAGE] * columns + [BREAK]) * rows
         return Picture([*ids[:-1], END], pixels, (Grid(rows, columns),), (patch * rows, patch * columns))
-    if family in ("paligemma", "paligemma2", "gemma3"):
+    if family in ("aya_vision", "cohere2_vision"):
+        tiles = base.TILES[number % 3]
+        one = [base.FIRST_CROP, *[IMAGE] * 16] if family == "aya_vision" else [*[IMAGE] * 16, base.LINE]
+        ids = [VISION_START, *one * tiles, VISION_END]
+        if family == "aya_vision":
+            ids[-18] = base.WHOLE
+        return Picture(
+            ids, torch.randn(tiles, 3, 32, 32, generator=generator), (base.PART,) * (tiles - 1) + (base.SIDE,)
+        )
+    if family in SQUARES:
         ids = [VISION_START, *[IMAGE] * 16, VISION_END] if family == "gemma3" else [IMAGE] * 16
         return Picture(ids, torch.randn(1, 3, 32, 32, generator=generator), (Grid(4, 4),))
     alone = base.picture("llava_next", number, generator)
@@ -147,7 +198,7 @@ def more_inputs(family: str, samples: Sequence[Sequence[Picture]]) -> dict[str, 
         ]
         batch["pixel_values"] = torch.stack(padded)
         batch["image_sizes"] = torch.tensor([one.size for one in images])
-    elif images and family in ("paligemma", "paligemma2", "gemma3"):
+    elif images and (family in SQUARES or family in ("aya_vision", "cohere2_vision")):
         batch["pixel_values"] = torch.cat([one.pixels for one in images])
     elif images:
         batch["pixel_values"] = torch.nn.utils.rnn.pad_sequence([one.pixels for one in images], batch_first=True)

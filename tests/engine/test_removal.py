@@ -158,8 +158,8 @@ def test_a_prompt_that_ends_in_an_image_keeps_its_last_token(family, attention):
     """The answer is read off the last token; if it were dropped, the logits would be those of nothing."""
     model = build(family, attention)
     batch = inputs(family, [[4, None], [2, 3, None]])
-    if batch["input_ids"][0, -1] != IMAGE:  # without the token that closes an image
-        words = ("input_ids", "attention_mask", "mm_token_type_ids")
+    while batch["input_ids"][0, -1] != IMAGE:  # without the tokens that close an image
+        words = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
         batch |= {name: batch[name][:, :-1] for name in words if name in batch}
     assert (batch["input_ids"][:, -1] == IMAGE).all()
     with Random(keep=0.3, layer=1)(model) as pruned:

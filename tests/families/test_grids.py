@@ -252,12 +252,14 @@ def test_llava_next_features_with_newlines_out_of_step_are_not_guessed_at():
     assert image == (Grid(1, 40, known=False),)
 
 
-@pytest.mark.parametrize("family", ["internvl", "idefics3", "smolvlm"])
+@pytest.mark.parametrize("family", ["internvl", "idefics3", "smolvlm", "aya_vision", "cohere2_vision"])
 def test_a_crop_comes_out_of_the_pixel_shuffle_row_by_row(family):
     model = build(family).model
     cell = torch.stack(torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij"), -1)[None]
     if family == "internvl":
         out = model.pixel_shuffle(cell, scale_factor=model.config.downsample_ratio).reshape(16, 4, 2)
+    elif family in ("aya_vision", "cohere2_vision"):
+        out = model.multi_modal_projector.pixel_shuffle(cell.view(1, 64, 2)).reshape(16, 4, 2)
     else:
         out = model.connector.pixel_shuffle(cell.view(1, 64, 2), model.config.scale_factor).view(16, 4, 2)
     corner = out.amin(1) / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from types import SimpleNamespace
 
 import pytest
@@ -12,9 +13,9 @@ from foveate.errors import UnsupportedModelError
 from foveate.families import FAMILIES, Grid, Run
 from tests.families.test_grids_of_processors import SHAPES, grids_of, words
 from tests.families.test_processing import needs_images, picture
-from tests.tiny_models import build
+from tests.tiny_models import BUILDERS, build
 from tests.tiny_more import BREAK, END
-from tests.tiny_pictures import IMAGE, SIDE, VIDEO, VISION_END, VISION_START
+from tests.tiny_pictures import FIRST_CROP, IMAGE, LINE, PART, SIDE, VIDEO, VISION_END, VISION_START, WHOLE
 from tests.vision_probe import looked
 
 pytestmark = needs_images
@@ -185,3 +186,43 @@ def test_videos(family):
     ends = 1 if family == "llava_onevision" else 0
     assert tokens.grids == ((Grid(2, 2), Grid(2, 2), Grid(2, 2, behind=ends)),) * 2
     assert tokens.image.unique().tolist() == [0]
+
+
+@pytest.mark.parametrize("family", ["aya_vision", "cohere2_vision"])
+def test_tiles_in_runs_of_their_own(family):
+    if family not in BUILDERS:
+        pytest.skip("this transformers cannot make it")
+    cutter = transformers.GotOcr2ImageProcessorPil(
+        size={"height": 32, "width": 32}, crop_to_patches=True, max_patches=4
+    )
+    pixels = cutter([picture(*shape) for shape in SHAPES], return_tensors="pt")
+    tiles = pixels["num_patches"].tolist()
+    kind = "AyaVisionProcessor" if family == "aya_vision" else "Cohere2VisionProcessor"
+    named = {"<start>": VISION_START, "<end>": VISION_END, "<patch>": IMAGE, "TILE_GLOBAL": WHOLE, "<line>": LINE}
+    named |= {f"TILE_{number}": FIRST_CROP + number for number in range(1, 5)}
+    processor = without_init(
+        getattr(importlib.import_module(f"transformers.models.{family}.processing_{family}"), kind),
+        image_token="<patch>" if family == "cohere2_vision" else "<image>",
+        patch_size=4 if family == "cohere2_vision" else 8,  # tokens along a side, and pixels along that of a token
+        img_size=32,
+        start_of_img_token="<start>",
+        end_of_img_token="<end>",
+        boi_token="<start>",
+        eoi_token="<end>",
+        img_patch_token="<patch>",
+        img_line_break_token="<line>",
+        tile_token="TILE",
+        tile_global_token="TILE_GLOBAL",
+    )
+    runs = [processor.replace_image_token(pixels, number) for number in range(5)]
+    text = [f"w3 {runs[0]} w4 {runs[1]}", f"{runs[2]} w5", f"w6 {runs[3]}{runs[4]} w7"]
+    ids = words(**named)(text, return_tensors="pt", padding=True)
+    inputs = {"input_ids": ids["input_ids"], "attention_mask": ids["attention_mask"]}
+    tokens = grids_of(family, {**inputs, "pixel_values": pixels["pixel_values"]})
+    assert len(set(tiles)) > 1
+    assert tokens.grids == tuple(
+        tuple(grid for number in sample for grid in (*(PART,) * (number - 1), SIDE))
+        for sample in (tiles[:2], tiles[2:3], tiles[3:])
+    )
+    for sample, row in zip((tiles[:2], tiles[2:3], tiles[3:]), tokens.image, strict=True):
+        assert torch.bincount(row[row >= 0]).tolist() == [16 * number for number in sample]

@@ -70,7 +70,7 @@ def test_a_real_model_is_refused_and_left_alone(model_type):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("model_type", ["mllama", "vipllava", "elephant"])
+@pytest.mark.parametrize("model_type", ["mllama", "video_llava", "elephant"])
 def test_a_folder_is_refused_before_its_weights_are_read(model_type, tmp_path):
     class Config:
         pass
@@ -84,7 +84,7 @@ def test_a_folder_is_refused_before_its_weights_are_read(model_type, tmp_path):
 
 def test_what_nobody_has_tested_may_be_tried():
     class Model(torch.nn.Module):
-        config = type("Config", (), {"model_type": "vipllava"})()
+        config = type("Config", (), {"model_type": "video_llava"})()
 
     with pytest.raises(UnsupportedModelError, match="it lacks"):
         foveate.attach(Model(), foveate.Random(keep=0.5))

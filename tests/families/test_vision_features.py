@@ -25,9 +25,30 @@ CASES = [
 ]
 # patches along the side of a token; all the others: 2
 MERGED = dict.fromkeys(
-    ("llava", "llava_next", "llava_next_video", "llava_onevision", "pixtral", "paligemma", "paligemma2"), 1
+    (
+        "llava",
+        "llava_next",
+        "llava_next_video",
+        "llava_onevision",
+        "pixtral",
+        "paligemma",
+        "paligemma2",
+        "vipllava",
+        "deepseek_vl",
+    ),
+    1,
 )
-WITHOUT_CLASS_TOKEN = ("idefics3", "smolvlm", "llava_onevision", "paligemma", "paligemma2", "gemma3")
+WITHOUT_CLASS_TOKEN = (
+    "idefics3",
+    "smolvlm",
+    "llava_onevision",
+    "paligemma",
+    "paligemma2",
+    "gemma3",
+    "deepseek_vl",
+    "aya_vision",
+    "cohere2_vision",
+)
 HOWS = pytest.mark.parametrize("how", ["generate", "forward", "beams"])
 
 
@@ -145,11 +166,11 @@ def test_each_token_gets_the_mean_of_its_own_patches(family, layout, how):
 
 # -- the model's own way: the projector is made to average the patches of a token, and the model does the rest
 
-INTO_PROJECTOR = {
-    "llava": 1,
-    "llava_next": 1,
-    "llava_next_video": 1,
-}  # the block whose output the projector gets; all the others: the last
+# the block whose output the projector gets; all the others: the last
+INTO_PROJECTOR = dict.fromkeys(("llava", "llava_next", "llava_next_video", "vipllava"), 1)
+
+
+NORMED = ("paligemma", "paligemma2", "gemma3", "deepseek_vl", "cohere2_vision")
 
 
 def averaging(family, model):
@@ -167,7 +188,7 @@ def averaging(family, model):
                 for image, (high, wide) in zip(images, sizes, strict=True)
             ]
             mean = torch.cat(squares)
-        elif family == "gemma3":
+        elif family in ("gemma3", "aya_vision", "cohere2_vision"):
             mean = patches.view(-1, 4, 2, 4, 2, 32).mean((2, 4)).flatten(1, 2)
         else:
             mean = patches.unflatten(-1, (-1, 32)).mean(-2)
@@ -190,7 +211,7 @@ def averaging(family, model):
             projector.modality_projection.register_forward_hook(average),
         ]
     handles = [projector.register_forward_hook(average)]
-    if family in ("paligemma", "paligemma2", "gemma3"):  # a norm stands between the last block and the projector
+    if family in NORMED:  # a norm stands between the last block and the projector
         norm = next(one for name, one in model.named_modules() if name.endswith("post_layernorm"))
         handles.append(norm.register_forward_hook(lambda _, args, out: args[0]))
     return handles

@@ -36,7 +36,9 @@ class Ladder(Pruner):
             return tokens.valid
         left = tokens.valid.sum(-1)
         k = (left * self.keep).long() - tokens.dense % 3
-        score = torch.sin(torch.arange(tokens.valid.shape[1]) * 7.0 + tokens.layer).expand(tokens.valid.shape)
+        score = torch.sin(torch.arange(tokens.valid.shape[1], device=left.device) * 7.0 + tokens.layer).expand(
+            tokens.valid.shape
+        )
         return select.top_k(score, k.clamp(min=0), tokens.valid)
 
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import copy
 import tempfile
 import threading
+import warnings
+from functools import partial
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import foveate
 from foveate.engine.compiled import NOTE
-from foveate.testing import reference_logits
+from foveate.testing import NEVER, hidden_from, reference_logits
+from tests.fake_devices import FakeDevices, spread
 from tests.laws.methods import Ladder
-from tests.tiny_models import build, generate, inputs
-from tests.ways.checks import LADDER, Run, agree, dropped, run
+from tests.tiny_models import LAYERS, build, generate, inputs, visual
+from tests.ways.checks import CLOSE, LADDER, STEPS, Run, agree, dropped, run
+from tests.ways.masked import masked
 from tests.ways.ways import NotApplicable, way
 
 
@@ -31,6 +37,105 @@ def compiled(family: str) -> None:
     found = run(family, model=model)
     assert NOTE in found.report.notes
     agree(found)
+
+
+@way("device_map, two devices", table="holding")
+def two_devices(family: str) -> None:
+    """By labels on tensors, as no test machine has two: any operation that mixes them raises."""
+    model, batch = own(family), inputs(family, "ragged")
+    spread(model, LAYERS // 2)
+    with FakeDevices(), LADDER(model) as pruned:
+        out = generate(model, batch, STEPS)
+    agree(Run(family, batch, out, pruned.report))
+
+
+@way("device_map, offloaded to disk", table="holding", oldest=False)
+def offloaded(family: str) -> None:
+    from accelerate import disk_offload
+
+    model = own(family)
+    with tempfile.TemporaryDirectory() as folder:
+        for number, layer in enumerate(model.get_decoder().layers):
+            disk_offload(layer, f"{folder}/{number}", execution_device="cpu")
+        agree(run(family, model=model))
+
+
+@way("LoRA (PEFT)", table="holding", oldest=False)
+def lora(family: str) -> None:
+    """Two adapters: one is active, then the other while attached, then it is merged: each equals its own reference."""
+    import peft
+
+    config = peft.LoraConfig(target_modules=r".*self_attn\.q_proj", r=2, init_lora_weights=False)
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*gradient_checkpointing.*", FutureWarning)  # PEFT's own
+        model = peft.get_peft_model(own(family), config)
+        model.add_adapter("other", config)
+    with foveate.attach(model, LADDER) as handle:
+        for name in ("default", "other"):
+            model.set_adapter(name)
+            _forward_agrees(model, model.get_base_model(), family, handle)
+        model.merge_adapter()
+        _forward_agrees(model, model.get_base_model(), family, handle)
+
+
+def _forward_agrees(held: PreTrainedModel, model: PreTrainedModel, family: str, handle: foveate.engine.Handle) -> None:
+    """A forward pass with labels through `held`, compared with the dense, masked `model`."""
+    batch = inputs(family, "ragged")
+    labels = batch["input_ids"].clone()
+    labels[:, :-2] = -100
+    with torch.no_grad():
+        ours = held(**batch, labels=labels, use_cache=False)
+        gone = hidden_from(handle.report, visual(batch))
+        assert (gone < NEVER).any()
+        with handle.paused(), masked(model, batch["attention_mask"], gone):
+            theirs = model(**batch, labels=labels, use_cache=False)
+    torch.testing.assert_close(ours.logits[:, -3:], theirs.logits[:, -3:], **CLOSE)
+    torch.testing.assert_close(ours.loss, theirs.loss, **CLOSE)
+
+
+@way("training step", table="holding")
+def training(family: str) -> None:
+    _step(family, None)
+
+
+@way("gradient checkpointing", table="holding")
+def checkpointing(family: str) -> None:
+    _step(family, False)
+
+
+@way("gradient checkpointing, reentrant", table="holding")
+def reentrant_checkpointing(family: str) -> None:
+    _step(family, True)
+
+
+def _step(family: str, reentrant: bool | None) -> None:
+    """Loss and gradients are those of training with the dropped tokens masked."""
+    model, batch = own(family).train(), inputs(family, "ragged")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if reentrant is not None and isinstance(module, GradientCheckpointingLayer):
+            module.gradient_checkpointing = True
+            module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=reentrant)
+    model.get_input_embeddings().register_forward_hook(lambda *args: args[-1].requires_grad_())
+    labels = batch["input_ids"].clone()
+    labels[:, :-2] = -100
+    with foveate.attach(model, LADDER) as handle:
+        ours = model(**batch, labels=labels, use_cache=False).loss
+        ours.backward()
+    found = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+    model.zero_grad()
+    gone = hidden_from(handle.report, visual(batch))
+    assert (gone < NEVER).any()
+    with masked(model, batch["attention_mask"], gone):
+        theirs = model(**batch, labels=labels, use_cache=False).loss
+        theirs.backward()
+    torch.testing.assert_close(ours, theirs, **CLOSE)
+    for name, parameter in model.named_parameters():
+        assert (name in found) == (parameter.grad is not None), name
+        if name in found:
+            torch.testing.assert_close(found[name], parameter.grad, atol=1e-4, rtol=1e-3, msg=name)
 
 
 @way("DataParallel", table="holding")
@@ -68,7 +173,7 @@ def threads(family: str) -> None:
     with foveate.attach(model, LADDER):
 
         def work(layout: str) -> None:
-            found[layout] = generate(model, inputs(family, layout), 3).sequences
+            found[layout] = generate(model, inputs(family, layout), STEPS).sequences
 
         both = [threading.Thread(target=work, args=(layout,)) for layout in layouts]
         for thread in both:
@@ -110,12 +215,12 @@ def _in_precision(family: str, dtype: torch.dtype) -> None:
     """Keeping everything gives the same bits; pruned, only the rounding differs from the reference."""
     model = own(family).to(dtype)
     batch = {name: one.to(dtype) if one.is_floating_point() else one for name, one in inputs(family, "ragged").items()}
-    dense = generate(model, batch, 3)
+    dense = generate(model, batch, STEPS)
     with foveate.attach(model, Ladder(keep=1.0), _always_gather=True):
-        kept = generate(model, batch, 3)
+        kept = generate(model, batch, STEPS)
     assert all(torch.equal(a, b) for a, b in zip(kept.logits, dense.logits, strict=True))
     with LADDER(model) as pruned:
-        out = generate(model, batch, 3)
+        out = generate(model, batch, STEPS)
     roughly_agree(Run(family, batch, out, pruned.report), model)
 
 

@@ -69,7 +69,7 @@ class PrunedLayer(DynamicLayer):
 
     def keep_slots(self, index: Tensor, slots: Tensor, padded: bool) -> None:
         """Keep the slots `index` (B, n) only; `slots` (B, n) says what they hold."""
-        rows = index[:, None, :, None]
+        rows = index.to(self.keys.device)[:, None, :, None]
         self.keys = self.keys.gather(2, rows.expand(-1, self.keys.shape[1], -1, self.keys.shape[3]))
         self.values = self.values.gather(2, rows.expand(-1, self.values.shape[1], -1, self.values.shape[3]))
         self.slots, self.padded = slots, padded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,6 +79,16 @@ class Prompt:
     encoded: bool
     vision: VisionFeatures | None = None
 
+    def move(self, device: torch.device) -> None:
+        """Bring what the layers ask for to their device."""
+        self.visual, self.query = self.visual.to(device), self.query.to(device)
+        self.layout = dataclasses.replace(self.layout, places=self.layout.places.to(device))
+        if self.real is not None:
+            self.real = self.real.to(device)
+        if self.vision is not None:
+            values = tuple(value.to(device) for value in self.vision.values)
+            self.vision = dataclasses.replace(self.vision, values=values, index=self.vision.index.to(device))
+
 
 @dataclass
 class Frame:
@@ -97,6 +108,8 @@ class Frame:
         (B, n) bool, False for padding; None where there is none.
     extra
         How many tokens of the method's own are there.
+    device
+        Where all this is, once a layer has asked; None: where the prompt came from.
     tap
         Closed behind the layer whose attention is read.
     whole
@@ -109,6 +122,7 @@ class Frame:
     index: Tensor | None = None
     alive: Tensor | None = None
     extra: int = 0
+    device: torch.device | None = None
     additions: LayerAdditions | None = None
     attention: Tensor | None = None
     record: PrefillRecord | None = None
@@ -122,6 +136,19 @@ class Frame:
         if full not in self.memo:
             self.memo[full] = (source, make())
         return self.memo[full][1]
+
+    def follow(self, hidden: Tensor) -> None:
+        """Be on the device of `hidden`: a model's layers may be spread over several."""
+        if hidden.device == self.device:
+            return
+        self.device = hidden.device
+        self.memo.clear()
+        if self.index is not None:
+            self.index = self.index.to(self.device)
+        if self.alive is not None:
+            self.alive = self.alive.to(self.device)
+        if self.prompt is not None:
+            self.prompt.move(self.device)
 
     def places(self, batch: int, device: torch.device) -> Tensor:
         """`index`, or every place, as (B, n)."""
@@ -144,5 +171,5 @@ class Frame:
         if self.prompt is None or not self.extra:
             return position_ids
         last = gather_positions(position_ids, self.prompt.query[:, None], -1)
-        following = last + 1 + torch.arange(self.extra, device=position_ids.device)
+        following = (last + 1 + torch.arange(self.extra, device=last.device)).to(position_ids.device)
         return torch.cat([position_ids.expand(*following.shape[:-1], -1), following], -1)

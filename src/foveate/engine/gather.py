@@ -9,7 +9,11 @@ from torch import Tensor
 
 
 def gather_positions(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
-    """Positions `index` (B, n) along `dim`; the dimension before it is the batch, where 1 stands for every row."""
+    """Positions `index` (B, n) along `dim`; the dimension before it is the batch, where 1 stands for every row.
+
+    What is picked is where `index` is: that goes with the hidden states from device to device.
+    """
+    tensor = tensor.to(index.device)
     dim %= tensor.ndim
     batch, number = index.shape
     if tensor.shape[dim - 1] != batch:

@@ -219,6 +219,7 @@ class Hooks:
         if frame.index is None:
             return None
         hidden = output[0]
+        frame.follow(hidden)
         alive = frame.alive if frame.alive is not None else torch.ones_like(frame.index, dtype=torch.bool)
         batch = torch.arange(hidden.shape[0], device=hidden.device)[:, None].expand_as(frame.index)
         full = hidden.new_zeros(hidden.shape[0], frame.length, hidden.shape[-1])
@@ -243,6 +244,7 @@ class Hooks:
         if frame is None or frame.additions is None or number >= len(frame.additions.values):
             return None
         hidden = output[0] if isinstance(output, tuple) else output
+        frame.follow(hidden)
         mask = frame.additions.mask.to(hidden.device)
         value = frame.additions.values[number].to(hidden.device, hidden.dtype)
         if frame.index is not None:
@@ -264,6 +266,7 @@ class Hooks:
         if frame is None or frame.prompt is None:
             return
         hidden = args[0] if args else kwargs["hidden_states"]
+        frame.follow(hidden)
         places = frame.places(hidden.shape[0], hidden.device)
         last = (places == frame.prompt.query[:, None]).to(torch.uint8).argmax(-1)
         extra = torch.arange(hidden.shape[1] - frame.extra, hidden.shape[1], device=hidden.device)
@@ -279,7 +282,9 @@ class Hooks:
             with torch.no_grad():
                 if isinstance(cached, StaticLayer):  # what comes behind the tokens is free
                     key = key[:, :, : int(cached.cumulative_length) if frame.past else query.shape[2]]
-                frame.attention = attention_rows(query, key, mask, options, rows, self.method.attention_form())
+                frame.attention = attention_rows(
+                    query, key, mask, options, rows.to(query.device), self.method.attention_form()
+                )
 
         frame.tap.enter_context(attention_tap(attention, listen))
 
@@ -294,6 +299,7 @@ class Hooks:
         if frame is None:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
+        frame.follow(hidden)
         cache = kwargs.get("past_key_values")
         if number == 0 and frame.extra and self.extra is not None:
             hidden = torch.cat([hidden, self.extra[0].to(hidden).expand(hidden.shape[0], -1, -1)], 1)

@@ -60,6 +60,7 @@ def pick_mask(
             return (slots >= first).to(torch.int64)[:, : column + queries]
         visible = (slots[:, None, :] <= rows[:, :, None]) & (slots >= first)[:, None, :]
         return (visible | _own_slot(rows, keys, column))[:, None]
+    mask = mask.to(slots.device)
     start = max(length - mask.shape[-1], 0)  # dense position of the first column
     columns, outside = slots.clamp(start, length - 1) - start, slots < max(start, first)
     if mask.ndim == 2:

@@ -82,7 +82,7 @@ def _show(
     features = gather_positions(hidden, columns, 1)
     attention = frame.attention
     if attention is not None:
-        attention = attention[..., -places.shape[1] :]
+        attention = attention[..., -places.shape[1] :].to(hidden.device)
         picked = columns[:, None, None].expand(-1, attention.shape[1], attention.shape[2], -1)
         attention = attention.gather(3, picked).masked_fill(~valid[:, None, None], 0)
         frame.attention = None

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from foveate.errors import UnsupportedModelError
+from foveate.families.aya_vision import AYA_VISION, COHERE2_VISION
 from foveate.families.base import Family, LayerAdditions, Parts, visual_mask
+from foveate.families.deepseek_vl import DEEPSEEK_VL
 from foveate.families.gemma3 import GEMMA3
 from foveate.families.gemma4 import GEMMA4
 from foveate.families.glm4v import GLM4V, GLM4V_MOE, GLM46V, GLM_OCR
@@ -30,6 +32,7 @@ from foveate.families.qwen3_vl import QWEN3_VL
 from foveate.families.qwen3_vl_moe import QWEN3_VL_MOE
 from foveate.families.refused import REFUSED
 from foveate.families.smolvlm import SMOLVLM
+from foveate.families.vipllava import VIPLLAVA
 from foveate.families.vision import VisionParts, same_features
 
 if TYPE_CHECKING:
@@ -47,6 +50,10 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             GEMMA3,
             GEMMA4,
             PALIGEMMA,
+            VIPLLAVA,
+            DEEPSEEK_VL,
+            AYA_VISION,
+            COHERE2_VISION,
             QWEN2_VL,
             QWEN2_5_VL,
             QWEN3_VL,

@@ -64,6 +64,12 @@ def tiles(rows: int, columns: int) -> list[Region]:
     ]
 
 
+def padded_to_square(size: tuple[int, int]) -> Region:
+    """The region of an image of this width and height that a square shows, in the middle of which it lies."""
+    x, y = ((max(size) - edge) / 2 / edge for edge in size)
+    return -x, -y, 1 + x, 1 + y
+
+
 @dataclass(frozen=True)
 class Run:
     """An unbroken run of one placeholder token in a prompt.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foveate.errors import UnsupportedModelError
 from foveate.families.base import Family
-from foveate.families.grids import Grid, Run
+from foveate.families.grids import Grid, Run, padded_to_square
 from foveate.families.llava_next import fits, from_row_ends, large_grid, rasters, unpack
 from foveate.families.turns import frames_of, in_turn
 
@@ -48,8 +48,7 @@ class LlavaOnevision(Family):
     def place(self, image: tuple[Grid, ...], size: tuple[int, int], processor: Any) -> tuple[Grid, ...]:
         if len(image) > 1 or not image[0].behind:
             return image
-        x, y = ((max(size) - edge) / 2 / edge for edge in size)  # padded to a square
-        return (dataclasses.replace(image[0], region=(-x, -y, 1 + x, 1 + y)),)
+        return (dataclasses.replace(image[0], region=padded_to_square(size)),)
 
     def vision_order(
         self, config: Any, sizes: Tensor | None, projected: Tensor, given: Tensor, grids: Sequence[Grid]

@@ -19,11 +19,8 @@ CODES = "its images are codes of the vocabulary and not features of an encoder, 
 UNTESTED = frozenset(
     {
         "aria",
-        "aya_vision",
-        "cohere2_vision",
         "cosmos3_edge",
         "deepseek_ocr2",
-        "deepseek_vl",
         "deepseek_vl_hybrid",
         "exaone4_5",
         "fast_vlm",
@@ -50,7 +47,6 @@ UNTESTED = frozenset(
         "step3p7",
         "video_llama_3",
         "video_llava",
-        "vipllava",
     }
 )
 
@@ -84,7 +80,7 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "kosmos-2": "a resampler has already made 64 tokens of each image, and there is little left to remove",
         "lfm2_vl": STATES,
         "lfm3_vl": STATES,
-        "llama4": "the attention of most of its layers ends at the borders of chunks of the sequence",
+        "llama4": "most of its layers attend within chunks of the sequence and cache no more, which nobody has tested",
         "minicpm_ocr": STATES,
         "minicpmv4_6": STATES,
         "minicpmv4_7": STATES,
@@ -92,7 +88,7 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "mistral4": "this is the language model without its vision encoder",
         "mistral_large4": INDEXED,
         "mllama": CROSS,
-        "molmo2": "its images see one another in both directions, beside features added to placeholders; not tested",
+        "molmo2": "the tokens of all its images see one another in both directions, which nobody has tested",
         "nemotron_h_omni": STATES,
         "pi0": "it is a policy for robots and gives actions instead of words",
         "pix2struct": ENCODER,

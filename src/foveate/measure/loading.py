@@ -65,7 +65,7 @@ class LoadedModel:
         try:
             return self.processor(
                 text=texts,
-                images=[image for own in images for image in own] or None,
+                images=images if any(images) else None,  # by sample: from a flat list some processors cannot tell
                 padding=len(texts) > 1,  # alone it needs none, and some tokenizers have no padding token
                 padding_side="left",
                 return_tensors="pt",
