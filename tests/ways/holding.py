@@ -63,7 +63,7 @@ def offloaded(family: str) -> None:
 
 @way("int8 weights", table="holding")
 def quantised(family: str) -> None:
-    """Linear layers that hold integers; tests/engine/test_quantised.py has those of libraries."""
+    """Linear layers that hold integers; torchao, bitsandbytes and quanto: tests/engine/test_quantised.py."""
     model = quantise(own(family), Int8Linear)
     batch = inputs(family, "ragged")
     with LADDER(model) as pruned:
