@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, pipeline
 
 import foveate
 from foveate.errors import UnsupportedModelError
@@ -90,6 +91,31 @@ def test_embeddings_with_images_merged_in(family):
             found = model(**merged, mm_token_type_ids=visual(batch).int()).logits
     assert kept(handle) == kept(expected)
     torch.testing.assert_close(found, dense, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_pipeline(number):
+    """One prompt, and a batch of two with different questions; the measure is `generate()`, pruned."""
+    model, processor = foveate.tiny.load()
+    images = [foveate.tiny.make_scene(np.random.default_rng(seed)).pil() for seed in range(number)]
+    questions = ["how many circles are there?", "what is the color of the circle?"][:number]
+    prompts = [foveate.tiny.prompt(question) for question in questions]
+    given = processor(images=[[image] for image in images], text=prompts, padding=True, return_tensors="pt")
+    with PRUNER(model) as plain:
+        out = model.generate(**given, max_new_tokens=4, do_sample=False)
+    expected = processor.batch_decode(out[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
+    pipe = pipeline("image-text-to-text", model=model, processor=processor)
+    with PRUNER(pipe.model) as handle:
+        answers = pipe(
+            images=[[image] for image in images],
+            text=prompts,
+            batch_size=number,
+            max_new_tokens=4,
+            generate_kwargs={"do_sample": False},
+            return_full_text=False,
+        )
+    assert kept(handle) == kept(plain)
+    assert [answer["generated_text"].strip() for answer in answers] == [text.strip() for text in expected]
 
 
 def test_what_cannot_be_done_with_an_attached_model_is_said():
