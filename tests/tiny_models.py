@@ -164,7 +164,7 @@ WITH_VIDEOS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", *MORE_WITH_VIDEOS, *NEWER_W
 @functools.cache
 def build(family: str, attention: str = "sdpa") -> PreTrainedModel:
     """One shared model a family and backend; weights large enough that attention is not uniform."""
-    return make(*BUILDERS[family](), "eager" if family in EAGER_ONLY else attention)
+    return make(*BUILDERS[family](), "eager" if family in EAGER_ONLY and attention == "sdpa" else attention)
 
 
 def make(cls: type[PreTrainedModel], config: object, attention: str = "sdpa") -> PreTrainedModel:

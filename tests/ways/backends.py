@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from functools import partial
 
+import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import flash_attention_mask
 
@@ -28,6 +29,21 @@ def sdpa(family: str) -> None:
 @way("eager", table="backends")
 def eager(family: str) -> None:
     agree(run(family, model=build(family, "eager")))
+
+
+@way("flex", table="backends")
+def flex(family: str) -> None:
+    """`flex_attention`, run eagerly: compiling it for a CPU takes minutes."""
+    try:
+        model = build(family, "flex_attention")
+        there = model.get_decoder().config._attn_implementation == "flex_attention"
+    except (ValueError, ImportError):
+        there = False
+    if not there:
+        raise NotApplicable("transformers has no flex attention for this model")
+    why = "transformers' flex attention itself fails with this model, also unpruned"
+    with torch.compiler.set_stance("force_eager"):
+        unless_dense_fails(lambda pruner: agree(run(family, model=model, pruner=pruner)), why)
 
 
 @way("flash, by its masks", table="backends")

@@ -27,7 +27,7 @@ def static(family: str) -> None:
         unless_dense_fails(lambda pruner: agree(run(family, pruner=pruner, **options)), FAILS)
 
 
-@way("static cache, compiled decode")
+@way("static cache, compiled decode", oldest=False)
 def compiled(family: str) -> None:
     """Without Inductor: what is asked is whether the decode step is one graph, and right."""
     settings = CompileConfig(backend="eager", fullgraph=True, dynamic=False)

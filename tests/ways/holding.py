@@ -17,6 +17,7 @@ import foveate
 from foveate.engine.compiled import NOTE
 from foveate.testing import NEVER, hidden_from, reference_logits
 from tests.fake_devices import FakeDevices, spread
+from tests.int8 import Int8Linear, quantise
 from tests.laws.methods import Ladder
 from tests.tiny_models import LAYERS, build, generate, inputs, visual
 from tests.ways.checks import CLOSE, LADDER, STEPS, Run, agree, dropped, run
@@ -60,16 +61,31 @@ def offloaded(family: str) -> None:
         agree(run(family, model=model))
 
 
+@way("int8 weights", table="holding")
+def quantised(family: str) -> None:
+    """Linear layers that hold integers; torchao, bitsandbytes and quanto: tests/engine/test_quantised.py."""
+    model = quantise(own(family), Int8Linear)
+    batch = inputs(family, "ragged")
+    with LADDER(model) as pruned:
+        out = generate(model, batch, STEPS)
+    found = Run(family, batch, out, pruned.report)
+    expected = reference_logits(model, batch, batch["input_ids"], dropped(found))[:, 0]
+    torch.testing.assert_close(out.logits[0], expected, **CLOSE)
+
+
 @way("LoRA (PEFT)", table="holding", oldest=False)
 def lora(family: str) -> None:
     """Two adapters: one is active, then the other while attached, then it is merged: each equals its own reference."""
     import peft
 
-    config = peft.LoraConfig(target_modules=r".*self_attn\.q_proj", r=2, init_lora_weights=False)
+    bare = own(family)
+    inside = set(bare.get_decoder().modules())
+    names = [name for name, module in bare.named_modules() if module in inside and name.endswith("q_proj")]
+    config = peft.LoraConfig(target_modules=names, r=2, init_lora_weights=False)
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*gradient_checkpointing.*", FutureWarning)  # PEFT's own
-        model = peft.get_peft_model(own(family), config)
+        model = peft.get_peft_model(bare, config)
         model.add_adapter("other", config)
     with foveate.attach(model, LADDER) as handle:
         for name in ("default", "other"):

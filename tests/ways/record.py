@@ -6,6 +6,7 @@ blank, and its error is printed.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sys
 import traceback
@@ -19,15 +20,15 @@ from tests.ways.ways import families, load_ways, outcome
 
 
 def main(chosen: set[str]) -> int:
-    """Run the ways and write the file; the number of cells that failed."""
+    """Run the ways and write the file, family by family; the number of cells that failed."""
     torch.set_num_threads(1)
     ways, version = load_ways(), transformers.__version__
     unknown = chosen - {*families(), *ways}
     if unknown:
         raise SystemExit(f"no such family or way: {', '.join(sorted(unknown))}")
-    data = recorded() if FILE.exists() else {}
+    data = _read()
     newest = version == max([*data, version], key=release)
-    before, failed, rows = data.get(version, {}).get("families", {}), 0, {}
+    before, failed = data.get(version, {}).get("families", {}), 0
     for family in families():
         cells: dict[str, dict[str, str]] = {}
         for name, way in ways.items():
@@ -43,16 +44,26 @@ def main(chosen: set[str]) -> int:
             except Exception:
                 failed += 1
                 print(f"\n== {family}, {name}\n{traceback.format_exc()}", file=sys.stderr)
-        rows[family] = cells
-    run = {"torch": torch.__version__.split("+")[0], "families": rows}
-    _write({**(recorded() if FILE.exists() else {}), version: run})  # another release may have been recorded meanwhile
-    print(f"{FILE}: transformers {version}, {len(rows)} families, {failed} failed")
+        _write(version, family, cells)
+    print(f"{FILE}: transformers {version}, {len(families())} families, {failed} failed")
     return failed
 
 
-def _write(data: dict[str, Any]) -> None:
-    ordered = {version: data[version] for version in sorted(data, key=release)}
-    FILE.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def _read() -> dict[str, Any]:
+    return recorded() if FILE.exists() else {}
+
+
+def _write(version: str, family: str, cells: dict[str, dict[str, str]]) -> None:
+    """Put in one family's cells; those of other releases may be recorded at the same time."""
+    with open(__file__, "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        data = _read()
+        rows = data.get(version, {}).get("families", {})
+        rows = {name: rows.get(name) for name in families()} | {family: cells}
+        rows = {name: row for name, row in rows.items() if row is not None}
+        data[version] = {"torch": torch.__version__.split("+")[0], "families": rows}
+        ordered = {version: data[version] for version in sorted(data, key=release)}
+        FILE.write_text(json.dumps(ordered, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

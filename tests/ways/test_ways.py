@@ -10,7 +10,13 @@ from foveate.families.tested import WORKS, recorded, release
 from tests.tiny_models import BUILDERS
 from tests.ways.ways import families, load_ways, outcome
 
-pytestmark = pytest.mark.oldest
+pytestmark = [
+    pytest.mark.oldest,
+    # torch's and transformers' own, when flex attention runs eagerly
+    pytest.mark.filterwarnings("ignore:_compile flag:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:flex_attention called without"),
+]
 
 DATA = recorded()
 WAYS = load_ways()

@@ -350,11 +350,11 @@ class Hooks:
 
 def _in_python(hook: Callable) -> Callable:
     """The hook, which does nothing in compiled code: only decode steps with a static cache are compiled."""
+    return partial(_unless_compiling, hook)  # a partial, so that a copy of the model meets the hook, which refuses
 
-    def run(*args: Any) -> Any:
-        return None if torch.compiler.is_compiling() else hook(*args)
 
-    return run
+def _unless_compiling(hook: Callable, *args: Any) -> Any:
+    return None if torch.compiler.is_compiling() else hook(*args)
 
 
 def _static_step(number: int, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:

@@ -58,7 +58,7 @@ def read_prompt(
     frame.record = PrefillRecord(text, counts, None)
     if not any(counts):
         labelled = labels is not None and bool(everywhere.any())
-        unseen = UNSEEN if ids is None and "mm_token_type_ids" not in kwargs else NONE
+        unseen = UNSEEN if ids is None and kwargs.get("mm_token_type_ids") is None else NONE
         frame.record.skipped = LABELLED if labelled else unseen
         return frame
     runs = find_runs(everywhere.bool(), words[0] if words else None)

@@ -63,7 +63,7 @@ def _pick_mask(mask: Tensor | None, frame: Frame, hidden: Tensor) -> Tensor | No
             "cannot cut"
         )
     places = frame.places(hidden.shape[0], hidden.device)
-    dense = mask[:, -frame.length :].expand(hidden.shape[0], -1)
+    dense = mask[:, -frame.length :].expand(hidden.shape[0], -1).to(places.device)
     picked = dense.gather(1, places.clamp(max=frame.length - 1))
     picked = torch.where(places < frame.length, picked, torch.ones_like(picked))  # the method's own tokens
     return picked if frame.alive is None else picked * frame.alive.to(picked.dtype)
