@@ -182,6 +182,10 @@ if not hasattr(transformers.cache_utils, "LinearAttentionLayer"):
     ABSENT |= {"qwen3_5", "qwen3_5_moe"}  # there, but with a cache that is no `Cache`
 NEWER = {family: made for family, made in NEWER.items() if family not in ABSENT}
 NEWER_WITH_VIDEOS = tuple(family for family in ("qwen3_vl_moe", "qwen3_5", "qwen3_5_moe") if family in NEWER)
+# their hooks meet the same code as those of a relative: fewer laws
+RELATIVES = tuple(
+    family for family in ("qwen3_vl_moe", "qwen3_5_moe", "glm4v_moe", "glm46v", "glm_ocr") if family in NEWER
+)
 # no features of the vision encoder, and inside `generate()` an unknown layout
 UNSEEN = tuple(family for family in ("gemma4",) if family in NEWER)
 WITH_STATES = tuple(family for family in ("qwen3_5", "qwen3_5_moe") if family in NEWER)  # not in every layer attention

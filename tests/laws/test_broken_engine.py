@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicLayer
 
 from foveate.engine import gather, hooks, layer_inputs, layout, mask, stage
 from foveate.engine.cache import PrunedLayer
-from foveate.families import Family, Grid, llava_next, qwen2_5_vl
+from foveate.families import Family, Grid, llava_next, llava_onevision, pixtral, qwen2_5_vl
 from foveate.families.idefics3 import Idefics3
 from foveate.families.qwen3_vl import Qwen3VL
 from foveate.pruners import Random
@@ -151,6 +151,29 @@ def crops_are_images(monkeypatch):
     monkeypatch.setattr(Idefics3, "image_grids", lambda self, config, kwargs, runs: [(Grid(4, 4),) for _ in runs])
 
 
+def rows_of_an_image_are_one(monkeypatch):
+    """Tokens between the rows of an image are not looked at."""
+    monkeypatch.setattr(pixtral, "_from_rows", lambda places: Grid(1, sum(length for _, _, length in places)))
+
+
+def nothing_stands_behind_an_image(monkeypatch):
+    """The newline behind an image that shares its prompt is not counted."""
+    monkeypatch.setattr(
+        llava_onevision, "Grid", lambda *size, row_ends=0, behind=0, **options: Grid(*size, row_ends=row_ends)
+    )
+
+
+def every_mask_is_causal(monkeypatch):
+    """That the tokens of an image see one another in both directions is lost where tokens are."""
+    pick = mask.pick_mask
+
+    def causal(dense, rows, slots, *args):
+        picked = pick(dense, rows, slots, *args)
+        return picked & (slots[:, None, :] <= rows[:, :, None])[:, None] if picked is not None else None
+
+    monkeypatch.setattr(layer_inputs, "pick_mask", causal)
+
+
 def places(family, shape, how="generate"):
     return lambda: test_grids.test_a_method_sees_where_each_token_lies(family, shape, how)
 
@@ -186,6 +209,11 @@ CASES = [
     (newlines_lie_on_the_grid, places("llava_next", "one image")),
     (newlines_lie_on_the_grid, lambda: test_grids.test_llava_next_packs_as_the_grids_say((640, 480), False)),
     (crops_are_images, places("smolvlm", "two images")),
+    (rows_of_an_image_are_one, places("pixtral", "two images")),
+    (rows_of_an_image_are_one, places("mistral3", "one image")),
+    (nothing_stands_behind_an_image, places("llava_onevision", "ragged")),
+    (every_mask_is_causal, law(MASKED, "gemma3", "one image", "fastv")),
+    (every_mask_is_causal, law(MASKED, "paligemma", "ragged", "random mid")),
 ]
 
 

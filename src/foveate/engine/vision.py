@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import BudgetError, VisionFeaturesError
+from foveate.errors import BudgetError, UnsupportedModelError, VisionFeaturesError
 from foveate.families import Family, same_features
 from foveate.pruners.base import Pruner
 
@@ -222,7 +222,12 @@ def vision_recorder(model: Any, method: Pruner, family: Family) -> VisionRecorde
     """
     if type(method).vision_layers is Pruner.vision_layers:
         return None
-    depth = len(family.vision_blocks(model))
+    try:
+        depth = len(family.vision_blocks(model))
+    except UnsupportedModelError:
+        if not method.vision_layers(1):  # with these settings it wants none, however many there are
+            return None
+        raise
     wanted = tuple(method.vision_layers(depth))
     if not set(wanted) <= set(range(depth)):
         raise BudgetError(f"{method.name}: vision layers must be blocks of 0 to {depth - 1}, got {wanted}")
