@@ -229,5 +229,7 @@ def test_while_decoding_every_layer_holds_survivors_and_text(family):
     text = int((~visual(batch)).sum())
     kept = len(pruned.report.stages[0].kept[0])
     assert 0 < kept <= 0.3 * int(visual(batch).sum())
-    assert [layer.keys.shape[2] for layer in out.past_key_values.layers] == [text + kept + 2] * 6
+    for layer in out.past_key_values.layers:
+        held = layer.keys.shape[2]  # in a window what left it is gone, too
+        assert held < text + kept + 2 if layer.window else held == text + kept + 2
     assert pruned.report.prefills[0].kv_share == pytest.approx(kept / int(visual(batch).sum()))

@@ -28,7 +28,7 @@ class Llava(Family):
 
     def place(self, image: tuple[Grid, ...], size: tuple[int, int], processor: Any) -> tuple[Grid, ...]:
         settings = processor.image_processor
-        if "longest_edge" in settings.size:  # Pixtral's
+        if "longest_edge" in (settings.size or ()):  # Pixtral's
             return image
         canvas = (max(size), max(size)) if getattr(settings, "do_pad", False) else size
         resized = _resized(canvas, settings.size) if settings.do_resize else canvas

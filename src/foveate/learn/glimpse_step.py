@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -130,8 +131,10 @@ class GlimpseForTraining(nn.Module):
         total = self.weighing.answer * out.loss
         if read.tokens is not None:
             tokens = read.tokens
-            places = tokens.position.clamp(min=0)[:, None, None].expand(-1, config.heads, 1, -1)
-            told = attention[0].gather(3, places).masked_fill(~tokens.valid[:, None, None], 0)
+            places = tokens.position - (length - attention[0].shape[-1])  # a sliding window's cache holds the last
+            told = attention[0].gather(3, places.clamp(min=0)[:, None, None].expand(-1, config.heads, 1, -1))
+            told = told.masked_fill((places < 0)[:, None, None], -math.inf)
+            told = told.masked_fill(~tokens.valid[:, None, None], 0)
             logits = pruner.logits(dataclasses.replace(tokens, attention=told))
             target = shown_targets(placed.boxes, placed.sizes, tokens, family_of(self.base), self.processor)
             place, each = localisation_loss(logits, target, tokens.valid, self.weighing.dice, self.weighing.bce)

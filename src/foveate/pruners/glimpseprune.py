@@ -20,6 +20,7 @@ from foveate.pruners.budget import check_keep, keep_behind, tokens_to_keep
 from foveate.pruners.glimpse_modules import GlimpseModules, default_layer
 from foveate.pruners.segments import Segments
 
+HIDDEN = -1e4  # lower than any score: what a mask hides is -inf or its dtype's lowest, in fp16 -65504
 CORNERS = {"tl": (0, 0), "tr": (0, 1), "bl": (1, 0), "br": (1, 1)}
 UNTRAINED = (
     "no trained predictor: visual tokens are chosen by the head mean of the last prompt token's attention before "
@@ -165,7 +166,7 @@ class GlimpsePrune(Pruner):
             )
         segments = Segments.of(tokens, config.window)
         kind = next(predictor.parameters())
-        attention = tokens.attention[:, :, 0].transpose(1, 2).to(kind)
+        attention = _lowest_where_hidden(tokens.attention[:, :, 0].transpose(1, 2), tokens.valid).to(kind)
         cell = torch.stack([tokens.row, tokens.column], -1).clamp(min=0)
         found = predictor(
             segments.pick(attention),
@@ -195,6 +196,13 @@ class GlimpsePrune(Pruner):
     @classmethod
     def load_weights(cls, config: dict[str, Any], name: str) -> dict[str, Any]:
         return {"weights": glimpse_saving.load(config, name)} if "weights" in config else {}
+
+
+def _lowest_where_hidden(attention: Tensor, valid: Tensor) -> Tensor:
+    """(B, N, H) scores in which tokens outside the layer's sliding window have the lowest that their head gives."""
+    hidden = attention < HIDDEN
+    low = attention.masked_fill(hidden | ~valid[..., None], math.inf).amin(1, keepdim=True)
+    return torch.where(hidden, low.masked_fill(low.isinf(), 0), attention)
 
 
 def _number(value: Any) -> bool:
