@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import foveate
 from foveate.cli.app import app
-from foveate.families import FAMILIES
+from foveate.families import family_of
 from foveate.learn.errors import TrainingDataError, TrainingError
 from foveate.learn.glimpse_check import check
 from foveate.learn.glimpse_train import CHECKPOINTS, PICTURE, RESULT, Settings, sizes_for, train_glimpse
@@ -119,7 +119,7 @@ def test_check_counts_what_was_kept(loaded):
 @pytest.mark.parametrize("family", SEEING)
 def test_sizes_of_every_family(family):
     model = build(family)
-    assert FAMILIES[family].vision_width(model.config) == 32
+    assert family_of(model).vision_width(model.config) == 32
     config = sizes_for(model)
     assert (config.depth, config.hidden_size, config.heads, config.layer) == (6, 64, 4, 4)
     assert config.vision_layers == (2, 1, 0)

@@ -48,7 +48,7 @@ def answer_logps(
     UnsupportedModelError
         For a model with linear attention or convolutions in its decoder.
     """
-    refuse_states(model)
+    refuse_states(getattr(model, "module", model))  # DistributedDataParallel has no config
     length = input_ids.shape[1] - answer
     inputs = {name: value[:, :length] if name in PER_TOKEN else value for name, value in inputs.items()}
     prompt, mask = input_ids[:, :length], attention_mask[:, :length]

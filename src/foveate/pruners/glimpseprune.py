@@ -128,6 +128,8 @@ class GlimpsePrune(Pruner):
         if self.keeps_all:
             return tokens.valid
         logits = self.logits(tokens)
+        if tokens.attention is not None:  # behind a sliding window: equal scores, which rounding would decide
+            logits = logits.masked_fill((tokens.attention[:, :, 0] < HIDDEN).any(1), -math.inf)
         if self.keep is not None:
             count = tokens_to_keep(self.keep, tokens.dense)
         else:
