@@ -88,3 +88,12 @@ def _restore(module: nn.Module, forward: Any) -> None:
         del module.forward
     else:
         module.forward = forward
+
+
+def in_python(hook: Callable) -> Callable:
+    """The hook, which does nothing in compiled code: only decode steps with a static cache are compiled."""
+    return functools.partial(_unless_compiling, hook)  # a copy of the model then meets the hook, which refuses
+
+
+def _unless_compiling(hook: Callable, *args: Any) -> Any:
+    return None if torch.compiler.is_compiling() else hook(*args)

@@ -17,9 +17,10 @@ from foveate.engine.backend import check_backend, takes_flat_masks
 from foveate.engine.cache import AnyPrunedLayer, PrunedStaticLayer, cache_layer, check_cache, compact, pruned_layer
 from foveate.engine.checkpointing import hooks_around_checkpoints
 from foveate.engine.chunked import refuse_chunks
-from foveate.engine.compiled import NOTE, run_as_python, set_compiled_aside
+from foveate.engine.compiled import NOTE, in_python, run_as_python, set_compiled_aside
+from foveate.engine.dense import add_features, at_dense_length
 from foveate.engine.frame import Frame, PrefillRecord, Prompt
-from foveate.engine.layer_inputs import pick_inputs
+from foveate.engine.layer_inputs import pick_inputs, static_step
 from foveate.engine.prompt import LABELLED, read_prompt
 from foveate.engine.stage import cut, text_rows
 from foveate.engine.state_inputs import check_method, pick_state_inputs
@@ -106,7 +107,7 @@ class Hooks:
         for number, layer in enumerate(parts.layers):
             if number >= first:
                 self._before(layer, partial(self._before_layer, number))
-                self.handles.append(layer.register_forward_pre_hook(partial(_static_step, number), with_kwargs=True))
+                self.handles.append(layer.register_forward_pre_hook(partial(static_step, number), with_kwargs=True))
             if number + 1 in self.stages:
                 self._before(layer, partial(self._open_tap, number))
                 self._after(layer, self._close_tap, always_call=True)
@@ -114,10 +115,10 @@ class Hooks:
                 self._after(layer, partial(self._add_features, number))
 
     def _before(self, module: nn.Module, hook: Callable) -> None:
-        self.handles.append(module.register_forward_pre_hook(_in_python(hook), with_kwargs=True))
+        self.handles.append(module.register_forward_pre_hook(in_python(hook), with_kwargs=True))
 
     def _after(self, module: nn.Module, hook: Callable, always_call: bool = False) -> None:
-        self.handles.append(module.register_forward_hook(_in_python(hook), always_call=always_call))
+        self.handles.append(module.register_forward_hook(in_python(hook), always_call=always_call))
 
     def remove(self) -> None:
         """Take every hook off."""
@@ -218,12 +219,7 @@ class Hooks:
             self.records.append(frame.record)
         if frame.index is None:
             return None
-        hidden = output[0]
-        frame.follow(hidden)
-        alive = frame.alive if frame.alive is not None else torch.ones_like(frame.index, dtype=torch.bool)
-        batch = torch.arange(hidden.shape[0], device=hidden.device)[:, None].expand_as(frame.index)
-        full = hidden.new_zeros(hidden.shape[0], frame.length, hidden.shape[-1])
-        full = full.index_put((batch[alive], frame.index[alive]), hidden[alive])
+        full = at_dense_length(output[0], frame)
         if isinstance(output, tuple):
             return (full, *output[1:])
         output["last_hidden_state"] = full
@@ -243,20 +239,7 @@ class Hooks:
         frame = self.frame
         if frame is None or frame.additions is None or number >= len(frame.additions.values):
             return None
-        hidden = output[0] if isinstance(output, tuple) else output
-        frame.follow(hidden)
-        mask = frame.additions.mask.to(hidden.device)
-        value = frame.additions.values[number].to(hidden.device, hidden.dtype)
-        if frame.index is not None:
-            rank = (mask.flatten().cumsum(0) - 1).view_as(mask)
-            inside = frame.index.clamp(max=frame.length - 1)
-            there = frame.index < frame.length
-            if frame.alive is not None:
-                there = there & frame.alive
-            mask = mask.gather(1, inside) & there
-            value = value[rank.gather(1, inside)[mask]]
-        hidden = hidden.clone()
-        hidden[mask, :] = hidden[mask, :] + value
+        hidden = add_features(output[0] if isinstance(output, tuple) else output, frame, number)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     # -- attention rows
@@ -316,7 +299,7 @@ class Hooks:
             picked = pick_state_inputs(kwargs, frame, hidden, cached)
             return ((hidden, *args[1:]), picked) if args else (args, {**picked, "hidden_states": hidden})
         if hidden.shape[1] == 1 and isinstance(cached, PrunedStaticLayer):
-            return None  # `_static_step` sees to it
+            return None  # `static_step` sees to it
         if frame.index is None and not isinstance(cached, AnyPrunedLayer):
             return None
         if cached is not None:
@@ -346,24 +329,3 @@ class Hooks:
             prompt.record.compacted = number
         compact(cache, self.group[:number], survivors)
         return hidden
-
-
-def _in_python(hook: Callable) -> Callable:
-    """The hook, which does nothing in compiled code: only decode steps with a static cache are compiled."""
-    return partial(_unless_compiling, hook)  # a partial, so that a copy of the model meets the hook, which refuses
-
-
-def _unless_compiling(hook: Callable, *args: Any) -> Any:
-    return None if torch.compiler.is_compiling() else hook(*args)
-
-
-def _static_step(number: int, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-    """One token more in a static cache. This is compiled with the model: it reads no state but the cache's tensors."""
-    cache = kwargs.get("past_key_values")
-    hidden = args[0] if args else kwargs["hidden_states"]
-    if cache is None or hidden.shape[1] > 1 or len(cache.layers) <= number:
-        return None
-    cached = cache.layers[number]
-    if not isinstance(cached, PrunedStaticLayer):
-        return None
-    return args, {**kwargs, "attention_mask": cached.place(kwargs.get("attention_mask"))}

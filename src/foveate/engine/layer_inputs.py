@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from foveate.engine.cache import AnyPrunedLayer
+from foveate.engine.cache import AnyPrunedLayer, PrunedStaticLayer
 from foveate.engine.frame import Frame
 from foveate.engine.gather import gather_positions, gather_rotary
 from foveate.engine.mask import pick_mask
@@ -81,3 +81,15 @@ def refuse_unknown(kwargs: dict[str, Any], length: int) -> None:
             raise UnsupportedModelError(
                 f"the decoder layers take {name!r}, one entry a token, which foveate cannot cut"
             )
+
+
+def static_step(number: int, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    """One token more in a static cache. This is compiled with the model: it reads no state but the cache's tensors."""
+    cache = kwargs.get("past_key_values")
+    hidden = args[0] if args else kwargs["hidden_states"]
+    if cache is None or hidden.shape[1] > 1 or len(cache.layers) <= number:
+        return None
+    cached = cache.layers[number]
+    if not isinstance(cached, PrunedStaticLayer):
+        return None
+    return args, {**kwargs, "attention_mask": cached.place(kwargs.get("attention_mask"))}
