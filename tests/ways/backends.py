@@ -46,7 +46,7 @@ def flex(family: str) -> None:
         unless_dense_fails(lambda pruner: agree(run(family, model=model, pruner=pruner)), why)
 
 
-@way("flash, by its masks", table="backends")
+@way("flash (by its masks)", table="backends")
 def flash(family: str) -> None:
     """A stand-in for flash attention on CPU: it takes the same flat padding masks, and computes the rest as sdpa."""
     if not getattr(build(family), "_supports_flash_attn", True):
