@@ -13,14 +13,14 @@ from transformers import PreTrainedModel
 from foveate.families import Grid
 from tests import tiny_pictures as base
 from tests.tiny_pictures import IMAGE, VIDEO, VISION_END, VISION_START, Picture
+from tests.tiny_sizes import CROP_VISION
 
-SQUARE_VISION = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=32)
 BREAK, END = 88, 89  # behind a row of tokens, and behind the last
 ROWS = [(3, 5), (4, 4), (2, 6)]  # rows and columns of tokens
-PIXTRAL = dict(SQUARE_VISION, model_type="pixtral", head_dim=8, patch_size=4, image_size=64)
-SMALL_PATCHES = dict(SQUARE_VISION, model_type="siglip_vision_model", patch_size=4, vision_use_head=False)
+PIXTRAL = dict(CROP_VISION, model_type="pixtral", head_dim=8, patch_size=4, image_size=64)
+SMALL_PATCHES = dict(CROP_VISION, model_type="siglip_vision_model", patch_size=4, vision_use_head=False)
 WINDOWS = dict(layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2, sliding_window=12)
-SIGLIP = dict(SQUARE_VISION, model_type="siglip_vision_model", patch_size=8, vision_use_head=False)
+SIGLIP = dict(CROP_VISION, model_type="siglip_vision_model", patch_size=8, vision_use_head=False)
 
 
 def _llava_onevision(text: dict) -> dict:
@@ -76,7 +76,7 @@ def _gemma3(text: dict) -> dict:
 
 def _llava_next_video(text: dict) -> dict:
     return dict(
-        vision_config=dict(SQUARE_VISION, model_type="clip_vision_model", patch_size=8, projection_dim=32),
+        vision_config=dict(CROP_VISION, model_type="clip_vision_model", patch_size=8, projection_dim=32),
         text_config=dict(text, model_type="llama"),
         image_token_index=IMAGE,
         video_token_index=VIDEO,
@@ -85,7 +85,7 @@ def _llava_next_video(text: dict) -> dict:
 
 
 def _vipllava(text: dict) -> dict:
-    clip = dict(SQUARE_VISION, model_type="clip_vision_model", patch_size=8, projection_dim=32)
+    clip = dict(CROP_VISION, model_type="clip_vision_model", patch_size=8, projection_dim=32)
     text = dict(text, model_type="llama")
     layers = dict(vision_feature_layer=-2, vision_feature_layers=-2)  # its name in newer and in older releases
     return dict(vision_config=clip, text_config=text, image_token_index=IMAGE, **layers)

@@ -9,42 +9,15 @@ import transformers
 
 from foveate.families import Grid
 from tests.tiny_pictures import FILM_END, FILM_START, IMAGE, VIDEO, VISION_END, VISION_START, Picture
+from tests.tiny_sizes import MROPE, QWEN_IDS, QWEN_VISION, TEXT
 
-LAYERS = 6
-TEXT = dict(
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=LAYERS,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    vocab_size=128,
-    max_position_embeddings=2048,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=None,
-)
-MROPE = dict(rope_type="default", mrope_section=[2, 3, 3], rope_theta=10000.0)
 EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
-QWEN_VISION = dict(
-    depth=3,
-    hidden_size=32,
-    intermediate_size=48,
-    num_heads=4,
-    patch_size=4,
-    spatial_merge_size=2,
-    temporal_patch_size=2,
-    in_channels=3,
-    out_hidden_size=64,
-    num_position_embeddings=64,
-)
-QWEN_IDS = dict(
-    image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VISION_START, vision_end_token_id=VISION_END
-)
+VISION = dict(QWEN_VISION, num_position_embeddings=64)
 
 
 def _qwen3_vl_moe() -> dict:
     return dict(
-        vision_config=dict(QWEN_VISION, deepstack_visual_indexes=[0, 1, 2]),
+        vision_config=dict(VISION, deepstack_visual_indexes=[0, 1, 2]),
         text_config=dict(TEXT, **EXPERTS, head_dim=16, rope_parameters=MROPE),
         **QWEN_IDS,
     )
@@ -63,12 +36,12 @@ LINEAR = dict(
 
 
 def _qwen3_5() -> dict:
-    return dict(vision_config=QWEN_VISION, text_config=dict(TEXT, **LINEAR), **QWEN_IDS)
+    return dict(vision_config=VISION, text_config=dict(TEXT, **LINEAR), **QWEN_IDS)
 
 
 def _qwen3_5_moe() -> dict:
     text = dict(TEXT, **LINEAR, **EXPERTS, shared_expert_intermediate_size=32)
-    return dict(vision_config=QWEN_VISION, text_config=text, **QWEN_IDS)
+    return dict(vision_config=VISION, text_config=text, **QWEN_IDS)
 
 
 GLM_TEXT = dict(TEXT, head_dim=16, rope_parameters=dict(MROPE, partial_rotary_factor=1.0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import threading
 import weakref
 
 import pytest
@@ -15,6 +14,7 @@ from foveate import FastV, GreedyPrune, Random
 from foveate.errors import AlreadyAttachedError, BudgetError, UnsupportedCacheError, UnsupportedModelError
 from foveate.families import Family
 from tests.laws.methods import Ladder
+from tests.threads import at_once
 from tests.tiny_models import ATTENTIVE, build, generate, inputs
 
 ORIGINAL = AttentionInterface.get_interface
@@ -209,22 +209,12 @@ def test_two_threads_on_one_model(model):
     for layout in layouts:
         with pruner(model) as pruned:
             alone[layout] = generate(model, inputs(family, layout), 4)
-    together, errors = {}, []
     with pruner(model) as pruned:
 
         def work(layout):
-            try:
-                for _ in range(3):
-                    together[layout] = generate(model, inputs(family, layout), 4)
-            except BaseException as error:
-                errors.append(error)
+            return [generate(model, inputs(family, layout), 4) for _ in range(3)][-1]
 
-        threads = [threading.Thread(target=work, args=(layout,)) for layout in layouts]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert not errors
+        together = at_once(work, layouts)
     assert len(pruned.report.prefills) == 3 * len(layouts)
     for layout in layouts:
         assert all(torch.equal(a, b) for a, b in zip(alone[layout].logits, together[layout].logits, strict=True))

@@ -13,7 +13,8 @@ from torch import Tensor
 from foveate import select
 from foveate.pruners import PromptRows, Pruner, VisualTokens
 from foveate.testing import NEVER, prompt_positions, reference_logits
-from tests.tiny_models import ATTENTIVE, IMAGE, LAYERS, build, generate, inputs
+from tests.tiny_models import ATTENTIVE, IMAGE, build, generate, inputs
+from tests.tiny_sizes import LAYERS
 
 SEEN: list[VisualTokens] = []
 

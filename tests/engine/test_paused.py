@@ -10,7 +10,8 @@ import torch
 from foveate import FastV, Random
 from foveate.errors import UnsupportedCacheError
 from tests.laws.methods import METHODS
-from tests.tiny_models import LAYERS, build, generate, inputs
+from tests.tiny_models import build, generate, inputs
+from tests.tiny_sizes import LAYERS
 
 pytestmark = pytest.mark.oldest
 

@@ -11,7 +11,8 @@ from foveate import Random
 from foveate.engine import attach
 from foveate.errors import UnsupportedCacheError
 from tests.engine import window_models
-from tests.tiny_models import LAYERS, build, generate, inputs
+from tests.tiny_models import build, generate, inputs
+from tests.tiny_sizes import LAYERS
 
 
 class Quantised(QuantizedLayer):

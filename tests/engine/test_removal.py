@@ -8,7 +8,8 @@ import torch
 from foveate import DivPrune, FastV, GreedyPrune, Random
 from foveate.testing import NEVER, hidden_from, reference_logits
 from tests.laws.methods import Ladder
-from tests.tiny_models import ATTENTIVE, BUILDERS, IMAGE, LAYERS, build, generate, inputs
+from tests.tiny_models import ATTENTIVE, BUILDERS, IMAGE, build, generate, inputs
+from tests.tiny_sizes import LAYERS
 
 
 def lengths(cache) -> list[int]:

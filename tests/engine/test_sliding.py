@@ -12,11 +12,12 @@ from foveate import Random
 from foveate.engine import attach
 from foveate.engine.cache_sliding import PrunedSlidingLayer
 from foveate.errors import UnsupportedCacheError
+from foveate.testing import hidden_from, reference_logits
 from tests.engine.window_models import BUILDERS, FAMILY, WINDOW, build, window_inputs
 from tests.laws.methods import METHODS
-from tests.laws.reference import hidden_from, reference_logits
-from tests.tiny_models import LAYERS, generate, inputs, visual
 from tests.tiny_models import build as build_llava
+from tests.tiny_models import generate, inputs, visual
+from tests.tiny_sizes import LAYERS
 
 RECORDS_PAST = hasattr(DynamicSlidingWindowLayer, "activate_past_recording")
 METHODS_HERE = [
@@ -47,7 +48,7 @@ def check(name, attention, layout, method, steps=STEPS, **options):
     length = batch["input_ids"].shape[1]
     steps = len(out.logits)
     for step in (0, 1, steps // 2, steps - 1):
-        expected = reference_logits(model, batch, out.sequences[:, : length + step], gone, method.compact_cache)
+        expected = reference_logits(model, batch, out.sequences[:, : length + step], gone, method.compact_cache)[:, -1]
         torch.testing.assert_close(out.logits[step], expected, atol=1e-4, rtol=0)
     return out
 
@@ -186,7 +187,7 @@ def test_window_of_the_cache_alone(layout):
     hooks = [layer.register_forward_pre_hook(window, with_kwargs=True) for layer in model.get_decoder().layers]
     try:
         for step, logits in enumerate(pruned.logits):
-            expected = reference_logits(model, batch, pruned.sequences[:, : length + step], gone)
+            expected = reference_logits(model, batch, pruned.sequences[:, : length + step], gone)[:, -1]
             torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
     finally:
         for hook in hooks:

@@ -19,6 +19,7 @@ from foveate.engine import attach
 from foveate.engine.vision import MOST_CALLS, VisionFeatures
 from foveate.errors import VisionFeaturesError
 from foveate.families import family_of
+from tests.threads import at_once
 from tests.tiny_models import SEEING, build, generate, inputs
 from tests.tiny_pictures import SIZED
 from tests.vision_probe import ENCODES_FIRST, VIDEOS_LINE_UP, Look, hooked, looked, run
@@ -273,7 +274,6 @@ def test_two_threads_on_one_model(family):
     model = build(family)
     layouts = ["one image", "two images", "ragged", "adjacent images"]
     alone = {layout: looked(model, inputs(family, layout))[0].vision for layout in layouts}
-    errors, together = [], {}
     local = threading.local()
 
     class Separate(Look):
@@ -285,20 +285,12 @@ def test_two_threads_on_one_model(family):
     with attach(model, Separate()):
 
         def work(layout):
-            try:
-                local.seen = []
-                for _ in range(3):
-                    generate(model, inputs(family, layout), 2)
-                together[layout] = local.seen
-            except BaseException as error:
-                errors.append(error)
+            local.seen = []
+            for _ in range(3):
+                generate(model, inputs(family, layout), 2)
+            return local.seen
 
-        threads = [threading.Thread(target=work, args=(layout,)) for layout in layouts]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert not errors
+        together = at_once(work, layouts)
     for layout in layouts:
         assert len(together[layout]) == 3
         for vision in together[layout]:

@@ -14,20 +14,9 @@ from foveate import BTP, Random
 from foveate.engine import attach
 from foveate.families import FAMILIES, Family, Grid, Run, find_runs
 from foveate.pruners import Pruner
-from tests.tiny_models import (
-    BUILDERS,
-    IMAGE,
-    LAYOUTS,
-    VISION_END,
-    VISION_START,
-    WITH_VIDEOS,
-    build,
-    generate,
-    inputs,
-    pictures,
-    visual,
-)
+from tests.tiny_models import BUILDERS, IMAGE, LAYOUTS, WITH_VIDEOS, build, generate, inputs, pictures, visual
 from tests.tiny_newer import UNSEEN
+from tests.tiny_pictures import VISION_END, VISION_START
 
 
 @dataclass(frozen=True, kw_only=True)

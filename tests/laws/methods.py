@@ -14,8 +14,8 @@ from foveate.engine import attach
 from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.pruners import Pruner, VisualTokens
 from foveate.pruners.glimpse_modules import GlimpseConfig, GlimpseModules
-from tests.tiny_models import LAYERS
 from tests.tiny_newer import UNSEEN, WITH_STATES
+from tests.tiny_sizes import LAYERS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ import pytest
 import transformers
 
 from foveate import DivPrune, FastV, GreedyPrune, Random
-from tests.tiny_models import ATTENTIVE, IMAGE, LAYERS, build, generate, inputs
+from tests.tiny_models import ATTENTIVE, IMAGE, build, generate, inputs
+from tests.tiny_sizes import LAYERS
 
 pytestmark = pytest.mark.oldest
 

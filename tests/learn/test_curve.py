@@ -5,7 +5,8 @@ import torch
 
 from foveate.errors import UnsupportedModelError
 from foveate.learn.curve import TurnCurve
-from tests.tiny_models import IMAGE, LAYERS, build, inputs
+from tests.tiny_models import IMAGE, build, inputs
+from tests.tiny_sizes import LAYERS
 
 
 def by_hand(model, batch, taus):

@@ -19,8 +19,9 @@ from foveate.learn.targets import target_mask
 from foveate.pruners import BTP, FastV
 from tests.families.test_processing import VISION, needs_images, picture, qwen_folder, tokenizer
 from tests.learn.plus_cases import SETTINGS, TRL_IS_LATE, first, rows, scenes, stir, trainer, watch_sampling, words
-from tests.tiny_models import PAD, build
+from tests.tiny_models import build
 from tests.tiny_pictures import IMAGE, VIDEO, VISION_END, VISION_START
+from tests.tiny_sizes import PAD
 
 pytestmark = pytest.mark.filterwarnings(TRL_IS_LATE)
 CUT, DEPTH, VISUAL = 8, 12, 196  # of the embedded model

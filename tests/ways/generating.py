@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList, TextIteratorStreamer
 
 from foveate.pruners import FastV, Pruner
-from tests.tiny_models import LAYERS, build, generate, inputs
+from tests.tiny_models import build, generate, inputs
+from tests.tiny_sizes import LAYERS
 from tests.ways.checks import (
     CLOSE,
     LADDER,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import threading
 import warnings
 from functools import partial
 
@@ -19,7 +18,9 @@ from foveate.testing import NEVER, hidden_from, reference_logits
 from tests.fake_devices import FakeDevices, spread
 from tests.int8 import Int8Linear, quantise
 from tests.laws.methods import Ladder
-from tests.tiny_models import LAYERS, build, generate, inputs, visual
+from tests.threads import at_once
+from tests.tiny_models import build, generate, inputs, visual
+from tests.tiny_sizes import LAYERS
 from tests.ways.checks import CLOSE, LADDER, STEPS, Run, agree, dropped, run
 from tests.ways.masked import masked
 from tests.ways.ways import NotApplicable, way
@@ -185,17 +186,8 @@ def saved(family: str) -> None:
 def threads(family: str) -> None:
     model, layouts = build(family), ("ragged", "two images")
     alone = {layout: run(family, layout).out.sequences for layout in layouts}
-    found = {}
     with foveate.attach(model, LADDER):
-
-        def work(layout: str) -> None:
-            found[layout] = generate(model, inputs(family, layout), STEPS).sequences
-
-        both = [threading.Thread(target=work, args=(layout,)) for layout in layouts]
-        for thread in both:
-            thread.start()
-        for thread in both:
-            thread.join()
+        found = at_once(lambda layout: generate(model, inputs(family, layout), STEPS).sequences, layouts)
     assert all(torch.equal(found[layout], alone[layout]) for layout in layouts)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,11 @@ class Family:
         Name for people.
     example
         A Hub id.
+    answer_type
+        What `token_type_ids` are for the tokens of an answer.
     """
+
+    answer_type: ClassVar[int] = 0
 
     model_type: str
     title: str

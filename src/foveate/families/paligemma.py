@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from foveate.errors import UnsupportedModelError
 from foveate.families.base import Family
@@ -18,6 +18,8 @@ class PaliGemma(Family):
     Without these it makes none for a batch without padding, and its attention then sees everything, but with padding
     a causal one: no rule that a pruned run could keep.
     """
+
+    answer_type: ClassVar[int] = 1  # 0 is the prompt, which sees all of itself
 
     def image_grids(
         self, config: Any, kwargs: Mapping[str, Any], runs: Sequence[Run]

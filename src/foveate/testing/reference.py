@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.families import Family
+from foveate.families import FAMILIES, Family
 from foveate.testing.one_by_one import without_the_dropped
 
 NEVER = 10**6
@@ -80,7 +80,7 @@ def reference_logits(
     extra = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
     for name, value in extra.items():
         if name.endswith("token_type_ids"):
-            extra[name] = torch.nn.functional.pad(value, (0, new), value=_type_of_answers(model))
+            extra[name] = torch.nn.functional.pad(value, (0, new), value=_type_of_answers(model, family))
     parameters = inspect.signature(model.forward).parameters
     if "logits_to_keep" in parameters:
         extra["logits_to_keep"] = new + 1
@@ -90,9 +90,9 @@ def reference_logits(
     return output.logits[:, -new - 1 :]
 
 
-def _type_of_answers(model: Any) -> int:
-    """An answer is text, 0; but PaliGemma's 0 is a prompt, which sees all of itself, and 1 what comes behind it."""
-    return int(getattr(model.config, "model_type", None) == "paligemma")
+def _type_of_answers(model: Any, family: Family | None) -> int:
+    family = family or FAMILIES.get(getattr(model.config, "model_type", ""))
+    return 0 if family is None else family.answer_type
 
 
 def prompt_positions(model: nn.Module, inputs: Mapping[str, Any], new: int) -> Tensor:
