@@ -31,7 +31,7 @@ def cut(
     tuple
         The hidden states and whether anything was gathered.
     """
-    stopwatch = _stopwatch(hidden.device)
+    watch = stopwatch(hidden.device)
     places = frame.places(hidden.shape[0], hidden.device)
     visual = _padded(prompt.visual, frame.extra).gather(1, places)
     if frame.alive is not None:
@@ -49,7 +49,7 @@ def cut(
     short = [count < pruner.min_visual for count in prompt.record.visual]
     if any(short):
         keep = keep | (tokens.valid & to_device(torch.tensor(short), keep.device)[:, None])
-    elapsed = stopwatch()
+    elapsed = watch()
     kept = _count(keep, pruner, tokens, short)
     prompt.record.stages.append(StageRecord(layer, tokens.position, tokens.image, keep, kept, elapsed))
     leaving = frame.extra if last else 0
@@ -151,7 +151,7 @@ def _padded(tensor: Tensor, extra: int, value: float = False) -> Tensor:
     return torch.nn.functional.pad(tensor, (0, extra), value=value) if extra else tensor
 
 
-def _stopwatch(device: torch.device) -> Callable[[], Callable[[], float]]:
+def stopwatch(device: torch.device) -> Callable[[], Callable[[], float]]:
     """Start measuring; the answer stops it and gives a function that tells the milliseconds without a sync now."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
