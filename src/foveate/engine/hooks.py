@@ -22,7 +22,7 @@ from foveate.engine.dense import add_features, at_dense_length
 from foveate.engine.frame import Frame, PrefillRecord, Prompt
 from foveate.engine.layer_inputs import pick_inputs, static_step
 from foveate.engine.prompt import LABELLED, read_prompt
-from foveate.engine.stage import cut, text_rows
+from foveate.engine.stage import cut, stopwatch, text_rows
 from foveate.engine.state_inputs import check_method, pick_state_inputs
 from foveate.engine.vision import VisionRecorder, vision_recorder
 from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelError
@@ -106,7 +106,8 @@ class Hooks:
         first = 0 if cuts_cache else min(self.stages, default=self.depth)
         for number, layer in enumerate(parts.layers):
             if number >= first:
-                self._before(layer, partial(self._before_layer, number))
+                before = self._before_stage if number in self.stages else self._before_layer
+                self._before(layer, partial(before, number))
                 self.handles.append(layer.register_forward_pre_hook(partial(static_step, number), with_kwargs=True))
             if number + 1 in self.stages:
                 self._before(layer, partial(self._open_tap, number))
@@ -276,6 +277,18 @@ class Hooks:
             self.frame.tap.close()
 
     # -- the layers
+
+    def _before_stage(self, number: int, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """`_before_layer`, timed: what is not choosing there is compaction."""
+        frame = self.frame
+        if frame is None or frame.prompt is None:
+            return self._before_layer(number, layer, args, kwargs)
+        stages = frame.prompt.record.stages
+        watch, cuts = stopwatch((args[0] if args else kwargs["hidden_states"]).device), len(stages)
+        picked = self._before_layer(number, layer, args, kwargs)
+        if len(stages) > cuts:
+            stages[-1].passed = watch()
+        return picked
 
     def _before_layer(self, number: int, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         frame = self.frame

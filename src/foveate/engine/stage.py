@@ -30,7 +30,7 @@ def cut(
     tuple
         The hidden states and whether anything was gathered.
     """
-    stopwatch = _stopwatch(hidden.device)
+    watch = stopwatch(hidden.device)
     places = frame.places(hidden.shape[0], hidden.device)
     visual = _padded(prompt.visual, frame.extra).gather(1, places)
     if frame.alive is not None:
@@ -45,7 +45,7 @@ def cut(
             f"got {keep.dtype} of shape {tuple(keep.shape)}"
         )
     keep = keep & tokens.valid
-    elapsed = stopwatch()
+    elapsed = watch()
     kept = keep.sum(-1).tolist()  # the one host sync of a stage
     prompt.record.stages.append(StageRecord(layer, tokens.position, tokens.image, keep, kept, elapsed))
     leaving = frame.extra if last else 0
@@ -136,7 +136,7 @@ def _padded(tensor: Tensor, extra: int, value: float = False) -> Tensor:
     return torch.nn.functional.pad(tensor, (0, extra), value=value) if extra else tensor
 
 
-def _stopwatch(device: torch.device) -> Callable[[], Callable[[], float]]:
+def stopwatch(device: torch.device) -> Callable[[], Callable[[], float]]:
     """Start measuring; the answer stops it and gives a function that tells the milliseconds without a sync now."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
