@@ -45,7 +45,7 @@ def check_scores(scores: Tensor, shape: torch.Size | None = None) -> Tensor:
 
 
 def check_features(features: Tensor, name: str = "features", shape: str = "(B, N, D)") -> Tensor:
-    """Features (B, N, D) as float32, or float64 where they are."""
+    """Features (B, N, D) as they are."""
     if not isinstance(features, Tensor):
         raise TypeError(f"{name} must be a tensor {shape}, got {type(features).__name__}")
     if not features.is_floating_point():
@@ -54,6 +54,11 @@ def check_features(features: Tensor, name: str = "features", shape: str = "(B, N
         raise ValueError(f"{name} must have shape {shape}, got {tuple(features.shape)}")
     if features.shape[2] == 0 < features.shape[1]:
         raise ValueError(f"{name} need at least one dimension, got {tuple(features.shape)}")
+    return features
+
+
+def wide(features: Tensor) -> Tensor:
+    """Features as float32, or float64 where they are."""
     return features if features.dtype == torch.float64 else features.float()
 
 

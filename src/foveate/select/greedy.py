@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from foveate.select.checks import check_budget, check_features, check_mask, check_scores, exact, widest
+from foveate.select.checks import check_budget, check_features, check_mask, check_scores, exact, wide, widest
 from foveate.select.cosine import take_rows, unit_rows
 from foveate.select.ranking import descending, top_k
 
@@ -66,7 +66,7 @@ def suppression(
     The size of the greedy set does not always grow with the threshold, so "relax" accepts only a threshold whose set
     it has counted.
     """
-    features = check_features(features)
+    features = wide(check_features(features))
     scores = check_scores(scores, features.shape[:2])
     if isinstance(threshold, bool) or not isinstance(threshold, Real):
         raise TypeError(f"threshold must be a number, got {threshold!r}")
