@@ -19,7 +19,10 @@ from foveate.families import LayerAdditions
 
 @dataclass
 class StageRecord:
-    """One cut as it happened; tensors stay where they are until the report is read."""
+    """One cut as it happened; tensors stay where they are until the report is read.
+
+    `elapsed` tells the milliseconds of choosing, `passed` those of all that was done before the layer.
+    """
 
     layer: int
     position: Tensor
@@ -27,6 +30,7 @@ class StageRecord:
     keep: Tensor
     kept: list[int]
     elapsed: Callable[[], float]
+    passed: Callable[[], float] | None = None
 
 
 @dataclass

@@ -22,7 +22,7 @@ from foveate.engine.dense import add_features, at_dense_length
 from foveate.engine.frame import Frame, PrefillRecord, Prompt
 from foveate.engine.layer_inputs import pick_inputs, static_step
 from foveate.engine.prompt import LABELLED, read_prompt
-from foveate.engine.stage import cut, text_rows
+from foveate.engine.stage import cut, stopwatch, text_rows
 from foveate.engine.state_inputs import check_method, pick_state_inputs
 from foveate.engine.vision import VisionRecorder, vision_recorder
 from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelError
@@ -38,6 +38,7 @@ REPLICA = (
     "device_map"
 )
 PAUSED = "the pruner was paused"
+TOO_SHORT = "{} visual tokens are fewer than min_visual={}: so few run dense"
 PRUNED_WHILE_PAUSED = (
     "this KV cache was pruned and cannot be used while its pruner is paused: go on with it outside of paused(), or "
     "pass the whole conversation with a new cache"
@@ -106,7 +107,8 @@ class Hooks:
         first = 0 if cuts_cache else min(self.stages, default=self.depth)
         for number, layer in enumerate(parts.layers):
             if number >= first:
-                self._before(layer, partial(self._before_layer, number))
+                before = self._before_stage if number in self.stages else self._before_layer
+                self._before(layer, partial(before, number))
                 self.handles.append(layer.register_forward_pre_hook(partial(static_step, number), with_kwargs=True))
             if number + 1 in self.stages:
                 self._before(layer, partial(self._open_tap, number))
@@ -153,16 +155,24 @@ class Hooks:
         self.thread.frame = None
         given = {"input_ids": args[0], **kwargs} if args else kwargs
         self.thread.frame = read_prompt(given, labels, self.family, self.parts, self.config)
-        if self.paused:
-            self._pause()
+        reason = PAUSED if self.paused else self._too_short()
+        if reason is not None:
+            self._run_dense(reason)
         if TYPES in kwargs and TYPES not in self.base_takes:  # told for us: the model would hand it on to every layer
             return args, {name: value for name, value in kwargs.items() if name != TYPES}
         return None
 
-    def _pause(self) -> None:
+    def _too_short(self) -> str | None:
+        """Why this prompt is left alone for its length; None if it is not, or if a sample of the batch is longer."""
+        frame, least = self.frame, self.pruner.min_visual
+        if frame is None or frame.prompt is None or max(frame.prompt.counts) >= least:
+            return None
+        return TOO_SHORT.format(max(frame.prompt.counts), least)
+
+    def _run_dense(self, reason: str) -> None:
         """Let this forward pass run as if nothing were attached, but for its entry in the report."""
         if self.frame is not None and self.frame.prompt is not None:
-            self.frame.prompt.record.skipped, self.frame.prompt = PAUSED, None
+            self.frame.prompt.record.skipped, self.frame.prompt = reason, None
             if self.vision is not None:
                 self.vision.forget(failed=True)
 
@@ -277,6 +287,18 @@ class Hooks:
 
     # -- the layers
 
+    def _before_stage(self, number: int, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """`_before_layer`, timed: what is not choosing there is compaction."""
+        frame = self.frame
+        if frame is None or frame.prompt is None:
+            return self._before_layer(number, layer, args, kwargs)
+        stages = frame.prompt.record.stages
+        watch, cuts = stopwatch((args[0] if args else kwargs["hidden_states"]).device), len(stages)
+        picked = self._before_layer(number, layer, args, kwargs)
+        if len(stages) > cuts:
+            stages[-1].passed = watch()
+        return picked
+
     def _before_layer(self, number: int, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         frame = self.frame
         if frame is None:
@@ -320,6 +342,7 @@ class Hooks:
         places = frame.places(hidden.shape[0], hidden.device)
         end = frame.past + frame.length
         survivors = torch.ones(hidden.shape[0], end + extra, dtype=torch.bool, device=hidden.device)
+        lengths = None  # what stays in a cache, where the host knows
         if removes:
             survivors[:, end:] = False
         if self.pruner.compact_cache:
@@ -327,5 +350,7 @@ class Hooks:
             positions = frame.positions(places, frame.past)
             survivors |= torch.zeros_like(survivors).scatter(1, positions.clamp(min=0), positions >= 0)
             prompt.record.compacted = number
-        compact(cache, self.group[:number], survivors)
+            if not frame.past:
+                lengths = [sum(counts) + frame.extra for counts in zip(prompt.record.text, prompt.counts, strict=True)]
+        compact(cache, self.group[:number], survivors, lengths)
         return hidden

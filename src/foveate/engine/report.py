@@ -55,6 +55,8 @@ class Prefill:
         Visual tokens at the last layer, as a share.
     selection_ms
         Milliseconds spent choosing.
+    compaction_ms
+        Milliseconds spent cutting what was not chosen: hidden states, positions, masks, KV cache.
     flops_dense, flops_pruned
         Floating-point operations of the decoder layers, mean over the batch, see `prefill_flops`; None if unknown.
     skipped
@@ -69,6 +71,7 @@ class Prefill:
     kv_share: float
     last_layer_tokens: float
     selection_ms: float
+    compaction_ms: float
     flops_dense: float | None
     flops_pruned: float | None
     skipped: str | None
@@ -152,6 +155,7 @@ def summarise(record: PrefillRecord, config: Any, depth: int, cached: Sequence[b
         kv_share=sum(map(sum, held)) / (sum(record.visual) * len(held)) if dense else 1.0,
         last_layer_tokens=sum(visual[-1]) / sum(record.visual) if dense else 1.0,
         selection_ms=sum(stage.elapsed() for stage in record.stages),
+        compaction_ms=sum(max(stage.passed() - stage.elapsed(), 0.0) for stage in record.stages if stage.passed),
         flops_dense=dense_flops,
         flops_pruned=pruned_flops,
         skipped=record.skipped,
