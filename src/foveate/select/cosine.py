@@ -16,9 +16,9 @@ PREFIX = 64  # features by which equal tokens are looked for
 def unit_rows(features: Tensor) -> Tensor:
     """Normalise the last dimension of features (..., D); a row of zeros or with a NaN or infinity becomes zeros.
 
-    Such a row has cosine 0 to every other one.
+    Such a row has cosine 0 to every other one. So has one whose squared length is out of range.
     """
-    return (features / torch.linalg.vector_norm(features, dim=-1, keepdim=True)).nan_to_num_(nan=0.0)
+    return (features / torch.linalg.vector_norm(features, dim=-1, keepdim=True)).nan_to_num_(0, 0, 0)
 
 
 class UnitRows:

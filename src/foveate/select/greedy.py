@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from numbers import Real
 from typing import Literal
 
@@ -12,7 +14,9 @@ from torch import Tensor
 from foveate.select.checks import check_budget, check_features, check_mask, check_scores, exact, wide, widest
 from foveate.select.cosine import take_rows, unit_rows
 from foveate.select.ranking import descending, top_k
+from foveate.select.walk import walk
 
+Greedy = Callable[[Tensor, Tensor], Tensor]  # the greedy set (B, N) for budgets (B,) and thresholds (B,)
 BLOCK = 128  # candidates compared at a time
 ROUNDS = 4  # of settling a block before looking whether it is settled: a look costs a read from the device
 BISECTIONS = 10  # of the angle by "relax": it ends within a thousandth of the angle it starts from
@@ -66,7 +70,7 @@ def suppression(
     The size of the greedy set does not always grow with the threshold, so "relax" accepts only a threshold whose set
     it has counted.
     """
-    features = wide(check_features(features))
+    features = check_features(features)
     scores = check_scores(scores, features.shape[:2])
     if isinstance(threshold, bool) or not isinstance(threshold, Real):
         raise TypeError(f"threshold must be a number, got {threshold!r}")
@@ -80,17 +84,31 @@ def suppression(
     if threshold >= 1 or not valid.numel():  # rounding can lift a cosine over 1
         return top_k(scores, budget, valid)
 
-    unit, order = unit_rows(features), descending(scores, valid)
-    limit = features.new_full((len(features),), threshold)
-    keep = _greedy(unit, order, budget, limit, valid)
+    order = descending(scores, valid)
+    limit = torch.full_like(
+        budget, threshold, dtype=torch.float64 if features.dtype == torch.float64 else torch.float32
+    )
+    if features.device.type == "cpu":
+        greedy = functools.partial(_walked, features, order, valid)
+    else:
+        greedy = functools.partial(_greedy, unit_rows(wide(features)), order, valid)
+    keep = greedy(budget, limit)
     if fill == "stop":
         return keep
     if fill == "saliency":
         return keep | top_k(scores, budget - keep.sum(-1), valid & ~keep)
-    return _relax(unit, order, budget, limit, valid, keep, top_k(scores, budget, valid))
+    return _relax(greedy, budget, limit, keep, top_k(scores, budget, valid))
 
 
-def _greedy(unit: Tensor, order: Tensor, budget: Tensor, limit: Tensor, valid: Tensor) -> Tensor:
+def _walked(features: Tensor, order: Tensor, valid: Tensor, budget: Tensor, limit: Tensor) -> Tensor:
+    """The same set on a CPU, where samples follow one another; arguments as of `_greedy`, features not normalised."""
+    keep = torch.zeros_like(valid)
+    for row, (present, most) in enumerate(zip(valid.sum(-1).tolist(), budget.tolist(), strict=True)):
+        keep[row, walk(features[row], order[row, :present], most, float(limit[row]))] = True
+    return keep
+
+
+def _greedy(unit: Tensor, order: Tensor, valid: Tensor, budget: Tensor, limit: Tensor) -> Tensor:
     """The greedy set (B, N) for thresholds `limit` (B,), of at most `budget` (B,) tokens.
 
     A block of candidates is first compared with everything taken before it, then settled inside.
@@ -150,9 +168,7 @@ def _settle(active: Tensor, rivals: Tensor) -> Tensor:
     return chosen
 
 
-def _relax(
-    unit: Tensor, order: Tensor, budget: Tensor, limit: Tensor, valid: Tensor, first: Tensor, plain: Tensor
-) -> Tensor:
+def _relax(greedy: Greedy, budget: Tensor, limit: Tensor, first: Tensor, plain: Tensor) -> Tensor:
     """For rows whose `first` set is too small, the greedy set at a raised threshold that reaches the budget.
 
     `plain` is the set at threshold 1, which always does.
@@ -166,7 +182,7 @@ def _relax(
     high = torch.where(enough, low, torch.zeros_like(low))
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        trial = _greedy(unit, order, budget, middle.cos(), valid)
+        trial = greedy(budget.masked_fill(enough, 0), middle.cos())
         reached = trial.sum(-1) >= budget
         best = torch.where((reached & ~enough)[:, None], trial, best)
         low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
