@@ -77,6 +77,8 @@ def attempt(name: str, tensor: Tensor, compute: Callable[[], Tensor], check: Che
             return None
         try:
             return compute()
+        except torch.OutOfMemoryError:  # says nothing of the kernel
+            raise
         except Exception as error:
             _distrust(key, f"failed: {error!r}")
             return None
