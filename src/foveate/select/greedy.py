@@ -87,7 +87,11 @@ def suppression(
 
     order = descending(scores, valid)
     limit = wide(features.new_empty(0)).new_full((len(features),), threshold)
-    greedy = functools.partial(_greedy_set, features, order, valid, functools.cache(lambda: unit_rows(wide(features))))
+    unit = functools.cache(lambda: unit_rows(wide(features)))
+
+    def greedy(budget: Tensor, limit: Tensor) -> Tensor:
+        return _greedy_set(features, unit, order, budget, limit, valid)
+
     keep = greedy(budget, limit)
     if fill == "stop":
         return keep
@@ -97,16 +101,18 @@ def suppression(
 
 
 def _greedy_set(
-    features: Tensor, order: Tensor, valid: Tensor, unit: Callable[[], Tensor], budget: Tensor, limit: Tensor
+    features: Tensor, unit: Callable[[], Tensor], order: Tensor, budget: Tensor, limit: Tensor, valid: Tensor
 ) -> Tensor:
     """The greedy set by the way that suits the device; `unit` gives the features' unit rows where they are needed."""
-    if features.device.type == "cpu":
-        return _walked(features, order, valid, budget, limit)
     keep = fused.suppression(features, order, budget, limit, valid)
-    return _greedy(unit(), order, valid, budget, limit) if keep is None else keep
+    if keep is not None:
+        return keep
+    if features.device.type == "cpu":
+        return _walked(features, order, budget, limit, valid)
+    return _greedy(unit(), order, budget, limit, valid)
 
 
-def _walked(features: Tensor, order: Tensor, valid: Tensor, budget: Tensor, limit: Tensor) -> Tensor:
+def _walked(features: Tensor, order: Tensor, budget: Tensor, limit: Tensor, valid: Tensor) -> Tensor:
     """The same set on a CPU, where samples follow one another; arguments as of `_greedy`, features not normalised."""
     keep = torch.zeros_like(valid)
     for row, (present, most) in enumerate(zip(valid.sum(-1).tolist(), budget.tolist(), strict=True)):
@@ -114,7 +120,7 @@ def _walked(features: Tensor, order: Tensor, valid: Tensor, budget: Tensor, limi
     return keep
 
 
-def _greedy(unit: Tensor, order: Tensor, valid: Tensor, budget: Tensor, limit: Tensor) -> Tensor:
+def _greedy(unit: Tensor, order: Tensor, budget: Tensor, limit: Tensor, valid: Tensor) -> Tensor:
     """The greedy set (B, N) for thresholds `limit` (B,), of at most `budget` (B,) tokens.
 
     A block of candidates is first compared with everything taken before it, then settled inside.
