@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from foveate import __version__
-from foveate.cli import calibrate, check, demo, eval, list, run, train_glimpse, train_glimpse_plus, train_tiny
+from foveate.cli import bench, calibrate, check, demo, eval, list, run, train_glimpse, train_glimpse_plus, train_tiny
 from foveate.cli.console import complain
 from foveate.errors import FoveateError
 
@@ -51,6 +51,7 @@ app.command("run")(run.run)
 app.command("check")(check.check)
 app.command("list")(list.list_)
 app.command("eval")(eval.eval_)
+app.command("bench")(bench.bench)
 train = typer.Typer(help="Train the parts that are learned.", no_args_is_help=True)
 train.command("glimpse")(train_glimpse.run)
 train.command("glimpse-plus")(train_glimpse_plus.glimpse_plus)

@@ -26,9 +26,10 @@ def row_logits(query: Tensor, key: Tensor, scale: float, softcap: float | None =
     Tensor
         (B, H, R, K).
     """
-    scores = fused.attempt("row_logits", key, lambda: _fused_logits(query, key, scale, softcap), _fused_agrees)
-    if scores is not None:
-        return scores
+    if not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)):  # the kernel has no gradient
+        fast = fused.attempt("row_logits", key, lambda: _fused_logits(query, key, scale, softcap), _fused_agrees)
+        if fast is not None:
+            return fast
     batch, heads, rows, size = query.shape
     grouped = (query.float() * scale).reshape(batch, key.shape[1], -1, size)
     if key.dtype == torch.float32:
@@ -51,22 +52,32 @@ def _fused_agrees(device: torch.device, dtype: torch.dtype) -> bool:
     return fused_rows.agrees(device, dtype)
 
 
-def column_sums(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """Attention that each key of an encoder receives, summed over all queries: the columns of softmax(Q Kᵀ).
+def column_sums(query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
+    """Attention that each token of an encoder receives, summed over all queries: the columns of softmax(Q Kᵀ).
 
-    The map is made a few rows at a time, so that memory is O(B H K), not O(B H L K).
+    The map is made a few rows at a time, so that memory is O(B H L), not O(B H L²).
 
     Parameters
     ----------
     query, key
-        (B, H, L, D) and (B, G, K, D) with H a multiple of G; every query sees every key.
+        (B, H, L, D) and (B, G, L, D) with H a multiple of G.
+    mask
+        (B or 1, 1, L, L), bool or additive; a query that does not see itself is padding and counts for nothing. None:
+        every query sees every key.
 
     Returns
     -------
     Tensor
-        (B, H, K) in fp32; a head's sums add up to L.
+        (B, H, L) in fp32; a head's sums add up to the number of queries.
     """
-    sums = query.new_zeros(*query.shape[:2], key.shape[2], dtype=torch.float32)
-    for rows in query.split(QUERIES, 2):
-        sums += row_logits(rows, key, scale).softmax(-1).sum(2)
+    sums = query.new_zeros(query.shape[:3], dtype=torch.float32)
+    for first in range(0, query.shape[2], QUERIES):
+        logits = row_logits(query[:, :, first : first + QUERIES], key, scale)
+        if mask is None:
+            sums += logits.softmax(-1).sum(2)
+            continue
+        rows = mask[:, :, first : first + QUERIES]
+        hidden = ~rows if rows.dtype == torch.bool else rows < -1
+        real = ~hidden.diagonal(first, 2, 3)[..., None]
+        sums += (logits.masked_fill(hidden, torch.finfo(torch.float32).min).softmax(-1) * real).sum(2)
     return sums

@@ -89,6 +89,8 @@ def _show(
         picked = columns[:, None, None].expand(-1, attention.shape[1], attention.shape[2], -1)
         attention = attention.gather(3, picked).masked_fill(~valid[:, None, None], 0)
         frame.attention = None
+    seen, blocks = prompt.vision, 0 if prompt.vision is None else prompt.vision.blocks
+    vision = () if seen is None else seen.at(position.masked_fill(~valid, -1))
     return VisualTokens(
         layer=layer,
         features=features if min(prompt.counts) == max(prompt.counts) else features.masked_fill(~valid[..., None], 0),
@@ -106,7 +108,8 @@ def _show(
         mean_text=torch.einsum("bn,bnd->bd", text, hidden) / text.sum(-1, keepdim=True).clamp(min=1),
         attention=attention,
         extra=hidden[:, hidden.shape[1] - frame.extra :],
-        vision=() if prompt.vision is None else prompt.vision.at(position.masked_fill(~valid, -1)),
+        vision=vision[:blocks],
+        received=tuple(one[..., 0] for one in vision[blocks:]),
     )
 
 

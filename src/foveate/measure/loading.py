@@ -99,7 +99,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto", any_family:
     LoadError
         The device or the type does not exist here, or transformers cannot make a model of the files.
     """
-    place, kind = _device(device), _dtype(dtype)
+    place, kind = device_named(device), dtype_named(dtype)
     if name == TINY:
         from foveate import tiny
 
@@ -159,7 +159,14 @@ def _line(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """Return a device; ``auto`` is the accelerator, if there is one.
+
+    Raises
+    ------
+    LoadError
+        There is no such device here.
+    """
     if name == "auto":
         return torch.accelerator.current_accelerator() or torch.device("cpu")
     try:
@@ -170,7 +177,14 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str) -> torch.dtype | str:
+def dtype_named(name: str) -> torch.dtype | str:
+    """Return a floating type, or ``auto`` as it is.
+
+    Raises
+    ------
+    LoadError
+        There is no such floating type.
+    """
     if name == "auto":
         return name
     dtype = getattr(torch, name, None)

@@ -93,6 +93,9 @@ class VisualTokens:
         For each block of the vision encoder that `vision_layers` named, in that order, (B, N, C) what it put out for
         these tokens: the mean of the patches that a visual token is made of, detached. Zeros for padding and for
         separators. Empty where none was asked for.
+    received
+        For each block that `vision_attention` named, (B, N) the attention these tokens received there from all patches
+        of their image, mean over heads and over the patches that a visual token is made of, in fp32.
     """
 
     layer: int
@@ -112,6 +115,7 @@ class VisualTokens:
     attention: Tensor | None
     extra: Tensor
     vision: tuple[Tensor, ...] = ()
+    received: tuple[Tensor, ...] = ()
 
     def by_image(self, images: int) -> VisualTokens:
         """The same tokens with one row for each (sample, image): (B * images, N, ...), other images' tokens invalid.
@@ -145,6 +149,7 @@ class VisualTokens:
             attention=None if self.attention is None else rows(self.attention),
             extra=rows(self.extra),
             vision=tuple(rows(features) for features in self.vision),
+            received=tuple(rows(sums) for sums in self.received),
         )
 
 
@@ -217,6 +222,13 @@ class Pruner:
 
     def vision_layers(self, depth: int) -> tuple[int, ...]:
         """Blocks of the vision encoder, of `depth`, counted from 0, whose outputs `select` wants, in this order."""
+        return ()
+
+    def vision_attention(self, depth: int) -> tuple[int, ...]:
+        """Blocks of the vision encoder in which `select` wants to know how much attention each token received.
+
+        The attention map is never made whole: its columns are summed a few rows at a time.
+        """
         return ()
 
     def notes(self, depth: int) -> tuple[str, ...]:

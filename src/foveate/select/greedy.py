@@ -15,7 +15,9 @@ from foveate.select import fused
 from foveate.select.checks import check_budget, check_features, check_mask, check_scores, exact, wide, widest
 from foveate.select.cosine import take_rows, unit_rows
 from foveate.select.ranking import best, descending
+from foveate.select.walk import walk
 
+Greedy = Callable[[Tensor, Tensor], Tensor]  # the greedy set (B, N) for budgets (B,) and thresholds (B,)
 BLOCK = 128  # candidates compared at a time
 ROUNDS = 4  # of settling a block before looking whether it is settled: a look costs a read from the device
 BISECTIONS = 10  # of the angle by "relax": it ends within a thousandth of the angle it starts from
@@ -83,22 +85,38 @@ def suppression(
     if threshold >= 1 or not valid.numel():  # rounding can lift a cosine over 1
         return best(scores, budget, valid)
 
-    order, unit = descending(scores, valid), functools.cache(lambda: unit_rows(wide(features)))
-
-    def walk(limit: Tensor, budget: Tensor) -> Tensor:
-        keep = fused.suppression(features, order, budget, limit, valid)
-        return _greedy(unit(), order, budget, limit, valid) if keep is None else keep
-
-    limit = wide(features.new_empty(0)).new_full((len(features),), threshold)
-    keep = walk(limit, budget)
+    order = descending(scores, valid)
+    limit = torch.full_like(
+        budget, threshold, dtype=torch.float64 if features.dtype == torch.float64 else torch.float32
+    )
+    greedy = functools.partial(_taken, features, order, valid)
+    keep = greedy(budget, limit)
     if fill == "stop":
         return keep
     if fill == "saliency":
         return keep | best(scores, budget - keep.sum(-1), valid & ~keep)
-    return _relax(walk, limit, budget, keep, best(scores, budget, valid))
+    return _relax(greedy, budget, limit, keep, best(scores, budget, valid))
 
 
-def _greedy(unit: Tensor, order: Tensor, budget: Tensor, limit: Tensor, valid: Tensor) -> Tensor:
+def _taken(features: Tensor, order: Tensor, valid: Tensor, budget: Tensor, limit: Tensor) -> Tensor:
+    """The greedy set (B, N) as fast as the device has it; arguments as of `_greedy`, features not normalised."""
+    fast = fused.suppression(features, order, valid, budget, limit)
+    if fast is not None:
+        return fast
+    if features.device.type == "cpu":
+        return _walked(features, order, valid, budget, limit)
+    return _greedy(unit_rows(wide(features)), order, valid, budget, limit)
+
+
+def _walked(features: Tensor, order: Tensor, valid: Tensor, budget: Tensor, limit: Tensor) -> Tensor:
+    """The same set on a CPU, where samples follow one another; arguments as of `_greedy`, features not normalised."""
+    keep = torch.zeros_like(valid)
+    for row, (present, most) in enumerate(zip(valid.sum(-1).tolist(), budget.tolist(), strict=True)):
+        keep[row, walk(features[row], order[row, :present], most, float(limit[row]))] = True
+    return keep
+
+
+def _greedy(unit: Tensor, order: Tensor, valid: Tensor, budget: Tensor, limit: Tensor) -> Tensor:
     """The greedy set (B, N) for thresholds `limit` (B,), of at most `budget` (B,) tokens.
 
     A block of candidates is first compared with everything taken before it, then settled inside.
@@ -158,26 +176,22 @@ def _settle(active: Tensor, rivals: Tensor) -> Tensor:
     return chosen
 
 
-def _relax(
-    walk: Callable[[Tensor, Tensor], Tensor], limit: Tensor, budget: Tensor, first: Tensor, plain: Tensor
-) -> Tensor:
+def _relax(greedy: Greedy, budget: Tensor, limit: Tensor, first: Tensor, plain: Tensor) -> Tensor:
     """For rows whose `first` set is too small, the greedy set at a raised threshold that reaches the budget.
 
-    `walk` gives the greedy set for limits (B,) and budgets (B,); `plain` is the set at threshold 1, which always
-    reaches.
+    `plain` is the set at threshold 1, which always does.
     """
     enough = first.sum(-1) >= budget
     # where the kernel runs, walks of nothing cost less than waiting for the GPU
     if not fused.supported(limit.device) and bool(enough.all()):
         return first
     kept = torch.where(enough[:, None], first, plain)
-    wanted = budget.masked_fill(enough, 0)
     # Angles, as tokens in a language model are often so alike that cosines crowd just under 1.
     low = limit.clamp(min=-1).acos()
     high = torch.where(enough, low, torch.zeros_like(low))
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        trial = walk(middle.cos(), wanted)
+        trial = greedy(budget.masked_fill(enough, 0), middle.cos())
         reached = trial.sum(-1) >= budget
         kept = torch.where((reached & ~enough)[:, None], trial, kept)
         low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)

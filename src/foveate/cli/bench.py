@@ -1,0 +1,133 @@
+"""`foveate bench`: time, memory and operations beside the dense model."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from foveate.cli.console import console, progress, quiet_loading, say, show_table, warn, write_json
+from foveate.cli.options import Device, DType, JsonFile
+
+
+def bench(
+    model: Annotated[str | None, typer.Option(help="A Hub id, a folder, or `tiny`, which is the default.")] = None,
+    random_weights: Annotated[
+        str | None, typer.Option(metavar="SHAPE", help="A published model's sizes with random weights, no download.")
+    ] = None,
+    methods: Annotated[str, typer.Option(help="As for `foveate eval`; btp:variant=paper: stages as published.")] = (
+        "greedyprune,btp,glimpseprune"
+    ),
+    keep: Annotated[str, typer.Option(help="Comma-separated shares of the visual tokens to keep.")] = "0.22,0.11",
+    visual: Annotated[
+        str | None, typer.Option(help="Visual tokens of a sample, comma-separated; by default those of one picture.")
+    ] = None,
+    text: Annotated[int, typer.Option(help="Text tokens of a sample.")] = 64,
+    batch: Annotated[str, typer.Option(help="Samples at once, comma-separated.")] = "1",
+    decode: Annotated[int, typer.Option(help="Tokens decoded in each run; 0: prefill only.")] = 16,
+    rounds: Annotated[int, typer.Option(help="Timed rounds; each has every arm once.")] = 7,
+    vision: Annotated[
+        bool, typer.Option("--vision/--no-vision", help="With the vision encoder, or images encoded before.")
+    ] = True,
+    layers: Annotated[int | None, typer.Option(help="Fewer decoder layers, with --random-weights.")] = None,
+    width: Annotated[int | None, typer.Option(help="Narrower layers, with --random-weights.")] = None,
+    attention: Annotated[str | None, typer.Option(help="sdpa, eager, …; by default the model's.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch on a CPU; 1 makes CPU time count.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, words and pixels.")] = 0,
+    device: Device = "auto",
+    dtype: DType = "auto",
+    json_file: JsonFile = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw realised against implied speed-up (PNG).")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit code 1 if anything is slower or larger than dense.")
+    ] = False,
+) -> None:
+    """Measure time to first token, decoding, memory and FLOPs, pruned and dense in one run, as ratios."""
+    from foveate.measure.bench import plot as picture
+    from foveate.measure.bench.arms import check_methods
+    from foveate.measure.bench.run import run
+    from foveate.measure.bench.run import threads as with_threads
+    from foveate.measure.bench.settings import BenchSettings, shares, whole_numbers
+    from foveate.measure.bench.shapes import shape_named
+    from foveate.measure.bench.tables import WORDS, notes, tables
+    from foveate.measure.loading import LoadError
+    from foveate.measure.spec import parse_methods
+
+    if model is not None and random_weights is not None:
+        raise LoadError("either --model or --random-weights, not both")
+    if random_weights is None and (layers is not None or width is not None):
+        raise LoadError("--layers and --width go with --random-weights")
+    settings = BenchSettings(
+        methods=tuple(parse_methods(methods)),
+        keeps=shares(keep),
+        visual=() if visual is None else whole_numbers("visual", visual),
+        text=text,
+        batch=whole_numbers("batch", batch),
+        decode=decode,
+        rounds=rounds,
+        vision=vision,
+        seed=seed,
+    )
+    shape = None if random_weights is None else shape_named(random_weights).resized(layers, width)
+    check_methods(settings.methods, settings.keeps, None if shape is None else shape.depth)
+    if plot is not None:
+        picture.need_matplotlib()
+    with with_threads(threads):
+        loaded, about = _load(model or "tiny", random_weights, device, dtype, attention, layers, width, seed)
+        with progress() as bar:
+            task = bar.add_task("preparing", total=None)
+
+            def advance(what: str, done: int, total: int) -> None:
+                bar.update(task, description=what, completed=done, total=total)
+
+            result = run(loaded, settings, advance, about)
+    for table in tables(result):
+        show_table(table.title, table.columns, table.rows, WORDS)
+    for note in notes(result):
+        (warn if note.startswith("NOT PRUNED") else say)(note)
+    if json_file:
+        write_json(json_file, result)
+    if plot is not None:
+        picture.draw(result, plot)
+        say(f"picture: {plot}")
+    if check:
+        _judge(result)
+
+
+def _load(
+    model: str,
+    shape: str | None,
+    device: str,
+    dtype: str,
+    attention: str | None,
+    layers: int | None,
+    width: int | None,
+    seed: int,
+) -> tuple[Any, dict[str, Any]]:
+    """Return the model, and what the result is to say of it."""
+    from foveate.measure.bench.run import named_model, random_model
+    from foveate.measure.bench.shapes import shape_named
+
+    with console(stderr=True).status(f"making {shape}" if shape else f"loading {model}"):
+        quiet_loading()
+        if shape is None:
+            return named_model(model, device, dtype, attention), {}
+        loaded = random_model(shape, device, dtype, attention or "sdpa", layers, width, seed)
+    whole = shape_named(shape)
+    resized = {"layers": layers, "width": width}
+    full = {"layers": whole.depth, "width": whole.text["hidden_size"]}
+    told = {name: f"{value} of {full[name]}" for name, value in resized.items() if value is not None}
+    return loaded, {"random_weights": True, "sizes_of": whole.checkpoint, "resized": told}
+
+
+def _judge(result: dict[str, Any]) -> None:
+    """Say whether anything is slower or larger than dense, and end with exit code 1 then."""
+    failures = result["check"]["failures"]
+    for failure in failures:
+        warn(f"FAILED: {failure['line']}")
+    if failures:
+        say(f"{len(failures)} failed. {result['check']['rule']}.", "bold red")
+        raise typer.Exit(1)
+    judged = sum(not entry["dense"] for entry in result["entries"])
+    say(f"nothing is slower or larger than dense, of {judged} settings of methods. {result['check']['rule']}.")

@@ -1,0 +1,103 @@
+"""What a bench run measures, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from foveate.errors import BudgetError
+from foveate.measure.spec import MethodSpec
+from foveate.pruners.budget import check_keep
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What to measure.
+
+    Parameters
+    ----------
+    methods : tuple of MethodSpec
+        Beside dense, random tokens and a smaller picture, which are always there.
+    keeps : tuple of float
+        Shares of the visual tokens to keep.
+    visual : tuple of int
+        Visual tokens of a sample; none: those of one picture.
+    text : int
+        Text tokens of a sample.
+    batch : tuple of int
+        Samples at once.
+    decode : int
+        Tokens decoded in each run; 0: prefill only.
+    rounds, splits : int
+        Timed rounds; rounds in which a prefill is taken apart, which costs time of its own.
+    vision : bool
+        False: images come encoded, as `generate()` hands them over, and the vision encoder is in no figure.
+    seed : int
+        Of weights, words and pixels.
+
+    Raises
+    ------
+    BudgetError
+        A size or a share makes no sense.
+    """
+
+    methods: tuple[MethodSpec, ...] = (MethodSpec("greedyprune"),)
+    keeps: tuple[float, ...] = (0.22, 0.11)
+    visual: tuple[int, ...] = ()
+    text: int = 64
+    batch: tuple[int, ...] = (1,)
+    decode: int = 16
+    rounds: int = 7
+    splits: int = 2
+    vision: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("text", 2), ("decode", 0), ("rounds", 1), ("splits", 0), ("seed", 0)):
+            _whole(name, getattr(self, name), least)
+        for name in ("visual", "batch"):
+            for size in getattr(self, name):
+                _whole(name, size, 1)
+        if not self.batch or not self.keeps:
+            raise BudgetError("the bench needs at least one batch size and one share to keep")
+        for keep in self.keeps:
+            if not isinstance(check_keep(keep), float):
+                raise BudgetError(f"keep is a share in (0, 1] here, got the count {keep}")
+        if twice := sorted({str(spec) for spec in self.methods if self.methods.count(spec) > 1}):
+            raise BudgetError(f"given twice: {', '.join(twice)}")
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise BudgetError(f"{name} is a whole number of at least {least}, got {value!r}")
+
+
+def whole_numbers(name: str, text: str) -> tuple[int, ...]:
+    """Return ``"1,8,32"`` as numbers.
+
+    Raises
+    ------
+    BudgetError
+        Something else stands there.
+    """
+    try:
+        return tuple(int(piece) for piece in text.split(",") if piece.strip())
+    except ValueError:
+        raise BudgetError(f"--{name} takes whole numbers such as 1,8,32, got '{text}'") from None
+
+
+def shares(text: str) -> tuple[float, ...]:
+    """Return ``"0.22,0.11"`` as shares.
+
+    Raises
+    ------
+    BudgetError
+        Something else stands there.
+    """
+    try:
+        found = tuple(float(piece) for piece in text.split(",") if piece.strip())
+    except ValueError:
+        raise BudgetError(f"--keep takes shares such as 0.22,0.11, got '{text}'") from None
+    if any(math.isnan(share) for share in found):
+        raise BudgetError(f"--keep takes shares such as 0.22,0.11, got '{text}'")
+    return found

@@ -1,0 +1,142 @@
+"""Runs against the clock: prefill and decode of one arm, alone and taken apart."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+WALL, CPU = "wall", "cpu"
+PARTS = ("vision", "before", "behind", "choosing", "compaction", "rest")
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+@dataclass
+class Times:
+    """Seconds of each round: a prefill, and one decoded token (the median of a round's)."""
+
+    prefill: dict[str, list[float]] = field(default_factory=lambda: {WALL: [], CPU: []})
+    decode: dict[str, list[float]] = field(default_factory=lambda: {WALL: [], CPU: []})
+
+
+def new_cache(model: Any) -> Any:
+    """Return an empty KV cache, as `generate()` makes it."""
+    from transformers import DynamicCache
+
+    return DynamicCache(config=model.config.get_text_config())
+
+
+@contextlib.contextmanager
+def attached(model: Any, pruner: Any) -> Iterator[Any]:
+    """Attach a pruner, or nothing; the handle, or None."""
+    with pruner(model) if pruner is not None else contextlib.nullcontext() as handle:
+        yield handle
+
+
+def prefill(model: Any, inputs: Mapping[str, Any], cache: Any) -> Any:
+    """Return what the model makes of a prompt."""
+    return model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+
+@torch.inference_mode()
+def timed_run(model: Any, inputs: Mapping[str, Any], pruner: Any, steps: int, times: Times) -> Any:
+    """Prefill and decode once, and add the seconds; the handle, or None.
+
+    Attaching, which happens once for many prompts, is not in the time.
+    """
+
+    def clock() -> dict[str, float]:
+        synchronize(model.device)
+        return {WALL: time.perf_counter(), CPU: time.process_time()}
+
+    with attached(model, pruner) as handle, no_collection():
+        marks = [clock()]
+        cache = new_cache(model)
+        out = prefill(model, inputs, cache)
+        marks.append(clock())
+        for _ in range(steps):
+            token = out.logits[:, -1].argmax(-1, keepdim=True)
+            out = model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            marks.append(clock())
+    for kind in (WALL, CPU):
+        first, *rest = [after[kind] - before[kind] for before, after in itertools.pairwise(marks)]
+        times.prefill[kind].append(first)
+        if rest:
+            times.decode[kind].append(statistics.median(rest))
+    return handle
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Keep Python from looking for garbage meanwhile."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@torch.inference_mode()
+def split_run(model: Any, inputs: Mapping[str, Any], pruner: Any, family: Any) -> dict[str, float]:
+    """Return the milliseconds of a prefill's parts, and `total`; each part is waited for, which costs time of its own.
+
+    ``vision`` is encoder and projector, ``before`` and ``behind`` are the decoder layers before and from the first
+    stage on (all are ``before`` without one), ``choosing`` and ``compaction`` what the report tells, ``rest``
+    embedding, head and what lies between.
+    """
+    marks: dict[str, list[float]] = {}
+
+    def mark(name: str) -> Callable[..., None]:
+        def note(*_: Any) -> None:
+            synchronize(model.device)
+            marks.setdefault(name, []).append(1e3 * time.perf_counter())
+
+        return note
+
+    parts = family.parts(model)
+    hooks = []
+    with contextlib.ExitStack() as stack:
+        for number, layer in enumerate(parts.layers):
+            hooks += [
+                layer.register_forward_pre_hook(mark(f"into {number}")),  # before the engine's own, which cuts there
+                layer.register_forward_hook(mark(f"out of {number}")),
+            ]
+        for name in ("encoder", "projector"):
+            with contextlib.suppress(Exception):  # a model whose tower is not known has it in `rest`
+                module = getattr(family.vision_parts(model), name)
+                hooks.append(module.register_forward_pre_hook(mark("into vision")))
+                hooks.append(module.register_forward_hook(mark("out of vision")))
+        for hook in hooks:
+            stack.callback(hook.remove)
+        handle = stack.enter_context(attached(model, pruner))
+        mark("start")()
+        prefill(model, inputs, new_cache(model))
+        mark("end")()
+    layers = [marks[f"out of {number}"][0] - marks[f"into {number}"][0] for number in range(len(parts.layers))]
+    report = None if handle is None else handle.report
+    stages = report.stages if report is not None else []
+    first = stages[0].layer if stages else len(layers)
+    found = dict.fromkeys(PARTS, 0.0)
+    found["total"] = marks["end"][0] - marks["start"][0]
+    if "into vision" in marks:
+        found["vision"] = marks["out of vision"][-1] - marks["into vision"][0]
+    if report is not None:
+        found["choosing"], found["compaction"] = report.selection_ms, report.compaction_ms
+    found["before"] = sum(layers[:first])
+    found["behind"] = sum(layers[first:]) - found["choosing"] - found["compaction"]
+    found["rest"] = found["total"] - sum(found[part] for part in PARTS if part != "rest")
+    return found
