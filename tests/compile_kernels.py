@@ -54,7 +54,7 @@ def main() -> None:
     features, number, programs = torch.zeros(1, 2880, 3584, dtype=torch.bfloat16), 2880, 132
     budget, valid = torch.full((1,), 634), torch.ones(1, number, dtype=torch.bool)
     fused_diversity.max_min_diversity(features, budget, valid, valid, programs)
-    fused_suppression.greedy(features, torch.arange(number)[None], valid, budget, torch.zeros(1), programs)
+    fused_suppression.greedy(features, torch.arange(number)[None], budget, torch.zeros(1), valid, programs)
     fused_dpp.low_rank_dpp(features, budget, valid, programs)
     for heads, groups, rows in ((28, 4, 5), (16, 1, 1)):
         key = torch.zeros(1, 300, groups, 128, dtype=torch.bfloat16).transpose(1, 2)

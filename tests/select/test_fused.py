@@ -81,7 +81,7 @@ def test_suppression_of_a_ragged_batch(programs: int, dtype: torch.dtype) -> Non
     features, valid = problem(dtype)
     order = descending(torch.randn(valid.shape, generator=torch.Generator().manual_seed(2)), valid)
     for budget, limit in (([50, 35, 0], [0.2, -0.1, 0.3]), ([9, 35, 1], [0.9, 0.4, 0.3])):
-        args = order, valid, torch.tensor(budget), torch.tensor(limit)
+        args = order, torch.tensor(budget), torch.tensor(limit), valid
         keep = fused_suppression.greedy(features, *args, programs=programs, block=16)
         assert torch.equal(keep, greedy._greedy(unit_rows(features.float()), *args))
 

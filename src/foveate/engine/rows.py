@@ -26,10 +26,10 @@ def row_logits(query: Tensor, key: Tensor, scale: float, softcap: float | None =
     Tensor
         (B, H, R, K).
     """
-    if not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)):  # the kernel has no gradient
-        fast = fused.attempt("row_logits", key, lambda: _fused_logits(query, key, scale, softcap), _fused_agrees)
-        if fast is not None:
-            return fast
+    if not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)):
+        scores = fused.attempt("row_logits", key, lambda: _fused_logits(query, key, scale, softcap), _fused_agrees)
+        if scores is not None:
+            return scores
     batch, heads, rows, size = query.shape
     grouped = (query.float() * scale).reshape(batch, key.shape[1], -1, size)
     if key.dtype == torch.float32:

@@ -54,9 +54,9 @@ def max_min_diversity(
     valid = check_mask("valid", valid, shape, device)
     start = torch.zeros_like(valid) if start is None else check_mask("start", start, shape, device) & valid
     budget = check_budget(k, valid)
-    fast = fused.max_min_diversity(features, budget, start, valid)
-    if fast is not None:
-        return fast
+    keep = fused.max_min_diversity(features, budget, start, valid)
+    if keep is not None:
+        return keep
     if not widest(budget):
         return torch.zeros_like(valid)
 

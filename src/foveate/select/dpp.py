@@ -98,9 +98,9 @@ def low_rank_dpp(factors: Tensor, k: int | Tensor, valid: Tensor | None = None) 
     factors = check_features(factors, "factors")
     valid = check_mask("valid", valid, factors.shape[:2], factors.device)
     budget = check_budget(k, valid)
-    fast = fused.low_rank_dpp(factors, budget, valid)
-    if fast is not None:
-        return fast
+    keep = fused.low_rank_dpp(factors, budget, valid)
+    if keep is not None:
+        return keep
     if not widest(budget):
         return torch.zeros_like(valid)
     factors = wide(factors)

@@ -37,13 +37,13 @@ def max_min_diversity(features: Tensor, budget: Tensor, start: Tensor, valid: Te
     return attempt("max_min_diversity", features, compute, _check("max_min_diversity")) if _fits(features) else None
 
 
-def suppression(features: Tensor, order: Tensor, valid: Tensor, budget: Tensor, limit: Tensor) -> Tensor | None:
+def suppression(features: Tensor, order: Tensor, budget: Tensor, limit: Tensor, valid: Tensor) -> Tensor | None:
     """The greedy set of `select.suppression`, see `greedy._greedy`; None: take the plain form."""
 
     def compute() -> Tensor:
         from foveate.select.fused_suppression import greedy
 
-        return greedy(features, order, valid, budget, limit)
+        return greedy(features, order, budget, limit, valid)
 
     return attempt("suppression", features, compute, _check("suppression")) if _fits(features) else None
 
@@ -77,6 +77,8 @@ def attempt(name: str, tensor: Tensor, compute: Callable[[], Tensor], check: Che
             return None
         try:
             return compute()
+        except torch.OutOfMemoryError:  # says nothing of the kernel
+            raise
         except Exception as error:
             _distrust(key, f"failed: {error!r}")
             return None

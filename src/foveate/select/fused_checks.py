@@ -53,8 +53,8 @@ def _suppression(device: torch.device, dtype: torch.dtype) -> bool:
     features, budget, valid = _problem(dtype)
     order = descending(torch.randn(valid.shape, generator=torch.Generator().manual_seed(1)), valid)
     limit = torch.tensor([0.5, 0.3, 0.2])
-    plain = greedy._greedy(unit_rows(features.float()), order, valid, budget, limit)
-    fused = fused_suppression.greedy(*_on(device, features, order, valid, budget, limit))
+    plain = greedy._greedy(unit_rows(features.float()), order, budget, limit, valid)
+    fused = fused_suppression.greedy(*_on(device, features, order, budget, limit, valid))
     return torch.equal(fused.cpu(), plain)
 
 

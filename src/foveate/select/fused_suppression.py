@@ -97,9 +97,9 @@ def _walk(features, scale, order, limit, budget, present, keep, taken, alike_to,
 def greedy(
     features: Tensor,
     order: Tensor,
-    valid: Tensor,
     budget: Tensor,
     limit: Tensor,
+    valid: Tensor,
     programs: int | None = None,
     block: int = BLOCK,
 ) -> Tensor:
@@ -111,10 +111,10 @@ def greedy(
         (B, N, D) fp32, fp16 or bf16.
     order
         (B, N) long, tokens from the best to the worst, those that are not valid last.
-    valid
-        (B, N) bool.
     budget, limit
         (B,) long and (B,) floating point: the most to take, and the cosine above which two are too alike.
+    valid
+        (B, N) bool.
     programs
         How many share a sample; None: as many as the GPU runs at once.
     block
