@@ -28,7 +28,7 @@ from foveate.select.fused_parts import (
 )
 
 CROWD = 256  # candidates that a round looks at closely
-ROUND = 64  # most picks in a round
+ROUND = 128  # most picks in a round
 
 
 @triton.jit
