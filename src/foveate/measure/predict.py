@@ -1,0 +1,270 @@
+"""What pruning would gain, from a model's config and a machine's rates, before anything is run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from foveate.engine.flops import prefill_flops
+from foveate.errors import BudgetError, UnsupportedModelError
+from foveate.measure import choosing
+from foveate.measure.predict_parts import PROMPT, Pricer
+from foveate.measure.prediction import Prediction, Times
+from foveate.measure.rates import Rates
+from foveate.measure.synthetic import Scene, extra_tokens, rows_wanted
+from foveate.pruners.base import Pruner
+
+__all__ = ["Prediction", "Times", "break_even", "predict"]
+
+MARGIN = 0.1  # how much faster a prediction must be to be believed; see benchmarks/results/predicted.md
+LIMIT = 8192
+
+
+def predict(
+    config: Any,
+    pruner: Pruner,
+    visual: int,
+    rates: Rates,
+    *,
+    text: int = 64,
+    batch: int = 1,
+    share: float | None = None,
+    vision: float = 0.0,
+) -> Prediction:
+    """Predict prefill, decode, memory and FLOPs of a setting beside the dense run.
+
+    Prompts are taken to be alike, with one image each, attention to be causal and of full length. The time of choosing
+    is read in the rates; where it is not there, the method's `select` is timed on made-up tokens of that number.
+
+    Parameters
+    ----------
+    config : PretrainedConfig
+        Of the model, or its text config.
+    pruner : Pruner
+        The method and its options.
+    visual, text, batch : int
+        Visual and text tokens of each prompt, and prompts at once.
+    rates : Rates
+        Of the machine.
+    share : float or None
+        What a method that finds its own budget is taken to keep; None: its `max_keep`.
+    vision : float
+        Seconds of the vision encoder, which pruning does not change.
+
+    Raises
+    ------
+    UnsupportedModelError
+        The cost of the model's layers is not known.
+    BudgetError
+        The pruner does not fit the model, finds its own budget and none is assumed, or a number makes no sense.
+    RatesError
+        The time of choosing is not in the rates, which are of another machine.
+    """
+    config = text_config(config)
+    _check(visual=visual, text=text, batch=batch)
+    pruner, least = _without_least(pruner)
+    depth = config.num_hidden_layers
+    stages, method = pruner.layers(depth), pruner.resolved(depth)
+    price = Pricer(config, rates, batch)
+    left = choosing.kept(pruner, depth, visual, text, share)
+    skipped = "no visual tokens" if not visual else None
+    if visual < least:
+        skipped = f"fewer visual tokens than min_visual={least}"
+    if skipped:
+        stages, left = (), []
+    rows = per_layer(visual, stages, left, depth)
+    extra = [extra_tokens(method) if stages and layer < stages[-1] else 0 for layer in range(depth)]
+    held = [
+        rows[stages[-1]] if stages and pruner.compact_cache and layer < stages[-1] else rows[layer]
+        for layer in range(depth)
+    ]
+    first = stages[0] if stages else depth
+    seconds = [price.layer(text + rows[layer] + extra[layer]) for layer in range(depth)]
+    plain = price.layer(text + visual)
+    dense = Times(vision, first * plain, (depth - first) * plain, price.head())
+    pruned = dataclasses.replace(dense, before=sum(seconds[:first]), behind=sum(seconds[first:]))
+    if stages:
+        pruned = dataclasses.replace(pruned, **_overhead(price, pruner, visual, text, stages, left))
+    kv = [price.batch * (tokens + text) * price.kv_bytes for tokens in held]
+    kv_dense = float(depth * batch * (visual + text) * price.kv_bytes)
+    alive = price.alive(text + visual)
+    peaks = _peaks(price, rows, extra, text, stages, pruner.compact_cache)
+    return Prediction(
+        visual=visual,
+        text=text,
+        batch=batch,
+        stages=tuple(zip(stages, left, strict=True)),
+        tokens_per_layer=tuple(rows),
+        dense=dense,
+        pruned=pruned,
+        decode_dense=depth * price.decode_layer(text + visual, False) + price.head(),
+        decode_pruned=sum(price.decode_layer(text + now, layer >= first) for layer, now in enumerate(held))
+        + price.head(),
+        flops_dense=_flops(config, [text + visual] * depth),
+        flops_pruned=_flops(config, [text + now for now in rows]),
+        kv_share=sum(held) / (visual * depth) if visual else 1.0,
+        kv_dense=kv_dense,
+        kv_pruned=float(sum(kv)),
+        memory_dense=price.weight_bytes + kv_dense + alive,
+        memory_pruned=price.weight_bytes + max(peaks),
+        skipped=skipped,
+    )
+
+
+def break_even(
+    config: Any,
+    pruner: Pruner,
+    rates: Rates,
+    *,
+    text: int = 64,
+    batch: int = 1,
+    share: float | None = None,
+    vision: float = 0.0,
+    margin: float = MARGIN,
+    limit: int = LIMIT,
+) -> int | None:
+    """Return the least number of visual tokens from which on pruning is predicted to be faster than dense.
+
+    Faster by more than `margin`, which stands for the error of the prediction. Put it into the pruner:
+    ``dataclasses.replace(pruner, min_visual=break_even(...))``.
+
+    Parameters
+    ----------
+    config, pruner, rates, text, batch, share, vision
+        As for `predict`.
+    margin : float
+        What the dense run must take longer than the pruned one, as a share.
+    limit : int
+        The most visual tokens to look at.
+
+    Returns
+    -------
+    int or None
+        Visual tokens of a prompt; None where pruning is not faster at the limit.
+
+    Raises
+    ------
+    BudgetError
+        Margin or limit make no sense, or as `predict`.
+    """
+    if not margin >= 0:
+        raise BudgetError(f"the margin is a share of at least 0, got {margin!r}")
+    _check(limit=limit)
+    config = text_config(config)
+    pruner, _ = _without_least(pruner)
+    if choosing.key(pruner, config, batch) not in rates.choosing:
+        sizes = [size for size in choosing.SIZES if size <= limit] or [limit]
+        rates = choosing.measure_choosing(rates, pruner, config, batch, text, sizes)
+
+    def faster(visual: int) -> bool:
+        found = predict(config, pruner, visual, rates, text=text, batch=batch, share=share, vision=vision)
+        return found.speedup > 1 + margin
+
+    low, high = 0, None
+    for visual in _downwards(limit):
+        if not faster(visual):
+            low = visual
+            break
+        high = visual
+    if high is None:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if faster(middle) else (middle, high)
+    return high
+
+
+def text_config(config: Any) -> Any:
+    """Return the language model's part of a config.
+
+    Raises
+    ------
+    UnsupportedModelError
+        The cost of its layers is not known: a mixture of experts, running states, heads of several sizes.
+    """
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if prefill_flops(text, [1]) is None:
+        kind = getattr(text, "model_type", type(text).__name__)
+        raise UnsupportedModelError(
+            f"the cost of the decoder layers of '{kind}' is not known: nothing can be predicted"
+        )
+    return text
+
+
+def per_layer(visual: int, stages: Sequence[int], left: Sequence[int], depth: int) -> list[int]:
+    """Return the visual tokens that enter each of `depth` layers, of `visual` and what each stage leaves."""
+    cuts, now, rows = dict(zip(stages, left, strict=True)), visual, []
+    for layer in range(depth):
+        now = cuts.get(layer, now)
+        rows.append(now)
+    return rows
+
+
+def _overhead(
+    price: Pricer, pruner: Pruner, visual: int, text: int, stages: Sequence[int], left: Sequence[int]
+) -> dict[str, float]:
+    """Seconds of what pruning adds."""
+    rates, depth = price.rates, price.config.num_hidden_layers
+    name = choosing.key(pruner, price.config, price.batch)
+    if name not in rates.choosing:
+        rates = choosing.measure_choosing(rates, pruner, price.config, price.batch, text, [visual])
+    chose, cut, now = rates.choosing[name].at(visual), 0.0, visual
+    method = pruner.resolved(depth)
+    extra = extra_tokens(method)
+    for layer, behind in zip(stages, left, strict=True):
+        if not now:
+            break
+        asked = rows_wanted(method, layer, Scene(now, text))
+        chose += price.show(text + now + extra, now, asked)
+        if behind < now or extra:
+            cut += price.cut(text + behind)
+        now = behind
+    if pruner.compact_cache:
+        cut += price.compact(text + now, stages[-1])
+    return {"choosing": chose, "compaction": cut, "rest": price.head() + price.dispatch(PROMPT)}
+
+
+def _peaks(
+    price: Pricer, rows: Sequence[int], extra: Sequence[int], text: int, stages: Sequence[int], compact: bool
+) -> list[float]:
+    """Bytes alive in each layer, weights apart: the KV cache so far and what the layer works on."""
+    found, cache = [], 0.0
+    for layer, now in enumerate(rows):
+        if layer in stages:  # hidden states as they come, as the method is shown them in float32, and as they leave
+            whole = text + (rows[layer - 1] if layer else rows[0])
+            found.append(cache + price.batch * whole * price.shape.hidden * (2 * price.rates.itemsize + 8))
+            if compact:
+                cache = layer * price.batch * (text + now) * price.kv_bytes
+        cache += price.batch * (text + now + extra[layer]) * price.kv_bytes
+        found.append(cache + price.alive(text + now + extra[layer]))
+    return found
+
+
+def _without_least(pruner: Pruner) -> tuple[Pruner, int]:
+    """The pruner for prompts of any length, and the length under which it does nothing."""
+    least = getattr(pruner, "min_visual", 0)
+    return (dataclasses.replace(pruner, min_visual=0) if least else pruner), least  # type: ignore[call-arg]
+
+
+def _downwards(limit: int) -> list[int]:
+    sizes = [limit]
+    while sizes[-1] > 1:
+        sizes.append(sizes[-1] * 2 // 3)
+    return sizes
+
+
+def _flops(config: Any, tokens: Sequence[float]) -> float:
+    found = prefill_flops(config, tokens)
+    if found is None:
+        raise UnsupportedModelError("the cost of these decoder layers is not known")
+    return found
+
+
+def _check(**numbers: int) -> None:
+    for name, number in numbers.items():
+        least = 0 if name in ("visual", "text") else 1
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise BudgetError(f"{name} is a whole number of at least {least}, got {number!r}")
+    if numbers.get("visual", 1) + numbers.get("text", 0) < 1:
+        raise BudgetError("a prompt has at least one token")

@@ -1,0 +1,126 @@
+"""The price of each part of a forward pass, by the rates of a machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from foveate.measure.rates import Rates, Shape
+
+# In operations that have nothing to do. Counted on tiny models of real classes, the Python between them with it:
+LAYER = 75  # a decoder layer of transformers
+PROMPT = 100  # reading a prompt: where its images are
+SHOW = 60  # gathering what a method is shown
+CUT = 120  # removing tokens, and picking positions and masks for the next layers
+ROWS = 20  # reading attention rows
+STEP = 6  # a pruned layer while decoding
+KV_PASSES = 3  # a decode step joins the new token to the KV cache (a read, a write) and attends to it (a read)
+# Numbers alive at once: hidden states with residual and norm, and gate, up and their product in the MLP.
+ALIVE_HIDDEN, ALIVE_WIDTH = 4, 3
+
+
+@dataclass(frozen=True)
+class Pricer:
+    """Prices of a model's parts on a machine.
+
+    Parameters
+    ----------
+    config : PretrainedConfig
+        The text config.
+    rates : Rates
+        Of the machine.
+    batch : int
+        Prompts at once, all alike.
+    """
+
+    config: Any
+    rates: Rates
+    batch: int
+
+    @property
+    def shape(self) -> Shape:
+        """Sizes of a decoder layer."""
+        return Shape.of(self.config)
+
+    @property
+    def layer_weights(self) -> int:
+        """Numbers in the matrices of a decoder layer."""
+        shape = self.shape
+        return shape.hidden * (2 * shape.query + 2 * shape.key + 3 * shape.width)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the language model's weights: its layers, embeddings and head."""
+        vocabulary = (getattr(self.config, "vocab_size", None) or 0) * self.shape.hidden
+        tied = getattr(self.config, "tie_word_embeddings", False)
+        numbers = self.config.num_hidden_layers * self.layer_weights + vocabulary * (1 if tied else 2)
+        return numbers * self.rates.itemsize
+
+    def layer(self, tokens: float) -> float:
+        """Seconds of a decoder layer in a prefill of `tokens` a prompt."""
+        if tokens <= 0:
+            return self.dispatch(LAYER)
+        rates, shape, rows = self.rates, self.shape, tokens * self.batch
+        linear = 2 * rows * self.layer_weights / rates.linear.at(rows)
+        attention = 4 * self.batch * tokens * tokens * shape.query / rates.attention.at(tokens)
+        return self._with_dispatch(linear + attention + rows * shape.pointwise / rates.pointwise.at(rows), LAYER)
+
+    def head(self) -> float:
+        """Seconds of the next token's logits."""
+        vocabulary = getattr(self.config, "vocab_size", None) or 0
+        return 2 * self.batch * self.shape.hidden * vocabulary / self.rates.linear.at(self.batch)
+
+    def decode_layer(self, held: float, pruned: bool) -> float:
+        """Seconds of a decoder layer for one more token a prompt, `held` tokens being in its KV cache."""
+        rates = self.rates
+        linear = 2 * self.batch * self.layer_weights / rates.linear.at(self.batch)
+        cache = KV_PASSES * self.batch * held * self.kv_bytes / self.stream
+        point = self.batch * self.shape.pointwise / rates.pointwise.at(self.batch)
+        return self._with_dispatch(linear + cache + point, LAYER + (STEP if pruned else 0))
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of a token in the KV cache of a layer."""
+        return 2 * self.shape.key * self.rates.itemsize
+
+    @property
+    def stream(self) -> float:
+        """Bytes a second that are read at best: what a product with one token reads of its weights."""
+        return self.rates.linear.at(1) / 2 * self.rates.itemsize
+
+    def show(self, tokens: float, visual: float, rows: int | None) -> float:
+        """Seconds of showing a method `visual` of `tokens` a prompt, with `rows` attention rows."""
+        seconds = self.move(visual * self.shape.hidden) + self.dispatch(SHOW)
+        if not rows:
+            return seconds
+        keys = self.batch * tokens * self.shape.key * self.rates.itemsize / self.stream
+        products = 2 * self.batch * rows * tokens * self.shape.query / self.rates.linear.at(rows)
+        return seconds + keys + products + self.dispatch(ROWS)
+
+    def cut(self, tokens: float) -> float:
+        """Seconds of shortening the hidden states to `tokens` a prompt."""
+        return self.move(tokens * self.shape.hidden) + self.dispatch(CUT)
+
+    def compact(self, tokens: float, layers: int) -> float:
+        """Seconds of cutting the KV cache of `layers` to `tokens` a prompt."""
+        return 2 * layers * self.move(tokens * self.shape.key) if layers else 0.0
+
+    def move(self, numbers: float) -> float:
+        """Seconds of gathering so many numbers a prompt."""
+        size = numbers * self.batch * self.rates.itemsize
+        return 2 * size / self.rates.bandwidth.at(size) if size else 0.0
+
+    def dispatch(self, operations: float) -> float:
+        """Seconds of operations that have nothing to do."""
+        return operations * self.rates.overhead
+
+    def alive(self, tokens: float) -> float:
+        """Bytes alive at once in a decoder layer of `tokens` a prompt, weights and KV cache apart."""
+        shape = self.shape
+        numbers = ALIVE_HIDDEN * shape.hidden + ALIVE_WIDTH * shape.width
+        return tokens * self.batch * numbers * self.rates.itemsize
+
+    def _with_dispatch(self, seconds: float, operations: int) -> float:
+        """On a CPU Python and kernels take turns; an accelerator computes while the next launches are on their way."""
+        waiting = self.dispatch(operations)
+        return seconds + waiting if self.rates.device.startswith("cpu") else max(seconds, waiting)

@@ -1,0 +1,108 @@
+"""A predicted cost beside the dense run's."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of a prefill.
+
+    Parameters
+    ----------
+    vision : float
+        Of the vision encoder, as it was given.
+    before, behind : float
+        Of the decoder layers before the first stage and behind it.
+    rest : float
+        Of the next token's logits, and of reading the prompt for what may be pruned.
+    choosing, compaction : float
+        Of showing the method its tokens and its choice; of removing tokens, from the KV cache too.
+    """
+
+    vision: float
+    before: float
+    behind: float
+    rest: float
+    choosing: float = 0.0
+    compaction: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Seconds to the first token."""
+        return sum(dataclasses.astuple(self))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A setting's predicted cost beside the dense run's.
+
+    Parameters
+    ----------
+    visual, text, batch : int
+        Visual and text tokens of each prompt, and prompts.
+    stages : tuple of (int, int)
+        (layer, visual tokens left) of each stage.
+    tokens_per_layer : tuple of int
+        Visual tokens that enter each decoder layer.
+    dense, pruned : Times
+        Seconds of the prefill.
+    decode_dense, decode_pruned : float
+        Seconds of the next token.
+    flops_dense, flops_pruned : float
+        Of the decoder layers for one prompt, as the report has them.
+    kv_share : float
+        Visual tokens in the KV cache as a share of the dense run's, as the report has it.
+    kv_dense, kv_pruned : float
+        Bytes of the KV cache behind the prefill, text too.
+    memory_dense, memory_pruned : float
+        Bytes at the peak of the prefill: weights of the language model, KV cache, and what is alive in a layer.
+    skipped : str or None
+        Why nothing would be pruned.
+    """
+
+    visual: int
+    text: int
+    batch: int
+    stages: tuple[tuple[int, int], ...]
+    tokens_per_layer: tuple[int, ...]
+    dense: Times
+    pruned: Times
+    decode_dense: float
+    decode_pruned: float
+    flops_dense: float
+    flops_pruned: float
+    kv_share: float
+    kv_dense: float
+    kv_pruned: float
+    memory_dense: float
+    memory_pruned: float
+    skipped: str | None = None
+
+    @property
+    def speedup(self) -> float:
+        """Dense time to the first token over the pruned run's."""
+        return self.dense.total / self.pruned.total
+
+    @property
+    def implied(self) -> float:
+        """Speed-up of the prefill by FLOPs alone."""
+        return self.flops_dense / self.flops_pruned
+
+    @property
+    def decode_speedup(self) -> float:
+        """Dense time of a decoded token over the pruned run's."""
+        return self.decode_dense / self.decode_pruned
+
+    @property
+    def memory_share(self) -> float:
+        """Peak memory as a share of the dense run's."""
+        return self.memory_pruned / self.memory_dense
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        ratios = {name: getattr(self, name) for name in ("speedup", "implied", "decode_speedup", "memory_share")}
+        return {**dataclasses.asdict(self), **ratios}

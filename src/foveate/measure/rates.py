@@ -1,0 +1,213 @@
+"""What a machine does in a second: the measured rates that a prediction is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveate.measure import environment
+from foveate.measure.curve import Curve, RatesError
+
+__all__ = ["Curve", "Rates", "RatesError", "Shape", "measure_rates"]
+
+CURVES = ("linear", "attention", "pointwise", "bandwidth")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one decoder layer.
+
+    Parameters
+    ----------
+    hidden, width : int
+        Of the hidden states and of the gated MLP.
+    heads, groups, size : int
+        Query heads, key-value heads, and the width of one.
+    """
+
+    hidden: int = 2048
+    width: int = 5632
+    heads: int = 16
+    groups: int = 16
+    size: int = 128
+
+    @property
+    def query(self) -> int:
+        """Width of all query heads."""
+        return self.heads * self.size
+
+    @property
+    def key(self) -> int:
+        """Width of all key heads, and of all value heads."""
+        return self.groups * self.size
+
+    @property
+    def pointwise(self) -> int:
+        """Numbers that norms, sums, activation and rotation write for one token: what `Rates.pointwise` counts."""
+        return 4 * self.hidden + self.width + self.query + self.key
+
+    @classmethod
+    def of(cls, config: Any) -> Shape:
+        """Return the sizes in a text config."""
+        heads = config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        groups = getattr(config, "num_key_value_heads", None) or heads
+        return cls(config.hidden_size, config.intermediate_size, heads, groups, size)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The rates of one device and one type.
+
+    Parameters
+    ----------
+    device, dtype : str
+        What was measured, such as ``cpu`` and ``float32``.
+    linear : Curve
+        Tokens in a product -> FLOP/s of a decoder layer's matrix products.
+    attention : Curve
+        Tokens of a sample -> FLOP/s of causal attention, counted as a full map.
+    pointwise : Curve
+        Tokens -> numbers a second (`Shape.pointwise`) of all the rest of a layer: norms, activation, rotation, sums.
+    bandwidth : Curve
+        Bytes of a tensor -> bytes a second, read and written, of gathering its rows.
+    overhead : float
+        Seconds of an operation that has nothing to do: Python, modules and dispatch, or the launch of a kernel.
+    shape : Shape
+        The decoder layer that was measured.
+    choosing : dict of str to Curve
+        Visual tokens -> seconds that a method takes to choose, see `foveate.measure.choosing`.
+    machine, versions : dict
+        Where and with what it was measured.
+
+    Raises
+    ------
+    RatesError
+        When a rate is no positive number.
+    """
+
+    device: str
+    dtype: str
+    linear: Curve
+    attention: Curve
+    pointwise: Curve
+    bandwidth: Curve
+    overhead: float
+    shape: Shape = field(default_factory=Shape)
+    choosing: dict[str, Curve] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.overhead, bool) or not isinstance(self.overhead, (int, float)) or not self.overhead > 0:
+            raise RatesError(f"overhead must be seconds above 0, got {self.overhead!r}")
+        for name in CURVES:
+            if not isinstance(getattr(self, name), Curve):
+                raise RatesError(f"{name} must be a Curve, got {getattr(self, name)!r}")
+        self.torch_dtype  # noqa: B018  says what is wrong with it
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The type, as torch has it."""
+        dtype = getattr(torch, self.dtype, None)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise RatesError(f"no floating type {self.dtype!r}")
+        return dtype
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number."""
+        return self.torch_dtype.itemsize
+
+    @property
+    def here(self) -> bool:
+        """Whether this process runs on the machine, the device and the number of threads that were measured."""
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError, NotImplementedError):
+            return False
+        return self.machine == environment.machine(torch.device(self.device))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        plain = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        curves = {name: plain[name].to_dict() for name in CURVES}
+        choosing = {name: curve.to_dict() for name, curve in self.choosing.items()}
+        return {**plain, **curves, "shape": dataclasses.asdict(self.shape), "choosing": choosing}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Rates:
+        """Return the rates that `to_dict` gave.
+
+        Raises
+        ------
+        RatesError
+            When something is missing, unknown or no rate.
+        """
+        known = {item.name for item in dataclasses.fields(cls)}
+        if not isinstance(data, dict) or set(data) - known or {*CURVES, "device", "dtype", "overhead"} - set(data):
+            raise RatesError(f"rates are an object with {', '.join(sorted(known))}")
+        made = {**data, **{name: Curve.from_dict(data[name]) for name in CURVES}}
+        try:
+            made["shape"] = Shape(**data.get("shape", {}))
+            made["choosing"] = {name: Curve.from_dict(one) for name, one in data.get("choosing", {}).items()}
+        except (TypeError, AttributeError) as error:
+            raise RatesError(f"these rates are not complete: {error}") from None
+        return cls(**made)
+
+    def save(self, path: str | Path) -> None:
+        """Write the rates as JSON."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Rates:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        RatesError
+            When there is no such file, or it holds no rates.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            if isinstance(error, RatesError):
+                raise RatesError(f"{path}: {error}") from None
+            raise RatesError(f"{path} holds no rates: {error}") from None
+
+
+def measure_rates(
+    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, config: Any = None, seconds: float = 4.0
+) -> Rates:
+    """Measure the rates of a device and a type, for the decoder layers of a text config.
+
+    Parameters
+    ----------
+    device : str or torch.device
+        Where.
+    dtype : torch.dtype
+        Of weights and hidden states.
+    config : PretrainedConfig or None
+        A text config, whose shapes are measured; None: `Shape()`.
+    seconds : float
+        About how long it may take; sizes that do not fit in are left out, and the largest that was measured stands
+        for those above it.
+    """
+    from foveate.measure.rates_timing import curves
+
+    device = torch.device(device)
+    shape = Shape() if config is None else Shape.of(config)
+    return Rates(
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        shape=shape,
+        machine=environment.machine(device),
+        versions=environment.versions(),
+        **curves(device, dtype, shape, seconds),
+    )

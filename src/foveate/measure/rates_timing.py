@@ -1,0 +1,205 @@
+"""The clock of `measure_rates`: each part of a decoder layer by itself, at a few sizes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from foveate.measure.rates import Curve, Shape
+
+TOKENS = (1, 4, 16, 64, 256, 1024, 4096)
+BYTES = (2**16, 2**20, 2**24, 2**27)
+COLD = 2**28  # bytes of weights that are gone through in turn: a model's do not stay in a cache between its layers
+SMALL = 16  # width of a layer that takes no time
+LEAST = 3  # runs of each at least
+
+
+def curves(device: torch.device, dtype: torch.dtype, shape: Shape, seconds: float) -> dict[str, Any]:
+    """Return the measured fields of `Rates`."""
+    with torch.inference_mode():
+        return {
+            "linear": _curve(TOKENS, _linear(device, dtype, shape), device, seconds * 0.5),
+            "attention": _curve(TOKENS[2:], _attention(device, dtype, shape), device, seconds * 0.2),
+            "pointwise": _curve(TOKENS, _pointwise(device, dtype, shape), device, seconds * 0.2),
+            "bandwidth": _curve(BYTES, _gather(device, dtype, shape), device, seconds * 0.1),
+            "overhead": _overhead(device),
+        }
+
+
+def clock(run: Callable[[], Any], device: torch.device, seconds: float) -> float:
+    """Return the seconds of one run: the lower quartile of several, after one to warm up.
+
+    Parameters
+    ----------
+    run : callable
+        What is timed.
+    device : torch.device
+        What it runs on; other than a CPU it is given many runs before it is waited for.
+    seconds : float
+        About how long to go on.
+    """
+    _wait(device)
+    begin = time.perf_counter()
+    run()
+    _wait(device)
+    first = time.perf_counter() - begin
+    if first > 2 * seconds:  # too long to do again
+        return first
+    together = 1 if device.type == "cpu" else max(1, min(20, int(seconds / LEAST / max(first, 1e-6))))
+    found: list[float] = []
+    while len(found) < LEAST or time.perf_counter() - begin < seconds:
+        start = time.perf_counter()
+        for _ in range(together):
+            run()
+        _wait(device)
+        found.append((time.perf_counter() - start) / together)
+    found.sort()
+    return found[len(found) // 4]
+
+
+def _curve(
+    sizes: Iterable[int], at: Callable[[int], tuple[Callable[[], Any], float]], device: torch.device, seconds: float
+) -> Curve:
+    """Rates of `at(size) -> (run, what a run does)`, as far as the seconds go."""
+    sizes, end = tuple(sizes), time.perf_counter() + seconds
+    points: list[tuple[int, float, float]] = []
+    for number, size in enumerate(sizes):
+        left = end - time.perf_counter()
+        if points and points[-1][2] * size / points[-1][0] > left:
+            break
+        run, work = at(size)
+        taken = clock(run, device, left / (len(sizes) - number) / 2)
+        points.append((size, work / taken, taken))
+    return Curve(tuple((size, rate) for size, rate, _ in points))
+
+
+def _linear(device: torch.device, dtype: torch.dtype, shape: Shape) -> Callable:
+    sides = [
+        (shape.hidden, shape.query),
+        (shape.hidden, shape.key),
+        (shape.query, shape.hidden),
+        (shape.hidden, shape.width),
+        (shape.width, shape.hidden),
+    ]
+    each = sum(inputs * outputs for inputs, outputs in sides)
+    copies = max(1, min(64, math.ceil(COLD / (each * dtype.itemsize))))
+    weights = [
+        [torch.empty(outputs, inputs, device=device, dtype=dtype).uniform_(-0.01, 0.01) for inputs, outputs in sides]
+        for _ in range(copies)
+    ]
+
+    def at(tokens: int) -> tuple[Callable[[], Any], float]:
+        rows = {width: torch.ones(tokens, width, device=device, dtype=dtype) for width, _ in sides}
+        turn = iter(range(10**9))
+
+        def run() -> None:
+            for weight in weights[next(turn) % copies]:
+                functional.linear(rows[weight.shape[1]], weight)
+
+        return run, 2.0 * tokens * each
+
+    return at
+
+
+def _attention(device: torch.device, dtype: torch.dtype, shape: Shape) -> Callable:
+    def at(tokens: int) -> tuple[Callable[[], Any], float]:
+        # as a model has them: heads are a view of the projections
+        query, key, value = (
+            torch.randn(1, tokens, shape.heads, shape.size, device=device, dtype=dtype).transpose(1, 2)
+            for _ in range(3)
+        )
+
+        def run() -> Tensor:
+            found = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+            return found.transpose(1, 2).contiguous()
+
+        return run, 4.0 * tokens * tokens * shape.query
+
+    return at
+
+
+def _pointwise(device: torch.device, dtype: torch.dtype, shape: Shape) -> Callable:
+    def at(tokens: int) -> tuple[Callable[[], Any], float]:
+        hidden = torch.randn(1, tokens, shape.hidden, device=device, dtype=dtype)
+        gate = torch.randn(1, tokens, shape.width, device=device, dtype=dtype)
+        heads = [
+            torch.randn(1, tokens, number, shape.size, device=device, dtype=dtype).transpose(1, 2)
+            for number in (shape.heads, shape.groups)
+        ]
+        angle = torch.randn(1, 1, tokens, shape.size, device=device, dtype=dtype)
+        scale = torch.ones(shape.hidden, device=device, dtype=dtype)
+
+        def run() -> None:
+            for _ in range(2):
+                wide = hidden.float()
+                wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+                _ = hidden + scale * wide.to(dtype)
+            _ = functional.silu(gate) * gate
+            for head in heads:
+                first, second = head.chunk(2, -1)
+                _ = head * angle + torch.cat([-second, first], -1) * angle
+
+        return run, float(tokens * shape.pointwise)
+
+    return at
+
+
+def _gather(device: torch.device, dtype: torch.dtype, shape: Shape) -> Callable:
+    def at(size: int) -> tuple[Callable[[], Any], float]:
+        rows = max(1, size // (shape.hidden * dtype.itemsize))
+        source = torch.zeros(1, rows, shape.hidden, device=device, dtype=dtype)
+        index = torch.arange(rows, device=device)[None, :, None].expand(-1, -1, shape.hidden)
+        return lambda: source.gather(1, index), 2.0 * rows * shape.hidden * dtype.itemsize
+
+    return at
+
+
+def _overhead(device: torch.device) -> float:
+    layer, hidden = _SmallLayer().to(device), torch.ones(1, 1, SMALL, device=device)
+    return clock(lambda: layer(hidden), device, 0.1) / _SmallLayer.operations
+
+
+class _SmallLayer(nn.Module):
+    """The operations of a decoder layer, through modules as in a model, too small for anything but their number."""
+
+    operations = 42
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products = nn.ModuleList(nn.Linear(SMALL, SMALL, bias=False) for _ in range(7))
+        self.norms = nn.ModuleList(_Norm() for _ in range(2))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        query, key, value, out, gate, up, down = self.products
+        normed = self.norms[0](hidden)
+        heads = [one(normed).view(1, 1, 2, -1).transpose(1, 2) for one in (query, key, value)]
+        for number in range(2):
+            first, second = heads[number].chunk(2, -1)
+            heads[number] = heads[number] * 0.5 + torch.cat([-second, first], -1) * 0.5
+        keys, values = (torch.cat([held, held], -2) for held in heads[1:])
+        found = functional.scaled_dot_product_attention(heads[0], keys, values)
+        hidden = hidden + out(found.transpose(1, 2).reshape(1, 1, SMALL))
+        normed = self.norms[1](hidden)
+        return hidden + down(functional.silu(gate(normed)) * up(normed))
+
+
+class _Norm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(SMALL))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        wide = hidden.to(torch.float64)
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return self.weight * wide.to(hidden.dtype)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
