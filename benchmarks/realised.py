@@ -7,8 +7,8 @@ smaller picture stand beside the methods.
 
 * `realised`: LLaVA-1.5's shape with 12 of 32 layers and a width of 896, 2,880 visual tokens (5 pictures), one thread,
   float32, 5 rounds. About 7 minutes on one core that does 90 GFLOPS.
-* `growth`: 4 layers, width 128, pictures of 16 x 16 tokens, 256 to 16,384 visual tokens; leaves out a size that
-  would take it over `--limit` seconds (360), and says so in the result.
+* `growth`: 3 layers, width 768, pictures of 16 x 16 tokens, 256 to 16,384 visual tokens; leaves out a size that
+  would take it over `--limit` seconds (420), and says so in the result. Without dense again and count of operations.
 * `shapes`: the published models in full, for a GPU; `--dry` runs 4 layers of width 256 on a CPU, 576 tokens, 1 round.
 
     python benchmarks/realised.py realised
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,10 @@ RESULTS = Path(__file__).parent / "results"
 METHODS = "greedyprune,glimpseprune,btp:variant=paper,btp:variant=released"
 LAYERS, WIDTH, VISUAL = 12, 896, 2880
 SIZES = [256 << power for power in range(7)]  # to 16,384
-GROWTH_LAYERS, GROWTH_WIDTH, PIXELS = 4, 128, 224  # a picture is 16 x 16 tokens
-FEW_ROUNDS = 2048  # visual tokens from which on two rounds must do
+GROWTH_LAYERS, GROWTH_WIDTH, PIXELS = 3, 768, 224  # a picture is 16 x 16 tokens
+GROWTH_METHODS = "greedyprune,glimpseprune,btp:variant=paper"
+ROUNDS = {256: 5, 512: 5, 1024: 5, 2048: 3, 4096: 2}  # else one
+STEEP, BESIDE = 3.2, 1.3  # what twice the size takes; what a size takes beside its rounds, in rounds
 
 
 def options() -> argparse.Namespace:
@@ -49,7 +52,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("part", choices=["realised", "growth", "shapes"])
     parser.add_argument("--shape", choices=list(SHAPES), help="llava-1.5-7b; in the part `shapes` all of them")
     parser.add_argument("--keep", type=float, nargs="+", default=[0.22])
-    parser.add_argument("--methods", default=METHODS)
+    parser.add_argument("--methods", help=f"{METHODS}; in the part `growth` {GROWTH_METHODS}")
     parser.add_argument("--visual", type=int, nargs="+", help="2880, or 256 to 16384, or 576 2880 8192")
     parser.add_argument("--batch", type=int, nargs="+", help="1, in the part `shapes` 1 8 32")
     parser.add_argument("--layers", type=int)
@@ -59,7 +62,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--device", help="cpu; in the part `shapes` the accelerator")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--limit", type=float, default=360.0, help="seconds of the part `growth`")
+    parser.add_argument("--limit", type=float, default=420.0, help="seconds of the part `growth`")
     parser.add_argument(
         "--dry", action="store_true", help="small sizes, to see that it runs; writes nothing by default"
     )
@@ -69,7 +72,7 @@ def options() -> argparse.Namespace:
 
 def settings(args: argparse.Namespace, **more: Any) -> BenchSettings:
     return BenchSettings(
-        methods=tuple(parse_methods(args.methods)),
+        methods=tuple(parse_methods(args.methods or (GROWTH_METHODS if args.part == "growth" else METHODS))),
         keeps=tuple(args.keep),
         batch=tuple(args.batch or (1,)),
         decode=args.decode or 0,
@@ -108,18 +111,21 @@ def growth(args: argparse.Namespace) -> dict[str, Any]:
     loaded = LoadedModel(shape.name, shape.build(device, dtype, "sdpa"), None, lambda question, images: "")
     about = {"random_weights": True, "resized": {"layers": f"{layers} of 32", "width": f"{width} of 4096"}}
     about["resized"]["pictures"] = "of 16 x 16 tokens"
-    began, took, found, left_out = time.monotonic(), 0.0, None, []
+    began, a_round, before, found, left_out = time.monotonic(), 0.0, 1, None, []
     for size in args.visual or (SIZES[:3] if args.dry else SIZES):
         spent = time.monotonic() - began
-        expected = took * 4.2  # as the square, and a little
+        rounds = args.rounds or ROUNDS.get(size, 1)
+        expected = a_round * (rounds + BESIDE) * STEEP ** math.log2(size / before)
         if found is not None and spent + expected > args.limit:
             left_out.append(
                 f"{size} visual tokens: left out, {expected:.0f} s more would go over the limit of {args.limit:g} s"
             )
             continue
-        rounds = args.rounds or (5 if size < FEW_ROUNDS else 2)
-        now = run(loaded, settings(args, visual=(size,), rounds=rounds, splits=0, vision=False), tell, about)
-        took = time.monotonic() - began - spent
+        plain = {"splits": 0, "vision": False, "again": False, "operations": False}
+        now = run(loaded, settings(args, visual=(size,), rounds=rounds, **plain), tell, about)
+        for entry in now["entries"]:
+            entry["rounds"] = rounds
+        before, a_round = size, (time.monotonic() - began - spent) / (rounds + BESIDE)
         if found is None:
             found = now
         else:
@@ -129,7 +135,7 @@ def growth(args: argparse.Namespace) -> dict[str, Any]:
     if found is None:
         raise SystemExit("no size was measured")
     found["notes"] += left_out
-    found["settings"] |= {"visual": list(args.visual or SIZES), "rounds": "5, from 2,048 visual tokens on 2"}
+    found["settings"] |= {"visual": list(args.visual or SIZES), "rounds": args.rounds or "5 to 1"}
     return found
 
 

@@ -57,7 +57,9 @@ def growth_markdown(result: dict[str, Any]) -> str:
             lines.append(f"| {arm} | {' | '.join(cells)} | {'–' if steep is None else f'{steep:.2f}'} |")
         lines.append("")
     larger = [failure["line"] for failure in result["check"]["failures"]]
-    lines += [f"* {line}" for line in [*bench_notes(result), *larger]]
+    rounds = {entry["visual"]: entry["rounds"] for entry in result["entries"] if entry["dense"]}
+    lines.append(f"* Rounds: {', '.join(f'{rounds[size]} at {size}' for size in sizes)}.")
+    lines += [f"* {line}" for line in [*bench_notes(result)[1:], *larger]]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return "\n".join(
         [*lines, f"* {result['machine']}; {versions}; {result['started']}.", "", f"    {result['command']}", ""]
@@ -70,11 +72,13 @@ def draw_growth(result: dict[str, Any], picture: Path) -> None:
 
     figure = Figure(figsize=(14, 4.6), layout="constrained")
     found = curves(result)
+    arms = list(found["prefill"])
     for axes, what in zip(figure.subplots(1, 3), WHAT, strict=True):
         for arm, points in found[what].items():
             steep = slope(points)
             label = arm if steep is None else f"{arm}: N^{steep:.2f}"
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label)
+            colour = f"C{arms.index(arm)}"
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label, color=colour)
         axes.set(xscale="log", yscale="log", xlabel="visual tokens", title=WHAT[what])
         axes.set_xscale("log", base=2)
         axes.grid(alpha=0.3)

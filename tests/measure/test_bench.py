@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -11,13 +12,16 @@ from transformers import AutoModelForImageTextToText, DynamicCache
 from foveate import BTP, Random
 from foveate.errors import BudgetError
 from foveate.families import family_of
-from foveate.measure.bench.arms import AGAIN, DENSE, check_methods, make_arms, published
+from foveate.measure.bench.arms import AGAIN, DENSE, Arm, check_methods, make_arms, published
 from foveate.measure.bench.check import failures
 from foveate.measure.bench.encoded import encode
 from foveate.measure.bench.flops import counted
-from foveate.measure.bench.measure import Measured, _order
+from foveate.measure.bench.measure import Measured, _order, measure
 from foveate.measure.bench.memory import cache_bytes, peak_bytes
+from foveate.measure.bench.pictures import processed
 from foveate.measure.bench.prompts import make_prompt
+from foveate.measure.bench.result import entries
+from foveate.measure.bench.settings import BenchSettings
 from foveate.measure.bench.shapes import SHAPES, shape_named
 from foveate.measure.bench.timing import PARTS, prefill, split_run
 from foveate.measure.loading import LoadedModel
@@ -158,10 +162,19 @@ def test_a_budget_that_cannot_be_had_is_refused_before_loading(methods, keeps, d
         check_methods(tuple(parse_methods(methods)), keeps, depth)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Large(Random):
+    """Does not fit."""
+
+    def choose(self, tokens, k):
+        raise torch.OutOfMemoryError("too much")
+
+
 def timed(arm, ratios, peak=100, decode=None):
     low, middle, high = ratios
     faster = {"median": middle, "q25": low, "q75": high}
     entry = {"arm": arm, "visual": 576, "visual_asked": 576, "batch": 1, "peak_bytes": peak}
+    entry["failed"] = None
     return entry | {"prefill": {"faster": faster}, "decode": {"faster": decode}, "dense": arm in (DENSE, AGAIN)}
 
 
@@ -184,8 +197,46 @@ def test_slower_or_larger_than_dense(ratios, peak, found):
     assert [failure["what"] for failure in failures(result)] == found
 
 
+def test_what_does_not_fit_where_dense_does_fails():
+    result = copy.deepcopy(RESULT)
+    result["entries"][2] |= {"failed": "out of memory", "prefill": {"faster": None}, "peak_bytes": None}
+    assert [failure["what"] for failure in failures(result)] == ["memory"]
+    result["entries"][0]["failed"] = "out of memory"
+    assert failures(result) == []
+
+
+def test_out_of_memory_is_told_and_the_others_go_on(models):
+    """Of one method alone; then of dense, beside which nothing can be timed."""
+    settings = BenchSettings(visual=(96,), keeps=(0.5,), rounds=1, splits=1, decode=1, operations=False, text=12)
+    loaded, family = models["qwen2.5-vl-7b"], family_of(models["qwen2.5-vl-7b"].model)
+    arms = [Arm(DENSE, None), Arm("random", 0.5, Random(keep=0.5)), Arm("large", 0.5, Large(keep=0.5))]
+    prompts = {DENSE: make_prompt(loaded, 96, 12, 1)}
+
+    def entries_of(arms):
+        return entries(measure(loaded.model, family, arms, prompts, settings, lambda _: None), 96, 1, "cpu")
+
+    _, random, large = entries_of(arms)
+    assert large["failed"] == "out of memory: too much"
+    assert large["prefill"]["faster"] is None
+    assert large["parts"] is None
+    assert random["failed"] is None
+    assert random["prefill"]["faster"]["median"] > 0
+    large, random = entries_of([Arm(DENSE, None, Large(keep=0.5)), arms[1]])
+    assert large["failed"]
+    assert random["peak_bytes"]
+    assert random["prefill"]["faster"] is None
+
+
 def test_a_slower_decode_fails_too():
     result = copy.deepcopy(RESULT)
     result["entries"][2]["decode"]["faster"] = {"median": 0.8, "q25": 0.7, "q75": 0.9}
     assert [failure["what"] for failure in failures(result)] == ["decode"]
     assert failures(RESULT) == []
+
+
+def test_pictures_through_a_processor_that_makes_as_many_tokens_of_each(loaded):
+    one = processed(loaded, None, 3, 2, 0)
+    assert one.pictures == 1
+    more = processed(loaded, 3 * one.visual, 3, 1, 0)
+    assert (more.pictures, more.visual) == (3, 3 * one.visual)
+    assert more.inputs["input_ids"].shape == (1, more.visual + more.text)

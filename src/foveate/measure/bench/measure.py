@@ -64,7 +64,7 @@ def measure(
     """
     found = [Measured(arm, prompts.get(arm.label, prompts[DENSE])) for arm in arms]
     for one in found:
-        _count(model, one)
+        _count(model, one, settings.operations)
         advance(f"{one.arm.label}: operations and memory")
     running = [one for one in found if one.failed is None]
     if not running or running[0].arm.label != DENSE:
@@ -78,7 +78,7 @@ def measure(
         running = [one for one in running if one.failed is None]
         if not running or running[0].arm.label != DENSE:
             return found
-        advance(f"round {number + 1} of {settings.rounds}")
+        advance(f"round {number + 1} of {settings.rounds}" if number >= 0 else "warm-up")
     for number in range(settings.splits):
         for one in _order(running, number):
             if one.arm.label != AGAIN:
@@ -114,15 +114,16 @@ def _order(running: list[Measured], number: int) -> list[Measured]:
 
 
 @torch.inference_mode()
-def _count(model: Any, one: Measured) -> None:
+def _count(model: Any, one: Measured, operations: bool) -> None:
     """Operations, peak memory and KV cache, each of a prefill of its own."""
     try:
+        if operations:
+            with attached(model, one.arm.pruner):
+                _, one.flops = counted(lambda: prefill(model, one.prompt.inputs, new_cache(model)))
         with attached(model, one.arm.pruner) as handle:
-            _, one.flops = counted(lambda: prefill(model, one.prompt.inputs, new_cache(model)))
-            one.report = None if handle is None else handle.report
-        with attached(model, one.arm.pruner):
             cache = new_cache(model)
             _, one.peak = peak_bytes(model.device, lambda: prefill(model, one.prompt.inputs, cache))
+            one.report = None if handle is None else handle.report
         one.kv = cache_bytes(cache)
     except (torch.OutOfMemoryError, MemoryError) as error:
         _out_of_memory(model, one, error)
