@@ -188,8 +188,9 @@ def _words(model: Any, sample: Sample, text: int, batch: int, generator: torch.G
     if left < 2:
         least = text - left + 2
         raise LoadError(f"--text {text} is too short: {len(sample.runs)} pictures need {least} tokens of text or more")
-    most = min(config.get_text_config().vocab_size, *(one for one in special if one > FIRST_WORD))
-    words = torch.randint(min(FIRST_WORD, most - 1), most, (batch, left), generator=generator)
+    ordinary = torch.tensor([one for one in range(config.get_text_config().vocab_size) if one not in special])
+    ordinary = ordinary[min(FIRST_WORD, len(ordinary) // 2) :]
+    words = ordinary[torch.randint(len(ordinary), (batch, left), generator=generator)]
     middle: list[int] = []
     for run in sample.runs:
         marks = [config.image_token_id] * run
