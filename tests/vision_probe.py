@@ -32,6 +32,7 @@ class Look(Pruner):
     paper: ClassVar[str] = "test"
     summary: ClassVar[str] = "test"
     blocks: tuple[int, ...] = (2, 0)
+    attended: tuple[int, ...] = ()
     cuts: tuple[int, ...] = (1, 3)
     seen: list[VisualTokens] = field(default_factory=list, compare=False)
 
@@ -40,6 +41,9 @@ class Look(Pruner):
 
     def vision_layers(self, depth):
         return self.blocks
+
+    def vision_attention(self, depth):
+        return self.attended
 
     def select(self, tokens):
         self.seen.append(tokens)

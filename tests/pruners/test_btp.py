@@ -43,6 +43,7 @@ def made_up(sizes, keep=None, layer=3, dense=None, seed=0):
         features=torch.randn(rows, number, 8, generator=generator) * valid[..., None],
         valid=valid if keep is None else valid & keep,
         dense=torch.tensor(counts if dense is None else dense),
+        present=(valid if keep is None else valid & keep).sum(-1),
         position=torch.arange(number).expand(rows, -1).masked_fill(~valid, -1),
         image=grid,
         query=torch.randn(rows, 8, generator=generator),

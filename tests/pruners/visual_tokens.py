@@ -25,6 +25,7 @@ def visual_tokens(grids, lost: int = 0, heads: int = 4) -> VisualTokens:
         features=torch.randn(batch, number, 8),
         valid=valid,
         dense=torch.tensor(counts),
+        present=torch.tensor(left),
         position=torch.arange(number).expand(batch, -1).masked_fill(~valid, -1),
         image=places[0],
         grid=places[1],

@@ -102,3 +102,29 @@ def max_min_diversity(features: Sequence[Row], k: int, start: Sequence[bool], va
         left = [i for i, real in enumerate(valid) if real and i not in kept]
         kept.add(min(left, key=lambda i: (max(cosine(features[i], features[j]) for j in kept), i)))
     return kept
+
+
+def residual(kernel: Sequence[Row], chosen: Sequence[int], i: int) -> float:
+    """Determinant of the kernel at the chosen tokens and i over that at the chosen ones, by elimination."""
+    members = [*chosen, i]
+    rows = [[kernel[a][b] for b in members] for a in members]
+    for step in range(len(chosen)):
+        for below in range(step + 1, len(members)):
+            factor = rows[below][step] / rows[step][step]
+            rows[below] = [x - factor * y for x, y in zip(rows[below], rows[step], strict=True)]
+    return rows[-1][-1]
+
+
+def dpp(kernel: Sequence[Row], k: int, valid: Sequence[bool]) -> set[int]:
+    """Greedy determinants; from a millionth of the largest diagonal entry on down, by the diagonal."""
+    present = [i for i, real in enumerate(valid) if real]
+    chosen: list[int] = []
+    least = 1e-6 * max((kernel[i][i] for i in present), default=0.0)
+    while len(chosen) < min(k, len(present)):
+        gains = {i: residual(kernel, chosen, i) for i in present if i not in chosen}
+        best = max(gains, key=lambda i: (gains[i], -i))
+        if gains[best] <= least:
+            break
+        chosen.append(best)
+    rest = sorted((i for i in present if i not in chosen), key=lambda i: (-kernel[i][i], i))
+    return {*chosen, *rest[: min(k, len(present)) - len(chosen)]}

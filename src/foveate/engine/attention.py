@@ -18,6 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers.modeling_utils import AttentionInterface
 
 from foveate.engine.flex import visible_keys
+from foveate.engine.rows import row_logits
 from foveate.pruners.base import AttentionForm
 
 Listener = Callable[[Tensor, Tensor, Tensor | None, dict[str, Any]], None]
@@ -114,14 +115,9 @@ def _masked_scores(
     query: Tensor, key: Tensor, mask: Tensor | BlockMask | None, options: dict[str, Any], rows: Tensor
 ) -> Tensor:
     batch, heads, length, size = query.shape
-    groups, keys = key.shape[1], key.shape[2]
-    picked = query.gather(2, rows[:, None, :, None].expand(-1, heads, -1, size)).float()
-    picked = picked.view(batch, groups, heads // groups, -1, size)
-    scale = options.get("scaling")
-    scores = torch.einsum("bghrd,bgkd->bghrk", picked, key.float()).reshape(batch, heads, -1, keys)
-    scores = scores * (size**-0.5 if scale is None else scale)
-    if options.get("softcap"):
-        scores = torch.tanh(scores / options["softcap"]) * options["softcap"]
+    keys, scale = key.shape[2], options.get("scaling")
+    picked = query.gather(2, rows[:, None, :, None].expand(-1, heads, -1, size))
+    scores = row_logits(picked, key, size**-0.5 if scale is None else scale, options.get("softcap"))
     if isinstance(mask, BlockMask):
         return scores.masked_fill(~visible_keys(mask, rows, keys), float("-inf"))
     if mask is None or mask.ndim == 2:

@@ -79,7 +79,7 @@ def pruned_layer(cache: Cache, number: int, batch: int, device: torch.device) ->
     return layer
 
 
-def compact(cache: Cache, groups: list[int], survivors: Tensor) -> None:
+def compact(cache: Cache, groups: list[int], survivors: Tensor, lengths: list[int] | None = None) -> None:
     """Cut the first layers of the cache to the survivors.
 
     Parameters
@@ -88,6 +88,8 @@ def compact(cache: Cache, groups: list[int], survivors: Tensor) -> None:
         For each layer to cut, a number that tells which of them hold the same positions.
     survivors
         (B, positions) bool, over the whole conversation and the method's own tokens behind it.
+    lengths
+        How many survivors each sample has in a layer that holds all positions; None: the device is asked.
     """
     picked: dict[tuple[int, int | None], tuple[Tensor, Tensor, bool]] = {}
     for number, group in enumerate(groups):
@@ -97,7 +99,7 @@ def compact(cache: Cache, groups: list[int], survivors: Tensor) -> None:
         held = group, layer.window  # a window's layers hold other positions than their neighbours
         if held not in picked:
             stay = survivors.gather(1, layer.slots.clamp(min=0)) & (layer.slots >= 0)
-            counts = stay.sum(-1).tolist()
+            counts = lengths if lengths is not None and layer.window is None else stay.sum(-1).tolist()
             index = align_right(stay, max(counts))
             slots = layer.slots.gather(1, index).masked_fill(~stay.gather(1, index), -1)
             picked[held] = index, slots, min(counts) != max(counts)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.select.cosine import take_rows
+
 
 def gather_positions(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
     """Positions `index` (B, n) along `dim`; the dimension before it is the batch, where 1 stands for every row.
@@ -16,6 +18,10 @@ def gather_positions(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
     tensor = tensor.to(index.device)
     dim %= tensor.ndim
     batch, number = index.shape
+    if tensor.ndim > dim + 1 and tensor.shape[dim - 1] == batch and tensor.is_contiguous():
+        others, width = tensor.shape[: dim - 1], tensor.shape[dim + 1 :]
+        rows = tensor.view(-1, tensor.shape[dim], width.numel())
+        return take_rows(rows, index.repeat(others.numel(), 1)).view(*others, batch, number, *width)
     if tensor.shape[dim - 1] != batch:
         tensor = tensor.expand(*tensor.shape[: dim - 1], batch, *tensor.shape[dim:])
     view = [1] * tensor.ndim

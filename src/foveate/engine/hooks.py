@@ -38,6 +38,7 @@ REPLICA = (
     "device_map"
 )
 PAUSED = "the pruner was paused"
+TOO_SHORT = "{} visual tokens are fewer than min_visual={}: so few run dense"
 PRUNED_WHILE_PAUSED = (
     "this KV cache was pruned and cannot be used while its pruner is paused: go on with it outside of paused(), or "
     "pass the whole conversation with a new cache"
@@ -154,16 +155,24 @@ class Hooks:
         self.thread.frame = None
         given = {"input_ids": args[0], **kwargs} if args else kwargs
         self.thread.frame = read_prompt(given, labels, self.family, self.parts, self.config)
-        if self.paused:
-            self._pause()
+        reason = PAUSED if self.paused else self._too_short()
+        if reason is not None:
+            self._run_dense(reason)
         if TYPES in kwargs and TYPES not in self.base_takes:  # told for us: the model would hand it on to every layer
             return args, {name: value for name, value in kwargs.items() if name != TYPES}
         return None
 
-    def _pause(self) -> None:
+    def _too_short(self) -> str | None:
+        """Why this prompt is left alone for its length; None if it is not, or if a sample of the batch is longer."""
+        frame, least = self.frame, self.pruner.min_visual
+        if frame is None or frame.prompt is None or max(frame.prompt.counts) >= least:
+            return None
+        return TOO_SHORT.format(max(frame.prompt.counts), least)
+
+    def _run_dense(self, reason: str) -> None:
         """Let this forward pass run as if nothing were attached, but for its entry in the report."""
         if self.frame is not None and self.frame.prompt is not None:
-            self.frame.prompt.record.skipped, self.frame.prompt = PAUSED, None
+            self.frame.prompt.record.skipped, self.frame.prompt = reason, None
             if self.vision is not None:
                 self.vision.forget(failed=True)
 
@@ -333,6 +342,7 @@ class Hooks:
         places = frame.places(hidden.shape[0], hidden.device)
         end = frame.past + frame.length
         survivors = torch.ones(hidden.shape[0], end + extra, dtype=torch.bool, device=hidden.device)
+        lengths = None  # what stays in a cache, where the host knows
         if removes:
             survivors[:, end:] = False
         if self.pruner.compact_cache:
@@ -340,5 +350,7 @@ class Hooks:
             positions = frame.positions(places, frame.past)
             survivors |= torch.zeros_like(survivors).scatter(1, positions.clamp(min=0), positions >= 0)
             prompt.record.compacted = number
-        compact(cache, self.group[:number], survivors)
+            if not frame.past:
+                lengths = [sum(counts) + frame.extra for counts in zip(prompt.record.text, prompt.counts, strict=True)]
+        compact(cache, self.group[:number], survivors, lengths)
         return hidden

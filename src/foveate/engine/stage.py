@@ -11,6 +11,7 @@ from torch import Tensor
 from foveate.engine.frame import Frame, Prompt, StageRecord
 from foveate.engine.gather import align_right, gather_positions
 from foveate.pruners.base import Pruner, VisualTokens
+from foveate.select.transfer import to_device
 
 
 def cut(
@@ -45,8 +46,11 @@ def cut(
             f"got {keep.dtype} of shape {tuple(keep.shape)}"
         )
     keep = keep & tokens.valid
+    short = [count < pruner.min_visual for count in prompt.record.visual]
+    if any(short):
+        keep = keep | (tokens.valid & to_device(torch.tensor(short), keep.device)[:, None])
     elapsed = watch()
-    kept = keep.sum(-1).tolist()  # the one host sync of a stage
+    kept = _count(keep, pruner, tokens, short)
     prompt.record.stages.append(StageRecord(layer, tokens.position, tokens.image, keep, kept, elapsed))
     leaving = frame.extra if last else 0
     if kept == prompt.counts and not leaving and not always:
@@ -69,8 +73,7 @@ def _show(
     hidden: Tensor, frame: Frame, prompt: Prompt, layer: int, places: Tensor, columns: Tensor, visual: Tensor
 ) -> VisualTokens:
     """The method's view of the tokens in `columns` (B, N)."""
-    counts = torch.tensor(prompt.counts, device=hidden.device)
-    valid = torch.arange(columns.shape[1], device=hidden.device) < counts[:, None]
+    valid = visual.gather(1, columns)
     position = places.gather(1, columns)
     image, grid, row, column = (
         _padded(one, frame.extra).gather(1, position).masked_fill(~valid, -1) for one in prompt.layout.places
@@ -86,11 +89,14 @@ def _show(
         picked = columns[:, None, None].expand(-1, attention.shape[1], attention.shape[2], -1)
         attention = attention.gather(3, picked).masked_fill(~valid[:, None, None], 0)
         frame.attention = None
+    seen, blocks = prompt.vision, 0 if prompt.vision is None else prompt.vision.blocks
+    vision = () if seen is None else seen.at(position.masked_fill(~valid, -1))
     return VisualTokens(
         layer=layer,
         features=features if min(prompt.counts) == max(prompt.counts) else features.masked_fill(~valid[..., None], 0),
         valid=valid,
-        dense=torch.tensor(prompt.record.visual, device=hidden.device),
+        dense=torch.tensor(prompt.record.visual),
+        present=torch.tensor(prompt.counts),
         position=(position + frame.past).masked_fill(~valid, -1),
         image=image,
         grid=grid,
@@ -102,8 +108,20 @@ def _show(
         mean_text=torch.einsum("bn,bnd->bd", text, hidden) / text.sum(-1, keepdim=True).clamp(min=1),
         attention=attention,
         extra=hidden[:, hidden.shape[1] - frame.extra :],
-        vision=() if prompt.vision is None else prompt.vision.at(position.masked_fill(~valid, -1)),
+        vision=vision[:blocks],
+        received=tuple(one[..., 0] for one in vision[blocks:]),
     )
+
+
+def _count(keep: Tensor, pruner: Pruner, tokens: VisualTokens, short: list[bool]) -> list[int]:
+    """How many tokens of each sample `keep` keeps; a wait for the device unless the method knows."""
+    known = pruner.kept(tokens.layer, tokens.dense, tokens.present)
+    if known is None:
+        return keep.sum(-1).tolist()
+    told = torch.where(torch.tensor(short), tokens.present, known).tolist()
+    if keep.device.type == "cpu" and keep.sum(-1).tolist() != told:  # free here, and what follows relies on it
+        raise RuntimeError(f"{type(pruner).__name__}.kept says {told}, select kept {keep.sum(-1).tolist()}")
+    return told
 
 
 def text_rows(frame: Frame, prompt: Prompt, places: Tensor) -> Tensor:

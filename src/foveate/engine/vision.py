@@ -7,6 +7,7 @@ ones did is not guessed: what the language model is given is compared with what 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from foveate.engine.attention import attention_tap
+from foveate.engine.vision_attention import find_attention, received
 from foveate.errors import BudgetError, UnsupportedModelError, VisionFeaturesError
 from foveate.families import Family, same_features
 from foveate.pruners.base import Pruner
@@ -44,10 +47,13 @@ class VisionFeatures:
         For each block asked for, (M, C) in the encoder's order.
     index
         (B, L) long, the row of these that a place in the prompt stands for; -1 for text and separators.
+    blocks
+        How many of the values are outputs of blocks; the others, of one channel, are attention received.
     """
 
     values: tuple[Tensor, ...]
     index: Tensor
+    blocks: int
 
     def at(self, places: Tensor) -> tuple[Tensor, ...]:
         """(B, N, C) of each block at `places` (B, N) of the prompt; zeros for -1, text and separators."""
@@ -61,6 +67,8 @@ class _Call:
 
     sizes: Tensor | None
     blocks: dict[int, Tensor] = field(default_factory=dict)
+    shapes: dict[int, torch.Size] = field(default_factory=dict)
+    received: dict[int, list[Tensor]] = field(default_factory=dict)
     projected: Tensor | None = None
 
 
@@ -70,13 +78,16 @@ class _Seen:
 
     calls: list[_Call] = field(default_factory=list)
     used: bool = False
+    tap: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
 
 class VisionRecorder:
     """Records the encoder's calls of one model, each thread its own."""
 
-    def __init__(self, model: Any, family: Family, wanted: tuple[int, ...]) -> None:
-        self.parts, self.family, self.config, self.wanted = family.vision_parts(model), family, model.config, wanted
+    def __init__(self, model: Any, family: Family, wanted: tuple[int, ...], received: tuple[int, ...]) -> None:
+        self.parts, self.family, self.config = family.vision_parts(model), family, model.config
+        self.wanted, self.received = wanted, received
+        self.attention = {number: find_attention(self.parts.blocks[number]) for number in received}
         self.thread = threading.local()
 
     def register(self) -> list[Any]:
@@ -88,13 +99,18 @@ class VisionRecorder:
                 parts.blocks[number].register_forward_hook(partial(self._after_block, number))
                 for number in self.numbers
             ),
+            *(
+                self.attention[number].register_forward_pre_hook(partial(self._before_attention, number))
+                for number in self.attention
+            ),
+            *(one.register_forward_hook(self._after_attention, always_call=True) for one in self.attention.values()),
             parts.projector.register_forward_hook(self._after_projector),
         ]
 
     @property
     def numbers(self) -> list[int]:
         """Each block that is wanted, once."""
-        return sorted(set(self.wanted))
+        return sorted({*self.wanted, *self.received})
 
     def close(self) -> None:
         """Let go of all, in every thread."""
@@ -124,7 +140,27 @@ class VisionRecorder:
     def _after_block(self, number: int, module: nn.Module, args: tuple, output: Any) -> None:
         if self._seen.calls:  # the first time: gradient checkpointing may call the block again, later
             output = output[0] if isinstance(output, tuple) else output
-            self._seen.calls[-1].blocks.setdefault(number, output.detach())
+            call = self._seen.calls[-1]
+            call.shapes.setdefault(number, output.shape)
+            if number in self.wanted:
+                call.blocks.setdefault(number, output.detach())
+
+    def _before_attention(self, number: int, module: nn.Module, args: tuple) -> None:
+        if not self._seen.calls:
+            return
+        call, tap = self._seen.calls[-1], self._seen.tap
+        if number in call.received:  # gradient checkpointing calls again
+            return
+        seen = call.received[number] = []
+
+        def listen(query: Tensor, key: Tensor, mask: Any, options: dict) -> None:
+            with torch.no_grad():
+                seen.append(received(query, key, mask, options))
+
+        tap.enter_context(attention_tap(module, listen))
+
+    def _after_attention(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self._seen.tap.close()
 
     def _after_projector(self, module: nn.Module, args: tuple, output: Tensor) -> None:
         if self._seen.calls and self._seen.calls[-1].projected is None:
@@ -155,19 +191,24 @@ class VisionRecorder:
         for first in range(len(calls)):  # all that were made since the last prefill; if one failed, the latest
             index = self._index(calls[first:], prompt, embeds)
             if index is not None:
-                values = tuple(self._values(calls[first:], number).to(embeds.device) for number in self.wanted)
-                return VisionFeatures(values, index)
+                outputs = [
+                    self._values(calls[first:], [call.blocks[one] for call in calls[first:]]) for one in self.wanted
+                ]
+                sums = [
+                    self._values(calls[first:], [_column(call, one) for call in calls[first:]])
+                    for one in self.received
+                ]
+                values = tuple(one.to(embeds.device) for one in (*outputs, *sums))
+                return VisionFeatures(values, index, len(self.wanted))
         raise VisionFeaturesError(MISFIT)
 
-    def _values(self, calls: Sequence[_Call], number: int) -> Tensor:
-        """(M, C) of one block."""
-        merge = self.family.merge_call
-        seen = ((call.blocks[number], call.projected, call.sizes) for call in calls)
+    def _values(self, calls: Sequence[_Call], outputs: Sequence[Tensor]) -> Tensor:
+        """(M, C) of one block, which put out `outputs` in these calls."""
         return torch.cat(
             [
-                merge(self.config, output, projected, sizes)
-                for output, projected, sizes in seen
-                if projected is not None
+                self.family.merge_call(self.config, output, call.projected, call.sizes)
+                for call, output in zip(calls, outputs, strict=True)
+                if call.projected is not None
             ]
         )
 
@@ -220,15 +261,21 @@ def vision_recorder(model: Any, method: Pruner, family: Family) -> VisionRecorde
     BudgetError
         When the encoder has no such block.
     """
-    if type(method).vision_layers is Pruner.vision_layers:
+    kind = type(method)
+    if kind.vision_layers is Pruner.vision_layers and kind.vision_attention is Pruner.vision_attention:
         return None
     try:
         depth = len(family.vision_blocks(model))
     except UnsupportedModelError:
-        if not method.vision_layers(1):  # with these settings it wants none, however many there are
+        if not (method.vision_layers(1) or method.vision_attention(1)):  # it wants none, however many there are
             return None
         raise
-    wanted = tuple(method.vision_layers(depth))
-    if not set(wanted) <= set(range(depth)):
-        raise BudgetError(f"{method.name}: vision layers must be blocks of 0 to {depth - 1}, got {wanted}")
-    return VisionRecorder(model, family, wanted) if wanted else None
+    wanted, attended = tuple(method.vision_layers(depth)), tuple(method.vision_attention(depth))
+    if not {*wanted, *attended} <= set(range(depth)):
+        raise BudgetError(f"{method.name}: vision layers must be blocks of 0 to {depth - 1}, got {wanted + attended}")
+    return VisionRecorder(model, family, wanted, attended) if wanted or attended else None
+
+
+def _column(call: _Call, number: int) -> Tensor:
+    """What the tokens of one call received in a block, shaped as the block's output with one channel."""
+    return torch.cat(call.received[number], -1).reshape(*call.shapes[number][:-1], 1)

@@ -62,7 +62,10 @@ class VisualTokens:
     valid
         (B, N) bool, False for padding.
     dense
-        (B,) long, visual tokens of the row before any pruning; budgets refer to it.
+        (B,) long, visual tokens of the row before any pruning; budgets refer to it. On the CPU wherever the rest is: a
+        budget worked out of it, such as the `k` of `foveate.select`, costs no wait for the device.
+    present
+        (B,) long, visual tokens of the row that reach this stage, the sum of `valid`; on the CPU too.
     position
         (B, N) long, place in the dense prompt, left padding counted.
     image
@@ -90,12 +93,16 @@ class VisualTokens:
         For each block of the vision encoder that `vision_layers` named, in that order, (B, N, C) what it put out for
         these tokens: the mean of the patches that a visual token is made of, detached. Zeros for padding and for
         separators. Empty where none was asked for.
+    received
+        For each block that `vision_attention` named, (B, N) the attention these tokens received there from all patches
+        of their image, mean over heads and over the patches that a visual token is made of, in fp32.
     """
 
     layer: int
     features: Tensor
     valid: Tensor
     dense: Tensor
+    present: Tensor
     position: Tensor
     image: Tensor
     grid: Tensor
@@ -108,6 +115,7 @@ class VisualTokens:
     attention: Tensor | None
     extra: Tensor
     vision: tuple[Tensor, ...] = ()
+    received: tuple[Tensor, ...] = ()
 
     def by_image(self, images: int) -> VisualTokens:
         """The same tokens with one row for each (sample, image): (B * images, N, ...), other images' tokens invalid.
@@ -123,11 +131,13 @@ class VisualTokens:
 
         number = torch.arange(images, device=self.image.device).repeat(self.image.shape[0])
         mine = rows(self.image) == number[:, None]
+        count = mine.sum(-1).cpu()
         return dataclasses.replace(
             self,
             features=rows(self.features),
             valid=rows(self.valid) & mine,
-            dense=mine.sum(-1),
+            dense=count,
+            present=count,
             position=rows(self.position),
             image=rows(self.image),
             grid=rows(self.grid),
@@ -139,6 +149,7 @@ class VisualTokens:
             attention=None if self.attention is None else rows(self.attention),
             extra=rows(self.extra),
             vision=tuple(rows(features) for features in self.vision),
+            received=tuple(rows(sums) for sums in self.received),
         )
 
 
@@ -163,6 +174,16 @@ class Pruner:
         False, "also cut the KV cache of the layers before a stage to that stage's survivors (GlimpsePrune does)"
     )
 
+    min_visual: int = option(
+        0, "prompts with fewer visual tokens than this run dense: where choosing costs more than it saves"
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.min_visual, bool) or not isinstance(self.min_visual, int) or self.min_visual < 0:
+            raise BudgetError(
+                f"{self.name}: min_visual is a count of visual tokens, 0 for none, got {self.min_visual!r}"
+            )
+
     def layers(self, depth: int) -> tuple[int, ...]:
         """Decoder layers (from 0) before which the method cuts, ascending, in a model of `depth` layers."""
         raise NotImplementedError
@@ -174,6 +195,19 @@ class Pruner:
     def select(self, tokens: VisualTokens) -> Tensor:
         """Keep mask (B, N) bool for the visual tokens at one stage; entries outside `tokens.valid` are ignored."""
         raise NotImplementedError
+
+    def kept(self, layer: int, dense: Tensor, present: Tensor) -> Tensor | None:
+        """How many tokens (B,) `select` keeps before `layer`, where that is known without looking at them.
+
+        The engine then need not wait for the device. None, the default: it looks. A method whose choice is of exactly
+        this many tokens may say so.
+
+        Parameters
+        ----------
+        dense, present
+            (B,) long on the CPU, as in `VisualTokens`.
+        """
+        return None
 
     def attention_rows(self, layer: int, rows: PromptRows) -> Tensor | None:
         """Rows (B, R) whose attention at layer - 1 the stage before `layer` wants, or None."""
@@ -188,6 +222,13 @@ class Pruner:
 
     def vision_layers(self, depth: int) -> tuple[int, ...]:
         """Blocks of the vision encoder, of `depth`, counted from 0, whose outputs `select` wants, in this order."""
+        return ()
+
+    def vision_attention(self, depth: int) -> tuple[int, ...]:
+        """Blocks of the vision encoder in which `select` wants to know how much attention each token received.
+
+        The attention map is never made whole: its columns are summed a few rows at a time.
+        """
         return ()
 
     def notes(self, depth: int) -> tuple[str, ...]:
@@ -272,8 +313,10 @@ class SingleStagePruner(Pruner):
     per: Literal["prompt", "image"] = option("prompt", "one budget for the whole prompt, or one for each image")
 
     lowest_layer: ClassVar[int] = 0
+    keeps_exactly: ClassVar[bool] = False  # `choose` never keeps fewer than k
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "keep", check_keep(self.keep))
         if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < self.lowest_layer:
             raise BudgetError(
@@ -295,6 +338,13 @@ class SingleStagePruner(Pruner):
     def with_mean(self, share: float, depth: int) -> SingleStagePruner:
         return dataclasses.replace(self, keep=keep_behind(self.name, share, self.layers(depth)[0], depth))
 
+    def kept(self, layer: int, dense: Tensor, present: Tensor) -> Tensor | None:
+        if self.keeps_all:
+            return present
+        if self.per == "image" or not self.keeps_exactly:
+            return None
+        return torch.minimum(tokens_to_keep(self.keep, dense), present)
+
     def select(self, tokens: VisualTokens) -> Tensor:
         if self.keeps_all:
             return tokens.valid
@@ -307,5 +357,5 @@ class SingleStagePruner(Pruner):
         return keep.view(batch, images, number).any(1)
 
     def choose(self, tokens: VisualTokens, k: Tensor) -> Tensor:
-        """Keep mask (B, N) bool with at most k (B,) valid tokens a row."""
+        """Keep mask (B, N) bool with at most k (B,) valid tokens a row; k is on the CPU."""
         raise NotImplementedError

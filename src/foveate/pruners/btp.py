@@ -77,6 +77,7 @@ class BTP(Pruner):
     distance: Literal["manhattan", "euclidean"] = option("manhattan", "between cells, for the spatial seed")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.keep is not None:
             object.__setattr__(self, "keep", check_keep(self.keep))
             if not isinstance(self.keep, float):
@@ -192,13 +193,19 @@ class BTP(Pruner):
             return None
         return rows.last[:, None] if self.query == "last" else rows.text
 
+    def kept(self, layer: int, dense: Tensor, present: Tensor) -> Tensor:
+        share = self._stage(layer).keep
+        if self.keep == 1.0:
+            return present
+        return torch.minimum(tokens_to_keep(share, dense), present) if share else torch.zeros_like(present)
+
     def select(self, tokens: VisualTokens) -> Tensor:
         stage = self._stage(tokens.layer)
         if self.keep == 1.0:
             return tokens.valid
         if not stage.keep:
             return torch.zeros_like(tokens.valid)
-        k = torch.minimum(tokens_to_keep(stage.keep, tokens.dense), tokens.valid.sum(-1))
+        k = self.kept(tokens.layer, tokens.dense, tokens.present)
         attended = _share(stage.attention, k)
         chosen = self._attended(tokens, stage, attended)
         if stage.attention == 1:

@@ -26,6 +26,7 @@ class FastV(SingleStagePruner):
     paper: ClassVar[str] = "Chen et al., ECCV 2024, arXiv 2403.06764"
     url: ClassVar[str] = "https://arxiv.org/abs/2403.06764"
     summary: ClassVar[str] = "attention of the last prompt token in one shallow layer"
+    keeps_exactly: ClassVar[bool] = True
     lowest_layer: ClassVar[int] = 1  # before layer 0 there is no attention to read
 
     def attention_rows(self, layer: int, rows: PromptRows) -> Tensor | None:

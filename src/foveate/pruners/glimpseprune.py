@@ -71,6 +71,7 @@ class GlimpsePrune(Pruner):
     weights: GlimpseModules | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         anchors = (self.anchors,) if isinstance(self.anchors, str) else tuple(self.anchors)
         object.__setattr__(self, "anchors", anchors)
         if self.keep is not None:
@@ -124,6 +125,13 @@ class GlimpsePrune(Pruner):
     def vision_layers(self, depth: int) -> tuple[int, ...]:
         return () if self.weights is None or self.keeps_all else self.weights.config.vision_layers
 
+    def kept(self, layer: int, dense: Tensor, present: Tensor) -> Tensor | None:
+        if self.keeps_all:
+            return present
+        if self.keep is None or self.anchors:
+            return None
+        return torch.minimum(tokens_to_keep(self.keep, dense), present)
+
     def select(self, tokens: VisualTokens) -> Tensor:
         if self.keeps_all:
             return tokens.valid
@@ -133,11 +141,11 @@ class GlimpsePrune(Pruner):
         if self.keep is not None:
             count = tokens_to_keep(self.keep, tokens.dense)
         else:
-            count = ((logits.sigmoid() > self.threshold) & tokens.valid).sum(-1)
+            count = ((logits.sigmoid() > self.threshold) & tokens.valid).sum(-1).cpu()
             if self.max_keep is not None:
                 count = torch.minimum(count, (tokens.dense.double() * self.max_keep).floor().long())
             count = count.clamp(min=self.min_keep)
-        keep = select.top_k(logits, torch.minimum(count, tokens.valid.sum(-1)), tokens.valid)
+        keep = select.top_k(logits, count, tokens.valid)
         return keep | self._anchored(tokens) if self.anchors else keep
 
     def logits(self, tokens: VisualTokens) -> Tensor:

@@ -49,6 +49,11 @@ class GreedyPrune(SingleStagePruner):
         if self.fill not in ("saliency", "stop", "relax"):
             raise BudgetError(f"greedyprune: fill must be 'saliency', 'stop' or 'relax', got {self.fill!r}")
 
+    @property
+    def keeps_exactly(self) -> bool:  # type: ignore[override]
+        """Only "stop" may keep fewer than the budget."""
+        return self.fill != "stop"
+
     def choose(self, tokens: VisualTokens, k: Tensor) -> Tensor:
         query = tokens.query if self.query == "last" else tokens.mean_text
         saliency = torch.cosine_similarity(tokens.features.float(), query.float()[:, None], dim=-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from foveate import select
@@ -37,6 +38,7 @@ class PyramidDrop(Pruner):
     keep: float = option(0.125, "share of the visual tokens behind the last stage; 1.0 switches pruning off")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "keep", check_keep(self.keep))
         if not isinstance(self.keep, float):
             raise BudgetError(f"pyramiddrop: keep is a share in (0, 1], no count, got {self.keep!r}")
@@ -46,6 +48,12 @@ class PyramidDrop(Pruner):
             raise BudgetError(f"pyramiddrop needs four decoder layers, the model has {depth}")
         return depth // 4, depth // 2, 3 * depth // 4
 
+    def kept(self, layer: int, dense: Tensor, present: Tensor) -> Tensor:
+        if self.keep == 1.0:
+            return present
+        # the same ratio of what is left: no stage needs to know which one it is
+        return torch.minimum((present.double() * self.keep ** (1 / 3)).round().long().clamp(min=1), present)
+
     def attention_rows(self, layer: int, rows: PromptRows) -> Tensor | None:
         return None if self.keep == 1.0 else rows.last[:, None]
 
@@ -54,7 +62,5 @@ class PyramidDrop(Pruner):
             return tokens.valid
         if tokens.attention is None:
             raise RuntimeError("PyramidDrop was given no attention; the engine must honour attention_rows")
-        # the same ratio of what is left: no stage needs to know which one it is
-        ratio = self.keep ** (1 / 3)
-        k = (tokens.valid.sum(-1).double() * ratio).round().long().clamp(min=1)
+        k = self.kept(tokens.layer, tokens.dense, tokens.present)
         return select.top_k(tokens.attention[:, :, 0].mean(1), k, tokens.valid)

@@ -11,6 +11,7 @@ from torch import Tensor
 from foveate import select
 from foveate.errors import BudgetError
 from foveate.pruners.base import SingleStagePruner, VisualTokens, option
+from foveate.select.transfer import to_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class Random(SingleStagePruner):
     name: ClassVar[str] = "random"
     paper: ClassVar[str] = "baseline"
     summary: ClassVar[str] = "a random choice; what every method must beat"
+    keeps_exactly: ClassVar[bool] = True
 
     layer: int = option(0, "cut before this decoder layer, counted from 0; 0 is before the language model")
     seed: int = option(0, "seed of the draw")
@@ -36,6 +38,6 @@ class Random(SingleStagePruner):
     def choose(self, tokens: VisualTokens, k: Tensor) -> Tensor:
         # Drawn on the CPU: the same tokens on every device.
         generator = torch.Generator().manual_seed(self.seed)
-        draw = torch.rand(tokens.valid.shape[1], generator=generator).to(tokens.valid.device)
+        draw = to_device(torch.rand(tokens.valid.shape[1], generator=generator), tokens.valid.device)
         rank = (tokens.valid.long().cumsum(-1) - 1).clamp(min=0)
         return select.top_k(draw[rank], k, tokens.valid)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from foveate import select
 from foveate.pruners.base import VisualTokens
+from foveate.select.transfer import to_device
 
 
 def spread(tokens: VisualTokens, k: Tensor, metric: Literal["manhattan", "euclidean"] = "manhattan") -> Tensor:
@@ -42,9 +43,10 @@ def spread(tokens: VisualTokens, k: Tensor, metric: Literal["manhattan", "euclid
         for grid in row:
             first.append(first[-1] + grid.cells)
             width.append(grid.width)
-    before = torch.tensor([0, *map(len, grids)]).cumsum(0)[:-1, None].to(device)
-    number = (tokens.grid + before).clamp(0, len(width) - 1)
-    cell = torch.tensor(first[:-1], device=device)[number] + tokens.row * torch.tensor(width, device=device)[number]
+    before = torch.tensor([0, *map(len, grids)]).cumsum(0)[:-1, None]
+    number = (tokens.grid + to_device(before, device)).clamp(0, len(width) - 1)
+    of_grid = to_device(torch.tensor([first[:-1], width]), device)
+    cell = of_grid[0][number] + tokens.row * of_grid[1][number]
     on_grid = tokens.valid & (tokens.grid >= 0)
-    rank = torch.cat(ranks).to(device)[(cell + tokens.column).masked_fill(~on_grid, 0)]
+    rank = to_device(torch.cat(ranks), device)[(cell + tokens.column).masked_fill(~on_grid, 0)]
     return select.top_k(-rank, k, on_grid)

@@ -1,9 +1,19 @@
 """Pure tensor maths that pruning methods share: tensors in, masks out, batched and ragged; no model in sight."""
 
 from foveate.select.diversity import max_min_diversity
+from foveate.select.dpp import dpp, low_rank_dpp
 from foveate.select.greedy import suppression
 from foveate.select.ranking import top_k
 from foveate.select.rebalance import rebalanced_top_k
 from foveate.select.spatial import spatial_order, spatial_seed
 
-__all__ = ["max_min_diversity", "rebalanced_top_k", "spatial_order", "spatial_seed", "suppression", "top_k"]
+__all__ = [
+    "dpp",
+    "low_rank_dpp",
+    "max_min_diversity",
+    "rebalanced_top_k",
+    "spatial_order",
+    "spatial_seed",
+    "suppression",
+    "top_k",
+]

@@ -44,16 +44,16 @@ def check_scores(scores: Tensor, shape: torch.Size | None = None) -> Tensor:
     return wide.masked_fill(wide.isnan(), -torch.inf)
 
 
-def check_features(features: Tensor) -> Tensor:
+def check_features(features: Tensor, name: str = "features", shape: str = "(B, N, D)") -> Tensor:
     """Features (B, N, D) as float32, or float64 where they are."""
     if not isinstance(features, Tensor):
-        raise TypeError(f"features must be a tensor (B, N, D), got {type(features).__name__}")
+        raise TypeError(f"{name} must be a tensor {shape}, got {type(features).__name__}")
     if not features.is_floating_point():
-        raise TypeError(f"features must be of a floating-point type, got {features.dtype}")
+        raise TypeError(f"{name} must be of a floating-point type, got {features.dtype}")
     if features.ndim != 3:
-        raise ValueError(f"features must have shape (B, N, D), got {tuple(features.shape)}")
-    if features.shape[2] == 0:
-        raise ValueError(f"features need at least one dimension, got {tuple(features.shape)}")
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(features.shape)}")
+    if features.shape[2] == 0 < features.shape[1]:
+        raise ValueError(f"{name} need at least one dimension, got {tuple(features.shape)}")
     return features if features.dtype == torch.float64 else features.float()
 
 

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from foveate.select.checks import check_budget, check_features, check_mask, exact, widest
-from foveate.select.cosine import take_rows, unit_rows
+from foveate.select.cosine import repeats_of, take_rows, unit_rows
 
 CHUNK = 256  # tokens of a start set compared at a time
 CROWD = 128  # candidates that a round looks at closely
 ROUND = 64  # most picks in a round
-PREFIX = 64  # features by which equal tokens are looked for
 
 
 @exact
@@ -61,7 +60,7 @@ def max_min_diversity(
     unit = unit_rows(features)
     keep = start & (start.cumsum(-1) <= budget[:, None])
     mean = torch.bmm(valid[:, None].to(unit), unit).squeeze(1)
-    repeats = _repeats(unit, valid)
+    repeats = repeats_of(unit, valid)
     outlier = _product(unit, mean).masked_fill_(~valid | repeats, torch.inf).argmin(-1, keepdim=True)
     seeded = keep.any(-1, keepdim=True) | (budget == 0)[:, None]
     keep.scatter_(1, outlier, keep.gather(1, outlier) | ~seeded)
@@ -70,24 +69,6 @@ def max_min_diversity(
     keep = pick(unit, nearest, keep, torch.minimum(budget, (valid & ~repeats | keep).sum(-1)))
     left = valid & ~keep
     return keep | left & (left.cumsum(-1) <= (budget - keep.sum(-1))[:, None])
-
-
-def _repeats(unit: Tensor, valid: Tensor) -> Tensor:
-    """(B, N) bool, valid tokens that equal an earlier valid one to the bit, as the newline tokens of LLaVA-NeXT do.
-
-    Such a token is as far from all others as the earlier one, and not at all from that: it comes last. Left among the
-    others, rounding would decide between the two, and that differs with the shape of the batch.
-    """
-    # rows that begin alike have equal sums, and with such weights hardly any others do
-    begin = unit[..., :PREFIX]
-    weights = torch.arange(1, begin.shape[-1] + 1, device=unit.device, dtype=unit.dtype).sqrt()
-    total, order = (begin * weights).sum(-1).masked_fill(~valid, torch.inf).sort(dim=-1, stable=True)
-    suspect = (total[:, 1:] == total[:, :-1]) & total[:, 1:].isfinite()
-    if bool(suspect.any()):
-        rows = take_rows(unit, order)
-        # rows of zeros are not alike: their cosine is 0
-        suspect &= (rows[:, 1:] == rows[:, :-1]).all(-1) & (rows[:, 1:] != 0).any(-1)
-    return torch.zeros_like(valid).scatter_(1, order[:, 1:], suspect)
 
 
 def _product(unit: Tensor, vector: Tensor) -> Tensor:

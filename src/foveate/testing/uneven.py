@@ -28,7 +28,7 @@ class Uneven(Pruner):
     def select(self, tokens: VisualTokens) -> Tensor:
         if self.keep == 1.0:
             return tokens.valid
-        k = (tokens.valid.sum(-1) * self.keep).long() - tokens.dense % 3
+        k = (tokens.present * self.keep).long() - tokens.dense % 3
         # the same in every batch: it depends on nothing but the token's number and the layer
-        score = torch.sin(torch.arange(tokens.valid.shape[1], device=k.device) * 7.0 + tokens.layer)
+        score = torch.sin(torch.arange(tokens.valid.shape[1], device=tokens.valid.device) * 7.0 + tokens.layer)
         return select.top_k(score.expand(tokens.valid.shape), k.clamp(min=1), tokens.valid)

@@ -69,12 +69,15 @@ def measure(
     running = [one for one in found if one.failed is None]
     if not running or running[0].arm.label != DENSE:
         return found
-    for number in range(-1, settings.rounds):  # the first one warms up
-        for one in _order(running, number):
-            times = one.times if number >= 0 else Times()
-            handle = timed_run(model, one.prompt.inputs, one.arm.pruner, settings.decode if number >= 0 else 1, times)
-            if handle is not None and number >= 0:
-                one.selection_ms.append(handle.report.selection_ms)
+    for number in range(-1, settings.rounds):
+        turns = _order(running, number)
+        if number < 0 and model.device.type == "cpu":  # where counting has warmed up all but the machine itself
+            turns = running[:1]
+        for one in turns:
+            _time(model, one, settings, number < 0)
+        running = [one for one in running if one.failed is None]
+        if not running or running[0].arm.label != DENSE:
+            return found
         advance(f"round {number + 1} of {settings.rounds}")
     for number in range(settings.splits):
         for one in _order(running, number):
@@ -82,6 +85,25 @@ def measure(
                 one.parts.append(split_run(model, one.prompt.inputs, one.arm.pruner, family))
         advance(f"taken apart {number + 1} of {settings.splits}")
     return found
+
+
+def _time(model: Any, one: Measured, settings: BenchSettings, warm_up: bool) -> None:
+    """One run of one arm; one that runs out of memory has no times at all."""
+    times, steps = (Times(), 1) if warm_up else (one.times, settings.decode)
+    try:
+        handle = timed_run(model, one.prompt.inputs, one.arm.pruner, steps, times)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        one.times, one.selection_ms = Times(), []
+        _out_of_memory(model, one, error)
+        return
+    if handle is not None and not warm_up:
+        one.selection_ms.append(handle.report.selection_ms)
+
+
+def _out_of_memory(model: Any, one: Measured, error: BaseException) -> None:
+    one.failed = f"out of memory: {str(error).splitlines()[0][:160]}" if str(error) else "out of memory"
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _order(running: list[Measured], number: int) -> list[Measured]:
@@ -103,9 +125,7 @@ def _count(model: Any, one: Measured) -> None:
             _, one.peak = peak_bytes(model.device, lambda: prefill(model, one.prompt.inputs, cache))
         one.kv = cache_bytes(cache)
     except (torch.OutOfMemoryError, MemoryError) as error:
-        one.failed = f"out of memory: {str(error).splitlines()[0][:160]}" if str(error) else "out of memory"
-        if model.device.type == "cuda":
-            torch.cuda.empty_cache()
+        _out_of_memory(model, one, error)
 
 
 def is_dense(label: str) -> bool:

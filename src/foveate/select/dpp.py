@@ -1,0 +1,166 @@
+"""Tokens that are relevant and unlike each other: greedy MAP of a determinantal point process."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from foveate.select.checks import check_budget, check_features, check_mask, exact, widest
+from foveate.select.cosine import repeats_of, take_rows
+from foveate.select.ranking import top_k
+
+EXHAUSTED = 1e-6  # of the row's largest L_jj: a residual that small is rounding
+ASYMMETRY = 1e-2  # of the kernel's largest entry: more than half precision makes of a symmetric one
+
+
+@exact
+def dpp(kernel: Tensor, k: int | Tensor, valid: Tensor | None = None) -> Tensor:
+    """Pick tokens one by one, each the one that raises the determinant of the kernel's chosen part most.
+
+    Parameters
+    ----------
+    kernel
+        L, (B, N, N) floating point, symmetric and positive semi-definite; computed with in float32 (float64 for
+        float64). A token with a NaN or infinity at L_jj counts as a row of zeros, any other NaN or infinity as zero.
+    k
+        Tokens to keep: an int, or (B,) whole numbers, one for each row.
+    valid
+        (B, N) bool, False for padding, which is never kept; None: all tokens count.
+
+    Returns
+    -------
+    Tensor
+        keep (B, N) bool with exactly min(k, valid tokens) True in a row. Ties go to the lowest index. Once the chosen
+        tokens explain all others (the largest residual is at most a millionth of the largest L_jj), the places left go
+        to the largest L_jj.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument has the wrong type or shape, k is negative, or the kernel is clearly not symmetric.
+
+    Notes
+    -----
+    The fast greedy algorithm of Chen, Zhang, Zhou 2018, arXiv 1709.05135. O(N k²) and, beside the kernel, k x N
+    numbers. Where L = F Fᵀ is known, `low_rank_dpp` needs no kernel.
+    """
+    kernel = check_features(kernel, "kernel", "(B, N, N)")
+    if kernel.shape[1] != kernel.shape[2]:
+        raise ValueError(f"kernel must have shape (B, N, N), got {tuple(kernel.shape)}")
+    valid = check_mask("valid", valid, kernel.shape[:2], kernel.device)
+    budget = check_budget(k, valid)
+    if not widest(budget):
+        return torch.zeros_like(valid)
+    absent = ~kernel.diagonal(dim1=1, dim2=2).isfinite() | ~valid
+    if bool(absent.any()) or not bool(kernel.isfinite().all()):
+        kernel = kernel.nan_to_num(0, 0, 0).masked_fill(absent[:, :, None] | absent[:, None], 0)
+    apart = float((kernel - kernel.mT).abs().amax())
+    if apart > ASYMMETRY * float(kernel.abs().amax()):
+        raise ValueError(f"kernel must be symmetric, but two opposite entries differ by {apart:g}")
+    gain = kernel.diagonal(dim1=1, dim2=2).clone()
+    return _fill(_by_kernel(kernel, *_beginning(gain, valid), budget), gain, budget, valid)
+
+
+@exact
+def low_rank_dpp(factors: Tensor, k: int | Tensor, valid: Tensor | None = None) -> Tensor:
+    """`dpp` for the kernel L = F Fᵀ, which is never formed.
+
+    Each token's residual, the squared length of what the chosen tokens do not explain of it, is carried along: in all
+    O(N k D), and O((N + k) D) numbers. CDPruner's kernel is such a one, with F the unit features times relevance.
+
+    Parameters
+    ----------
+    factors
+        F, (B, N, D) floating point; computed with in float32 (float64 for float64). A row with a NaN or infinity, or
+        whose squared length is not finite, counts as zeros.
+    k, valid
+        As for `dpp`.
+
+    Returns
+    -------
+    Tensor
+        keep (B, N) bool, as from `dpp`. A token that equals an earlier one to the bit adds nothing to it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument has the wrong type or shape, or k is negative.
+
+    Notes
+    -----
+    Chen, Zhang, Zhou 2018, arXiv 1709.05135, section 3, with Gram-Schmidt in the place of the growing Cholesky factor;
+    CDPruner, Zhang et al., arXiv 2506.10967.
+    """
+    factors = check_features(factors, "factors")
+    valid = check_mask("valid", valid, factors.shape[:2], factors.device)
+    budget = check_budget(k, valid)
+    if not widest(budget):
+        return torch.zeros_like(valid)
+    gain = torch.linalg.vector_norm(factors, dim=-1).square_()
+    absent = ~gain.isfinite()
+    if bool(absent.any()):
+        factors = factors.masked_fill(absent[..., None], 0)
+        gain.masked_fill_(absent, 0)
+    picked = _by_factors(factors, *_beginning(gain, valid, repeats_of(factors, valid)), budget)
+    return _fill(picked, gain, budget, valid)
+
+
+def _beginning(gain: Tensor, valid: Tensor, repeats: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Residuals (B, N) to begin with, -inf for what cannot be picked, and those (B, 1) at which a row is exhausted."""
+    left = gain.masked_fill(~valid, -torch.inf)
+    floor = EXHAUSTED * left.amax(-1, keepdim=True).clamp(min=0)
+    return (left if repeats is None else left.masked_fill(repeats, -torch.inf)), floor
+
+
+def _fill(keep: Tensor, gain: Tensor, budget: Tensor, valid: Tensor) -> Tensor:
+    """The picks and, where there are fewer than wanted, the largest L_jj of the others."""
+    return keep | top_k(gain, budget - keep.sum(-1), valid & ~keep)
+
+
+def _by_factors(factors: Tensor, left: Tensor, floor: Tensor, budget: Tensor) -> Tensor:
+    """The plain form: one pick a step, no read from the device inside the loop.
+
+    Parameters
+    ----------
+    left
+        (B, N) residuals, -inf for what cannot be picked; used up. Rounding may turn one negative, which is under the
+        floor like zero.
+    floor
+        (B, 1) residual at which a row is exhausted.
+    budget
+        (B,) long, tokens wanted.
+    """
+    batch, _, width = factors.shape
+    keep = torch.zeros_like(left, dtype=torch.bool)
+    basis = factors.new_zeros(batch, widest(budget), width)  # of what the picks span, for each row in its own order
+    for step in range(basis.shape[1]):
+        pick = left.argmax(-1, keepdim=True)
+        wanted = (left.gather(1, pick) > floor) & (step < budget)[:, None]
+        vector, earlier = take_rows(factors, pick), basis[:, :step]
+        for _ in range(2):  # the second time takes away what rounding left
+            vector = vector - torch.bmm(torch.bmm(vector, earlier.mT), earlier)
+        length = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
+        basis[:, step : step + 1] = vector = (vector / length).masked_fill_(~wanted[..., None], 0)
+        left -= torch.bmm(factors, vector.mT).squeeze(-1).square_()
+        keep.scatter_(1, pick, keep.gather(1, pick) | wanted)
+        left.scatter_(1, pick, -torch.inf)
+    return keep
+
+
+def _by_kernel(kernel: Tensor, left: Tensor, floor: Tensor, budget: Tensor) -> Tensor:
+    """The plain form on a kernel (B, N, N): a row of its Cholesky factor a step; arguments as of `_by_factors`."""
+    batch, number, _ = kernel.shape
+    keep = torch.zeros_like(left, dtype=torch.bool)
+    rows = kernel.new_zeros(batch, widest(budget), number)
+    for step in range(rows.shape[1]):
+        pick = left.argmax(-1, keepdim=True)
+        residual = left.gather(1, pick)
+        wanted = (residual > floor) & (step < budget)[:, None]
+        earlier = rows[:, :step]
+        at_pick = earlier.gather(2, pick[:, None].expand(-1, step, -1))
+        row = take_rows(kernel, pick) - torch.bmm(at_pick.mT, earlier)
+        rows[:, step : step + 1] = row = (row / residual.sqrt()[..., None]).masked_fill_(~wanted[..., None], 0)
+        left -= row.squeeze(1).square_()
+        keep.scatter_(1, pick, keep.gather(1, pick) | wanted)
+        left.scatter_(1, pick, -torch.inf)
+    return keep

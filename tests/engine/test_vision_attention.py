@@ -1,0 +1,60 @@
+"""Attention that the vision encoder's tokens receive, as a method is shown it at each visual token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from foveate.engine.rows import QUERIES, column_sums
+from foveate.families import family_of
+from tests.tiny_models import IMAGE, LAYOUTS, SEEING, build, inputs, single
+from tests.tiny_pictures import SIZED
+from tests.vision_probe import hooked, looked
+
+BATCH = "ragged with text only"
+
+
+@pytest.mark.parametrize("kind", ["none", "bool", "additive"])
+def test_columns_equal_those_of_the_whole_map(kind):
+    torch.manual_seed(0)
+    length = QUERIES + 9
+    query, key = torch.randn(2, 4, length, 8), torch.randn(2, 2, length, 8)
+    real = torch.rand(2, length) < (2 if kind == "none" else 0.8)
+    real[:, 0] = True
+    visible = real[:, None, None, :].expand(-1, -1, length, -1)
+    logits = (query @ key.repeat_interleave(2, 1).mT) * 0.3
+    whole = logits.masked_fill(~visible, -torch.inf).softmax(-1)
+    additive = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)
+    mask = {"none": None, "bool": visible, "additive": additive}[kind]
+    sums = column_sums(query, key, 0.3, mask)
+    torch.testing.assert_close(sums, (whole * real[:, None, :, None]).sum(2), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_it_is_what_the_encoders_own_attention_says(attention):
+    model, batch, seen = build("llava", attention), inputs("llava", BATCH), []
+    eager = build("llava", "eager")
+    block = family_of(eager).vision_blocks(eager)[1]
+    with hooked(block.self_attn.register_forward_hook(lambda *call: seen.append(call[2][1]))), torch.no_grad():
+        eager(**batch)
+    flat = (batch["input_ids"] == IMAGE).flatten().cumsum(0).view_as(batch["input_ids"]) - 1
+    expected = seen[0].sum(2).mean(1)[:, 1:].flatten()  # without the class token
+    for tokens in looked(model, batch, attended=(1,)):
+        assert len(tokens.vision) == 2
+        for row, valid in enumerate(tokens.valid):
+            places = flat[row, tokens.position[row, valid]]
+            torch.testing.assert_close(tokens.received[0][row, valid], expected[places], atol=1e-5, rtol=1e-5)
+            assert not tokens.received[0][row, ~valid].any()
+
+
+@pytest.mark.parametrize("family", SEEING)
+def test_batch_equals_its_samples_alone_and_nothing_is_lost(family):
+    model = build(family)
+    together = looked(model, inputs(family, BATCH), blocks=(), attended=(0, 2))[0]
+    assert not together.vision
+    for row in range(len(LAYOUTS[BATCH])):
+        for alone in looked(model, single(family, BATCH, row), "forward", blocks=(), attended=(0, 2))[:1]:
+            for mine, its in zip(alone.received, together.received, strict=True):
+                torch.testing.assert_close(mine[0, alone.valid[0]], its[row, together.valid[row]], atol=1e-5, rtol=0)
+                if family.startswith(SIZED):  # every patch gives what it has to patches of its own image
+                    torch.testing.assert_close(its[row, together.valid[row]].mean(), torch.tensor(1.0))
