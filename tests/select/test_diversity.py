@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from foveate import select
-from foveate.select import diversity
+from foveate.select import diversity, farthest, lazy
 from foveate.select.cosine import unit_rows
 from tests.select import reference
 from tests.select.cases import Case, continuous, sets, tied
@@ -17,21 +17,23 @@ from tests.select.cases import Case, continuous, sets, tied
 PLAIN = st.booleans()
 
 
-def choose(case: Case, plain: bool, crowd: int = 128, most: int = 64, chunk: int = 256) -> Tensor:
-    how = diversity._one_by_one if plain else diversity._in_rounds
+def choose(case: Case, plain: bool, crowd: int = 96, ready: int = 16, chunk: int = 256) -> Tensor:
+    how = diversity._one_by_one if plain else diversity._lazily
     with (
-        mock.patch.object(diversity, "_in_rounds", how),
-        mock.patch.object(diversity, "CROWD", crowd),
-        mock.patch.object(diversity, "ROUND", most),
+        mock.patch.object(diversity, "_lazily", how),
+        mock.patch.object(lazy, "CROWD", crowd),
+        mock.patch.object(lazy, "READY", ready),
+        mock.patch.object(lazy, "CHUNK", chunk),
         mock.patch.object(diversity, "CHUNK", chunk),
+        mock.patch.object(farthest, "CHUNK", chunk),
     ):
         return select.max_min_diversity(case.features, case.k, case.start, case.valid)
 
 
 @given(tied(), PLAIN, st.sampled_from((1, 3, 128)), st.sampled_from((1, 2, 64)), st.sampled_from((1, 256)))
-def test_agrees_with_the_definition(case: Case, plain: bool, crowd: int, most: int, chunk: int) -> None:
+def test_agrees_with_the_definition(case: Case, plain: bool, crowd: int, ready: int, chunk: int) -> None:
     case.start |= case.valid & (case.valid.cumsum(-1) == 1)  # the mean direction is not exact in binary
-    assert sets(choose(case, plain, crowd, most, chunk)) == [
+    assert sets(choose(case, plain, crowd, ready, chunk)) == [
         reference.max_min_diversity(features, k, start, valid) for features, _, k, start, valid in case.rows()
     ]
 
@@ -57,10 +59,10 @@ def test_both_forms_agree_on_many_tokens() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, 1000, 24, generator=generator, dtype=torch.float64)
     k = torch.tensor([300, 170])
-    rounds = select.max_min_diversity(features, k)
-    with mock.patch.object(diversity, "_in_rounds", diversity._one_by_one):
-        assert torch.equal(select.max_min_diversity(features, k), rounds)
-    assert rounds.sum(-1).tolist() == [300, 170]
+    lazily = select.max_min_diversity(features, k)
+    with mock.patch.object(diversity, "_lazily", diversity._one_by_one):
+        assert torch.equal(select.max_min_diversity(features, k), lazily)
+    assert lazily.sum(-1).tolist() == [300, 170]
 
 
 @given(tied())
@@ -154,7 +156,7 @@ def test_of_copies_the_first_is_picked_in_any_batch(plain: bool) -> None:
         padded = torch.cat([features, torch.zeros(1, 94, 64)], 1).repeat(3, 1, 1)
         valid = torch.arange(128).expand(3, -1) < 34
         for k in (10, 31, 33):
-            with mock.patch.object(diversity, "_in_rounds", diversity._one_by_one if plain else diversity._in_rounds):
+            with mock.patch.object(diversity, "_lazily", diversity._one_by_one if plain else diversity._lazily):
                 alone = select.max_min_diversity(features, k)
                 together = select.max_min_diversity(padded, k, valid=valid)
             assert alone[0, [16, 25, 33]].tolist() == [k > 31, k > 32, False]
@@ -184,6 +186,6 @@ def test_a_budget_of_zero_and_a_row_without_tokens() -> None:
 
 @pytest.mark.parametrize("crowd", [1, 4, 40])
 def test_ties_with_tokens_outside_the_crowd_go_to_the_lowest_index(crowd: int) -> None:
-    with mock.patch.object(diversity, "CROWD", crowd):
+    with mock.patch.object(lazy, "CROWD", crowd):
         keep = select.max_min_diversity(torch.eye(200)[None], 50)  # all at the same distance
     assert keep[0].nonzero().flatten().tolist() == list(range(50))

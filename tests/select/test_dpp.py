@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,9 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from foveate import select
+from foveate.select import lazy
+from foveate.select.residual import orthonormal
 from tests.select import reference
 from tests.select.cases import Case, continuous, sets, tied
 
+DPP = select.low_rank_dpp.__wrapped__.__globals__  # the module; `select.dpp` is the function
 BOTH = pytest.mark.parametrize("low_rank", [False, True])
 
 
@@ -81,9 +86,27 @@ def test_batch_equals_singles(low_rank: bool) -> None:
         assert not keep[row, length:].any()
 
 
-def test_kernel_and_factors_agree() -> None:
-    factors = torch.randn(2, 400, 200, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    assert torch.equal(select.low_rank_dpp(factors, 150), select.dpp(factors @ factors.mT, 150))
+def test_all_forms_agree_on_many_tokens() -> None:
+    generator = torch.Generator().manual_seed(4)
+    centres = torch.randn(1, 40, 200, generator=generator, dtype=torch.float64)
+    which = torch.randint(0, 40, (600,), generator=generator)
+    factors = centres[:, which] + 0.03 * torch.randn(1, 600, 200, generator=generator, dtype=torch.float64)
+    lazily = select.low_rank_dpp(factors, 150)
+    with mock.patch.dict(DPP, _lazily=DPP["_by_factors"]):
+        assert torch.equal(select.low_rank_dpp(factors, 150), lazily)
+    assert torch.equal(select.dpp(factors @ factors.mT, 150), lazily)
+    with mock.patch.multiple(lazy, CROWD=7, READY=2, CHUNK=5):
+        assert torch.equal(select.low_rank_dpp(factors, 150), lazily)
+
+
+def test_rows_nearly_alike_become_orthonormal() -> None:
+    generator = torch.Generator().manual_seed(5)
+    rows = torch.randn(1, 50, generator=generator) + 1e-3 * torch.randn(20, 50, generator=generator)
+    rows[3] = rows[2]
+    for these in (rows, torch.eye(20)):
+        basis = orthonormal(these)
+        assert (basis @ basis.T - torch.eye(20)).abs().max() < 1e-5
+        assert (basis @ these.T).tril(-1).abs().max() < 1e-5 * these.norm()  # in their order
 
 
 def test_of_copies_the_first_is_picked() -> None:

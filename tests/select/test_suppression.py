@@ -7,15 +7,32 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from foveate import select
-from foveate.select import greedy
+from foveate.select import greedy, walk
+from foveate.select.cosine import unit_rows
 from tests.select import reference
 from tests.select.cases import Case, continuous, sets, tied
 
 Fill = Literal["saliency", "stop", "relax"]
 FILLS = st.sampled_from(("saliency", "stop", "relax"))
 BLOCKS = st.sampled_from((1, 3, 128))
+PLAIN = st.booleans()
+
+
+def choose(case: Case, threshold: float, fill: Fill, plain: bool = False, block: int = 96) -> Tensor:
+    """`plain`: the form for devices other than the CPU."""
+
+    def batched(features: Tensor, *rest: Tensor) -> Tensor:
+        return greedy._greedy(unit_rows(features.float()), *rest)
+
+    with (
+        mock.patch.object(greedy, "_walked", batched if plain else greedy._walked),
+        mock.patch.object(greedy, "BLOCK", block),
+        mock.patch.object(walk, "BLOCK", block),
+    ):
+        return select.suppression(case.features, case.scores, case.k, threshold, fill, case.valid)
 
 
 def expected(case: Case, threshold: float, fill: str) -> list[set[int]]:
@@ -25,21 +42,22 @@ def expected(case: Case, threshold: float, fill: str) -> list[set[int]]:
     ]
 
 
-@given(tied(), st.sampled_from((-2.0, -0.75, -0.5, 0.0, 0.25, 0.5, 0.9)), FILLS, BLOCKS, st.integers(1, 4))
-def test_agrees_with_the_definition(case: Case, threshold: float, fill: Fill, block: int, rounds: int) -> None:
+@given(tied(), st.sampled_from((-2.0, -0.75, -0.5, 0.0, 0.25, 0.5, 0.9)), FILLS, PLAIN, BLOCKS, st.integers(1, 4))
+def test_agrees_with_the_definition(
+    case: Case, threshold: float, fill: Fill, plain: bool, block: int, rounds: int
+) -> None:
     # Bisected, these angles meet a cosine of the case, and rounding decides.
     assume(fill != "relax" or threshold not in (-2.0, -0.5))
-    with mock.patch.object(greedy, "BLOCK", block), mock.patch.object(greedy, "ROUNDS", rounds):
-        keep = select.suppression(case.features, case.scores, case.k, threshold, fill, case.valid)
+    with mock.patch.object(greedy, "ROUNDS", rounds):
+        keep = choose(case, threshold, fill, plain, block)
     assert sets(keep) == expected(case, threshold, fill)
 
 
-@given(continuous(), st.floats(-1, 1, exclude_max=True), st.sampled_from(("saliency", "stop")), BLOCKS)
-def test_agrees_on_continuous_features(case: Case, threshold: float, fill: Fill, block: int) -> None:
+@given(continuous(), st.floats(-1, 1, exclude_max=True), st.sampled_from(("saliency", "stop")), PLAIN, BLOCKS)
+def test_agrees_on_continuous_features(case: Case, threshold: float, fill: Fill, plain: bool, block: int) -> None:
     unit = torch.nn.functional.normalize(case.features.double(), dim=-1)
     assume(bool(((unit @ unit.mT - threshold).abs() > 1e-5).all()))  # no pair on the brink, where rounding decides
-    with mock.patch.object(greedy, "BLOCK", block):
-        keep = select.suppression(case.features, case.scores, case.k, threshold, fill, case.valid)
+    keep = choose(case, threshold, fill, plain, block)
     assert sets(keep) == expected(case, threshold, fill)
 
 
@@ -114,8 +132,20 @@ def test_long_chains_inside_a_block_are_settled() -> None:
     # Neighbours on a circle exclude each other: every other one must stay, and each depends on the one before.
     angle = torch.arange(100) * 0.05
     features = torch.stack([angle.cos(), angle.sin()], -1)[None]
-    keep = select.suppression(features, -torch.arange(100.0)[None], 100, 0.99799, "stop")  # cos 0.0632
-    assert keep[0].nonzero().flatten().tolist() == list(range(0, 100, 2))
+    everyone = torch.ones(1, 100, dtype=torch.bool)
+    case = Case(features, -torch.arange(100.0)[None], torch.tensor([100]), everyone, everyone)
+    for plain in (False, True):
+        keep = choose(case, 0.99799, "stop", plain, block=128)  # cos 0.0632
+        assert keep[0].nonzero().flatten().tolist() == list(range(0, 100, 2))
+
+
+def test_both_forms_agree_on_many_tokens() -> None:
+    generator = torch.Generator().manual_seed(4)
+    features, scores = torch.randn(2, 500, 24, generator=generator), torch.randn(2, 500, generator=generator)
+    valid = torch.rand(2, 500, generator=generator) < 0.9
+    for threshold in (0.2, 0.6):
+        case = Case(features, scores, torch.tensor([150, 90]), valid, valid)
+        assert torch.equal(choose(case, threshold, "relax"), choose(case, threshold, "relax", plain=True))
 
 
 def test_halves_are_compared_in_single_precision() -> None:

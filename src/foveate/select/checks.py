@@ -10,6 +10,8 @@ from typing import ParamSpec
 import torch
 from torch import Tensor
 
+from foveate.select.transfer import to_device
+
 P = ParamSpec("P")
 
 
@@ -45,7 +47,7 @@ def check_scores(scores: Tensor, shape: torch.Size | None = None) -> Tensor:
 
 
 def check_features(features: Tensor, name: str = "features", shape: str = "(B, N, D)") -> Tensor:
-    """Features (B, N, D) as float32, or float64 where they are."""
+    """Features (B, N, D) as they are."""
     if not isinstance(features, Tensor):
         raise TypeError(f"{name} must be a tensor {shape}, got {type(features).__name__}")
     if not features.is_floating_point():
@@ -54,6 +56,11 @@ def check_features(features: Tensor, name: str = "features", shape: str = "(B, N
         raise ValueError(f"{name} must have shape {shape}, got {tuple(features.shape)}")
     if features.shape[2] == 0 < features.shape[1]:
         raise ValueError(f"{name} need at least one dimension, got {tuple(features.shape)}")
+    return features
+
+
+def wide(features: Tensor) -> Tensor:
+    """Features as float32, or float64 where they are."""
     return features if features.dtype == torch.float64 else features.float()
 
 
@@ -72,7 +79,8 @@ def check_mask(name: str, mask: Tensor | None, shape: torch.Size, device: torch.
 def check_budget(k: int | Tensor, valid: Tensor) -> Tensor:
     """Tokens to keep in each row, (B,) long, at most the row's valid ones.
 
-    A tensor costs one read from its device: a negative budget must not pass in silence.
+    A tensor on a GPU costs one read from it: a negative budget must not pass in silence. An int, or a tensor on the
+    CPU, costs none.
     """
     present = valid.sum(-1)
     if isinstance(k, Tensor):
@@ -84,7 +92,7 @@ def check_budget(k: int | Tensor, valid: Tensor) -> Tensor:
             raise ValueError(f"k must be an int or of shape ({len(valid)},), got {tuple(k.shape)}")
         if k.numel() and int(k.min()) < 0:
             raise ValueError(f"k must not be negative, got {k.tolist()}")
-        return torch.minimum(k.to(present), present)
+        return torch.minimum(to_device(k.to(present.dtype), present.device), present)
     if isinstance(k, bool):
         raise TypeError(f"k must be an int or a tensor (B,), got {k!r}")
     try:

@@ -2,18 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
+from foveate.select.checks import wide
+
+BLOCK = 512  # rows in half precision that are widened at a time
 PREFIX = 64  # features by which equal tokens are looked for
 
 
 def unit_rows(features: Tensor) -> Tensor:
     """Normalise the last dimension of features (..., D); a row of zeros or with a NaN or infinity becomes zeros.
 
-    Such a row has cosine 0 to every other one.
+    Such a row has cosine 0 to every other one. So has one whose squared length is out of range.
     """
-    return (features / torch.linalg.vector_norm(features, dim=-1, keepdim=True)).nan_to_num_(nan=0.0)
+    return (features / torch.linalg.vector_norm(features, dim=-1, keepdim=True)).nan_to_num_(0, 0, 0)
+
+
+class UnitRows:
+    """One sample's rows of length one, in float32 (float64 for float64), made where they are needed.
+
+    A row of zeros, or with a NaN or infinity, becomes zeros.
+
+    Parameters
+    ----------
+    features
+        (N, D) of any floating-point type; not copied, unless a row is not finite.
+    """
+
+    def __init__(self, features: Tensor) -> None:
+        length = torch.cat([torch.linalg.vector_norm(block, dim=1) for block in _blocks(features)])
+        strange = ~length.isfinite()
+        self.features = features.masked_fill(strange[:, None], 0) if bool(strange.any()) else features
+        self.inverse = length.reciprocal_().masked_fill_(strange | length.isinf(), 0)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def take(self, index: Tensor) -> Tensor:
+        """Rows (C, D) at index (C,); the caller's own."""
+        # index_select, as features[index] takes several times as long
+        return wide(self.features.index_select(0, index)).mul_(self.inverse[index, None])
+
+    def mean(self, valid: Tensor) -> Tensor:
+        """Sum (D,) of the rows that are valid (N,)."""
+        weight = self.inverse.masked_fill(~valid, 0).split(BLOCK if self._half else len(self) or 1)
+        return sum(part @ block for part, block in zip(weight, _blocks(self.features), strict=True))
+
+    def products(self, others: Tensor) -> Tensor:
+        """Products (C, N) of others (C, D) with all rows."""
+        return torch.cat([others @ block.T for block in _blocks(self.features)], 1).mul_(self.inverse)
+
+    @property
+    def _half(self) -> bool:
+        return self.features.element_size() < 4
+
+
+def _blocks(features: Tensor) -> Iterator[Tensor]:
+    """Half-precision rows widened block by block; others all at once."""
+    size = BLOCK if features.element_size() < 4 else len(features) or 1
+    return (wide(block) for block in features.split(size))
 
 
 def take_rows(features: Tensor, index: Tensor) -> Tensor:
@@ -30,12 +80,15 @@ def repeats_of(rows: Tensor, valid: Tensor) -> Tensor:
     the two, and that differs with the shape of the batch.
     """
     # rows that begin alike have equal sums, and with such weights hardly any others do
-    begin = rows[..., :PREFIX]
-    weights = torch.arange(1, begin.shape[-1] + 1, device=rows.device, dtype=rows.dtype).sqrt()
+    begin = wide(rows[..., :PREFIX])
+    weights = torch.arange(1, begin.shape[-1] + 1, device=rows.device, dtype=begin.dtype).sqrt()
     total, order = (begin * weights).sum(-1).masked_fill(~valid, torch.inf).sort(dim=-1, stable=True)
     suspect = (total[:, 1:] == total[:, :-1]) & total[:, 1:].isfinite()
-    if bool(suspect.any()):
-        ordered = take_rows(rows, order)
+    sample, place = suspect.nonzero(as_tuple=True)
+    if len(sample):
+        number = rows.shape[1]
+        flat = rows.reshape(-1, rows.shape[2])
+        one, other = (flat.index_select(0, sample * number + order[sample, place + after]) for after in (0, 1))
         # rows of zeros are not alike: their cosine is 0
-        suspect &= (ordered[:, 1:] == ordered[:, :-1]).all(-1) & (ordered[:, 1:] != 0).any(-1)
+        suspect[sample, place] = (one == other).all(-1) & (one != 0).any(-1)
     return torch.zeros_like(valid).scatter_(1, order[:, 1:], suspect)

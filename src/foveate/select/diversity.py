@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foveate.select.checks import check_budget, check_features, check_mask, exact, widest
+from foveate.select import fused
+from foveate.select.checks import check_budget, check_features, check_mask, exact, wide, widest
 from foveate.select.cosine import repeats_of, take_rows, unit_rows
+from foveate.select.farthest import farthest_points
 
 CHUNK = 256  # tokens of a start set compared at a time
-CROWD = 128  # candidates that a round looks at closely
-ROUND = 64  # most picks in a round
 
 
 @exact
@@ -54,19 +54,15 @@ def max_min_diversity(
     valid = check_mask("valid", valid, shape, device)
     start = torch.zeros_like(valid) if start is None else check_mask("start", start, shape, device) & valid
     budget = check_budget(k, valid)
+    keep = fused.max_min_diversity(features, budget, start, valid)
+    if keep is not None:
+        return keep
     if not widest(budget):
         return torch.zeros_like(valid)
 
-    unit = unit_rows(features)
-    keep = start & (start.cumsum(-1) <= budget[:, None])
-    mean = torch.bmm(valid[:, None].to(unit), unit).squeeze(1)
-    repeats = repeats_of(unit, valid)
-    outlier = _product(unit, mean).masked_fill_(~valid | repeats, torch.inf).argmin(-1, keepdim=True)
-    seeded = keep.any(-1, keepdim=True) | (budget == 0)[:, None]
-    keep.scatter_(1, outlier, keep.gather(1, outlier) | ~seeded)
-    nearest = _to_set(unit, keep).masked_fill_(keep | ~valid | repeats, torch.inf)
-    pick = _in_rounds if device.type == "cpu" else _one_by_one
-    keep = pick(unit, nearest, keep, torch.minimum(budget, (valid & ~repeats | keep).sum(-1)))
+    start = start & (start.cumsum(-1) <= budget[:, None])
+    pick = _lazily if device.type == "cpu" else _one_by_one
+    keep = pick(features, budget, start, valid, repeats_of(features, valid))
     left = valid & ~keep
     return keep | left & (left.cumsum(-1) <= (budget - keep.sum(-1))[:, None])
 
@@ -88,60 +84,37 @@ def _to_set(unit: Tensor, chosen: Tensor) -> Tensor:
     return nearest
 
 
-def _one_by_one(unit: Tensor, nearest: Tensor, keep: Tensor, budget: Tensor) -> Tensor:
+def _lazily(features: Tensor, budget: Tensor, start: Tensor, valid: Tensor, repeats: Tensor) -> Tensor:
+    """The same picks on a CPU, where the plain form reads all features for each; arguments as of `_one_by_one`."""
+    keep = torch.zeros_like(valid)
+    for row, count in enumerate(budget.tolist()):
+        if count:
+            keep[row] = farthest_points(features[row], count, start[row], valid[row], repeats[row])
+    return keep
+
+
+def _one_by_one(features: Tensor, budget: Tensor, start: Tensor, valid: Tensor, repeats: Tensor) -> Tensor:
     """The plain form: one pick a step, no read from the device inside the loop.
 
     Parameters
     ----------
-    nearest
-        (B, N) cosine to the nearest kept token, inf for those that cannot be picked; used up.
-    keep
-        (B, N) bool, the tokens kept so far; filled in place.
     budget
-        (B,) long, kept tokens wanted in all.
+        (B,) long, kept tokens wanted in all; where repeats are left out there may be fewer.
+    start, valid
+        (B, N) bool; at most `budget` of `start`.
+    repeats
+        (B, N) bool, tokens that are not picked.
     """
-    missing = budget - keep.sum(-1)
+    unit, keep = unit_rows(wide(features)), start.clone()
+    mean = torch.bmm(valid[:, None].to(unit), unit).squeeze(1)
+    outlier = _product(unit, mean).masked_fill_(~valid | repeats, torch.inf).argmin(-1, keepdim=True)
+    seeded = keep.any(-1, keepdim=True) | (budget == 0)[:, None]
+    keep.scatter_(1, outlier, keep.gather(1, outlier) | ~seeded)
+    nearest = _to_set(unit, keep).masked_fill_(keep | ~valid | repeats, torch.inf)
+    missing = torch.minimum(budget, (valid & ~repeats | keep).sum(-1)) - keep.sum(-1)
     for step in range(widest(missing)):
         pick = nearest.argmin(-1, keepdim=True)
         keep.scatter_(1, pick, keep.gather(1, pick) | (step < missing)[:, None])
         torch.maximum(nearest, _product(unit, take_rows(unit, pick).squeeze(1)), out=nearest)
         nearest.scatter_(1, pick, torch.inf)
-    return keep
-
-
-def _in_rounds(unit: Tensor, nearest: Tensor, keep: Tensor, budget: Tensor) -> Tensor:
-    """The same picks with far less memory traffic, for a CPU, where the plain form reads all features for each pick.
-
-    `nearest` only ever rises. So as long as the best of a small crowd, kept up to date, is under the lowest value that
-    anyone outside had when the round began, it is the best of all; those outside catch up once a round.
-    """
-    size = min(CROWD, unit.shape[1])
-    missing = budget - keep.sum(-1)
-    while bool((missing > 0).any()):
-        index = nearest.topk(size, largest=False, sorted=False).indices.sort(-1).values
-        crowd, value = take_rows(unit, index), nearest.gather(1, index)
-        bound = value.amax(-1, keepdim=True)
-        begun = wanted = (missing > 0)[:, None]
-        # The first pick of a round is the best of all, whether or not ties keep it out of the crowd.
-        pick = nearest.argmin(-1, keepdim=True)
-        value.masked_fill_(index == pick, torch.inf)
-        picks, vectors = [pick], [take_rows(unit, pick)]
-        while len(picks) < ROUND:
-            value = value.maximum(_product(crowd, vectors[-1].squeeze(1)))
-            place = value.argmin(-1, keepdim=True)
-            wanted = wanted & (value.gather(1, place) < bound) & (len(picks) < missing)[:, None]
-            if not bool(wanted.any()):
-                break
-            pick = torch.where(wanted, index.gather(1, place), pick)  # a row that is done repeats itself
-            value.scatter_(1, place, torch.inf)
-            picks.append(pick)
-            vectors.append(take_rows(unit, pick))
-        picked = torch.cat(picks, 1)
-        fresh = torch.zeros_like(keep).scatter_(1, picked, begun.expand_as(picked))
-        keep |= fresh
-        missing = budget - keep.sum(-1)
-        nearest.masked_fill_(fresh, torch.inf)
-        if not bool((missing > 0).any()):
-            break  # nobody is left to catch up for
-        torch.maximum(nearest, torch.bmm(torch.cat(vectors, 1), unit.mT).amax(1), out=nearest)
     return keep

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
-from foveate.select.checks import check_budget, check_features, check_mask, exact, widest
+from foveate.select import fused
+from foveate.select.checks import check_budget, check_features, check_mask, exact, wide, widest
 from foveate.select.cosine import repeats_of, take_rows
-from foveate.select.ranking import top_k
+from foveate.select.ranking import best
+from foveate.select.residual import Residual
 
 EXHAUSTED = 1e-6  # of the row's largest L_jj: a residual that small is rounding
 ASYMMETRY = 1e-2  # of the kernel's largest entry: more than half precision makes of a symmetric one
@@ -44,7 +48,7 @@ def dpp(kernel: Tensor, k: int | Tensor, valid: Tensor | None = None) -> Tensor:
     The fast greedy algorithm of Chen, Zhang, Zhou 2018, arXiv 1709.05135. O(N k²) and, beside the kernel, k x N
     numbers. Where L = F Fᵀ is known, `low_rank_dpp` needs no kernel.
     """
-    kernel = check_features(kernel, "kernel", "(B, N, N)")
+    kernel = wide(check_features(kernel, "kernel", "(B, N, N)"))
     if kernel.shape[1] != kernel.shape[2]:
         raise ValueError(f"kernel must have shape (B, N, N), got {tuple(kernel.shape)}")
     valid = check_mask("valid", valid, kernel.shape[:2], kernel.device)
@@ -94,14 +98,19 @@ def low_rank_dpp(factors: Tensor, k: int | Tensor, valid: Tensor | None = None) 
     factors = check_features(factors, "factors")
     valid = check_mask("valid", valid, factors.shape[:2], factors.device)
     budget = check_budget(k, valid)
+    keep = fused.low_rank_dpp(factors, budget, valid)
+    if keep is not None:
+        return keep
     if not widest(budget):
         return torch.zeros_like(valid)
+    factors = wide(factors)
     gain = torch.linalg.vector_norm(factors, dim=-1).square_()
     absent = ~gain.isfinite()
     if bool(absent.any()):
         factors = factors.masked_fill(absent[..., None], 0)
         gain.masked_fill_(absent, 0)
-    picked = _by_factors(factors, *_beginning(gain, valid, repeats_of(factors, valid)), budget)
+    pick = _lazily if factors.device.type == "cpu" else _by_factors
+    picked = pick(factors, *_beginning(gain, valid, repeats_of(factors, valid)), budget)
     return _fill(picked, gain, budget, valid)
 
 
@@ -114,7 +123,7 @@ def _beginning(gain: Tensor, valid: Tensor, repeats: Tensor | None = None) -> tu
 
 def _fill(keep: Tensor, gain: Tensor, budget: Tensor, valid: Tensor) -> Tensor:
     """The picks and, where there are fewer than wanted, the largest L_jj of the others."""
-    return keep | top_k(gain, budget - keep.sum(-1), valid & ~keep)
+    return keep | best(gain, budget - keep.sum(-1), valid & ~keep)
 
 
 def _by_factors(factors: Tensor, left: Tensor, floor: Tensor, budget: Tensor) -> Tensor:
@@ -144,6 +153,15 @@ def _by_factors(factors: Tensor, left: Tensor, floor: Tensor, budget: Tensor) ->
         left -= torch.bmm(factors, vector.mT).squeeze(-1).square_()
         keep.scatter_(1, pick, keep.gather(1, pick) | wanted)
         left.scatter_(1, pick, -torch.inf)
+    return keep
+
+
+def _lazily(factors: Tensor, left: Tensor, floor: Tensor, budget: Tensor) -> Tensor:
+    """The same picks on a CPU, where the plain form reads all factors for each pick; arguments as of `_by_factors`."""
+    keep = torch.zeros_like(left, dtype=torch.bool)
+    for row, (count, least) in enumerate(zip(budget.tolist(), floor.flatten().tolist(), strict=True)):
+        rows = functools.partial(factors[row].index_select, 0)
+        keep[row, Residual(rows, left[row], factors.shape[2], count).run(least)] = True
     return keep
 
 

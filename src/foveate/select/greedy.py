@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from numbers import Real
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from foveate.select.checks import check_budget, check_features, check_mask, check_scores, exact, widest
+from foveate.select import fused
+from foveate.select.checks import check_budget, check_features, check_mask, check_scores, exact, wide, widest
 from foveate.select.cosine import take_rows, unit_rows
-from foveate.select.ranking import descending, top_k
+from foveate.select.ranking import best, descending
+from foveate.select.walk import walk
 
+Greedy = Callable[[Tensor, Tensor], Tensor]  # the greedy set (B, N) for budgets (B,) and thresholds (B,)
 BLOCK = 128  # candidates compared at a time
 ROUNDS = 4  # of settling a block before looking whether it is settled: a look costs a read from the device
 BISECTIONS = 10  # of the angle by "relax": it ends within a thousandth of the angle it starts from
@@ -78,19 +83,38 @@ def suppression(
     valid = check_mask("valid", valid, scores.shape, features.device)
     budget = check_budget(k, valid)
     if threshold >= 1 or not valid.numel():  # rounding can lift a cosine over 1
-        return top_k(scores, budget, valid)
+        return best(scores, budget, valid)
 
-    unit, order = unit_rows(features), descending(scores, valid)
-    limit = features.new_full((len(features),), threshold)
-    keep = _greedy(unit, order, budget, limit, valid)
+    order = descending(scores, valid)
+    limit = wide(features.new_empty(0)).new_full((len(features),), threshold)
+    greedy = functools.partial(_greedy_set, features, order, valid, functools.cache(lambda: unit_rows(wide(features))))
+    keep = greedy(budget, limit)
     if fill == "stop":
         return keep
     if fill == "saliency":
-        return keep | top_k(scores, budget - keep.sum(-1), valid & ~keep)
-    return _relax(unit, order, budget, limit, valid, keep, top_k(scores, budget, valid))
+        return keep | best(scores, budget - keep.sum(-1), valid & ~keep)
+    return _relax(greedy, budget, limit, keep, best(scores, budget, valid))
 
 
-def _greedy(unit: Tensor, order: Tensor, budget: Tensor, limit: Tensor, valid: Tensor) -> Tensor:
+def _greedy_set(
+    features: Tensor, order: Tensor, valid: Tensor, unit: Callable[[], Tensor], budget: Tensor, limit: Tensor
+) -> Tensor:
+    """The greedy set by the way that suits the device; `unit` gives the features' unit rows where they are needed."""
+    if features.device.type == "cpu":
+        return _walked(features, order, valid, budget, limit)
+    keep = fused.suppression(features, order, budget, limit, valid)
+    return _greedy(unit(), order, valid, budget, limit) if keep is None else keep
+
+
+def _walked(features: Tensor, order: Tensor, valid: Tensor, budget: Tensor, limit: Tensor) -> Tensor:
+    """The same set on a CPU, where samples follow one another; arguments as of `_greedy`, features not normalised."""
+    keep = torch.zeros_like(valid)
+    for row, (present, most) in enumerate(zip(valid.sum(-1).tolist(), budget.tolist(), strict=True)):
+        keep[row, walk(features[row], order[row, :present], most, float(limit[row]))] = True
+    return keep
+
+
+def _greedy(unit: Tensor, order: Tensor, valid: Tensor, budget: Tensor, limit: Tensor) -> Tensor:
     """The greedy set (B, N) for thresholds `limit` (B,), of at most `budget` (B,) tokens.
 
     A block of candidates is first compared with everything taken before it, then settled inside.
@@ -150,24 +174,25 @@ def _settle(active: Tensor, rivals: Tensor) -> Tensor:
     return chosen
 
 
-def _relax(
-    unit: Tensor, order: Tensor, budget: Tensor, limit: Tensor, valid: Tensor, first: Tensor, plain: Tensor
-) -> Tensor:
+def _relax(greedy: Greedy, budget: Tensor, limit: Tensor, first: Tensor, plain: Tensor) -> Tensor:
     """For rows whose `first` set is too small, the greedy set at a raised threshold that reaches the budget.
 
-    `plain` is the set at threshold 1, which always does.
+    `walk` gives the greedy set for limits (B,) and budgets (B,); `plain` is the set at threshold 1, which always
+    reaches.
     """
     enough = first.sum(-1) >= budget
-    if bool(enough.all()):
+    # where the kernel runs, walks of nothing cost less than waiting for the GPU
+    if not fused.supported(limit.device) and bool(enough.all()):
         return first
-    best = torch.where(enough[:, None], first, plain)
+    kept = torch.where(enough[:, None], first, plain)
+    wanted = budget.masked_fill(enough, 0)
     # Angles, as tokens in a language model are often so alike that cosines crowd just under 1.
     low = limit.clamp(min=-1).acos()
     high = torch.where(enough, low, torch.zeros_like(low))
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        trial = _greedy(unit, order, budget, middle.cos(), valid)
+        trial = greedy(wanted, middle.cos())
         reached = trial.sum(-1) >= budget
-        best = torch.where((reached & ~enough)[:, None], trial, best)
+        kept = torch.where((reached & ~enough)[:, None], trial, kept)
         low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
-    return best
+    return kept

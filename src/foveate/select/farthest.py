@@ -1,0 +1,55 @@
+"""Farthest points on a CPU: the picks of the plain loop with far fewer comparisons."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveate.select.cosine import UnitRows
+from foveate.select.lazy import Array, LazyGreedy
+
+CHUNK = 256  # tokens of a start set compared at a time
+
+
+def farthest_points(features: Tensor, k: int, start: Tensor, valid: Tensor, repeats: Tensor) -> Tensor:
+    """One sample's `max_min_diversity`, without repeated tokens: it may fall short of k by them.
+
+    Parameters
+    ----------
+    features
+        (N, D) of any floating-point type.
+    start, valid, repeats
+        (N,) bool; at most k of `start`.
+    """
+    unit, keep = UnitRows(features), start.clone()
+    if not bool(keep.any()):
+        outlier = unit.products(unit.mean(valid)[None])[0].masked_fill_(~valid | repeats, torch.inf).argmin()
+        keep[outlier] = True
+    nearest = unit.inverse.new_full(keep.shape, -torch.inf)
+    for part in keep.nonzero()[:, 0].split(CHUNK):
+        torch.maximum(nearest, unit.products(unit.take(part)).amax(0), out=nearest)
+    nearest.masked_fill_(keep | ~valid | repeats, torch.inf)
+    missing = min(k - int(keep.sum()), int(nearest.isfinite().sum()))
+    keep[Farthest(unit.take, -nearest, features.shape[1], missing).run()] = True
+    return keep
+
+
+class Farthest(LazyGreedy):
+    """Max-min diversity: the gain is minus the cosine to the nearest kept token; rows of length one."""
+
+    def update(self, gain: Array, products: Tensor, news: Tensor | None) -> Array:
+        return np.minimum(gain, -products.amax(0).numpy())
+
+    def settle(self, rows: Tensor, gain: Array, first: int, bound: float, most: int) -> list[int]:
+        away = -(rows @ rows.T).numpy()
+        chosen, place = [], first
+        while True:
+            chosen.append(place)
+            np.minimum(gain, away[place], out=gain)
+            gain[place] = -np.inf
+            place = int(gain.argmax())
+            if len(chosen) == most or not gain[place] > bound:
+                break
+        torch.index_select(rows, 0, torch.tensor(chosen), out=self.basis[self.taken : self.taken + len(chosen)])
+        return chosen
