@@ -9,6 +9,7 @@ from torch import Tensor
 
 from foveate.select.checks import check_budget, check_features, check_mask, exact, wide, widest
 from foveate.select.cosine import repeats_of, take_rows
+from foveate.select.elimination import in_rounds
 from foveate.select.ranking import top_k
 from foveate.select.residual import Residual
 
@@ -61,7 +62,8 @@ def dpp(kernel: Tensor, k: int | Tensor, valid: Tensor | None = None) -> Tensor:
     if apart > ASYMMETRY * float(kernel.abs().amax()):
         raise ValueError(f"kernel must be symmetric, but two opposite entries differ by {apart:g}")
     gain = kernel.diagonal(dim1=1, dim2=2).clone()
-    return _fill(_by_kernel(kernel, *_beginning(gain, valid), budget), gain, budget, valid)
+    pick = _kernel_in_rounds if kernel.device.type == "cpu" else _by_kernel
+    return _fill(pick(kernel, *_beginning(gain, valid), budget), gain, budget, valid)
 
 
 @exact
@@ -152,11 +154,37 @@ def _by_factors(factors: Tensor, left: Tensor, floor: Tensor, budget: Tensor) ->
 
 
 def _lazily(factors: Tensor, left: Tensor, floor: Tensor, budget: Tensor) -> Tensor:
-    """The same picks on a CPU, where the plain form reads all factors for each pick; arguments as of `_by_factors`."""
+    """The same picks on a CPU, where the plain form reads all factors for each pick; arguments as of `_by_factors`.
+
+    What the picks span is held as k x N or k x D numbers, whichever are fewer.
+    """
     keep = torch.zeros_like(left, dtype=torch.bool)
     for row, (count, least) in enumerate(zip(budget.tolist(), floor.flatten().tolist(), strict=True)):
         rows = functools.partial(factors[row].index_select, 0)
-        keep[row, Residual(rows, left[row], factors.shape[2], count).run(least)] = True
+        if factors.shape[1] <= factors.shape[2]:
+            picks = in_rounds(functools.partial(_product_at, factors[row]), left[row], least, count)
+        else:
+            picks = Residual(rows, left[row], factors.shape[2], count).run(least)
+        keep[row, picks] = True
+    return keep
+
+
+def _product_at(factors: Tensor, rows: Tensor, columns: Tensor | None) -> Tensor:
+    """F Fᵀ at the rows and columns; None: all."""
+    others = factors if columns is None else factors.index_select(0, columns)
+    return factors.index_select(0, rows) @ others.T
+
+
+def _kernel_in_rounds(kernel: Tensor, left: Tensor, floor: Tensor, budget: Tensor) -> Tensor:
+    """`_by_kernel` on a CPU: the same picks, many at a time."""
+
+    def at(rows: Tensor, columns: Tensor | None) -> Tensor:
+        part = kernel[row].index_select(0, rows)
+        return part if columns is None else part.index_select(1, columns)
+
+    keep = torch.zeros_like(left, dtype=torch.bool)
+    for row, (count, least) in enumerate(zip(budget.tolist(), floor.flatten().tolist(), strict=True)):
+        keep[row, in_rounds(at, left[row], least, count)] = True
     return keep
 
 
