@@ -98,7 +98,7 @@ def test_all_forms_agree_on_many_tokens(width: int) -> None:
     factors = centres[:, which] + 0.03 * torch.randn(1, 600, width, generator=generator, dtype=torch.float64)
     kernel, expected = factors @ factors.mT, select.low_rank_dpp(factors, 150)
     assert torch.equal(select.dpp(kernel, 150), expected)
-    with mock.patch.dict(DPP, _lazily=DPP["_by_factors"], _kernel_in_rounds=DPP["_by_kernel"]):
+    with mock.patch.dict(DPP, by_factors=DPP["_by_factors"], by_kernel=DPP["_by_kernel"]):
         assert torch.equal(select.low_rank_dpp(factors, 150), expected)
         assert torch.equal(select.dpp(kernel, 150), expected)
     with (

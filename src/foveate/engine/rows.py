@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from foveate.select import fused
+
 KEYS = 1024  # turned into fp32 at a time
 QUERIES = 128  # rows of a whole attention map at a time
 
@@ -24,6 +26,10 @@ def row_logits(query: Tensor, key: Tensor, scale: float, softcap: float | None =
     Tensor
         (B, H, R, K).
     """
+    if not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)):
+        scores = fused.attempt("row_logits", key, lambda: _fused_logits(query, key, scale, softcap), _fused_agrees)
+        if scores is not None:
+            return scores
     batch, heads, rows, size = query.shape
     grouped = (query.float() * scale).reshape(batch, key.shape[1], -1, size)
     if key.dtype == torch.float32:
@@ -32,6 +38,18 @@ def row_logits(query: Tensor, key: Tensor, scale: float, softcap: float | None =
         scores = torch.cat([torch.matmul(grouped, block.float().mT) for block in key.split(KEYS, 2)], -1)
     scores = scores.view(batch, heads, rows, key.shape[2])
     return torch.tanh(scores / softcap) * softcap if softcap else scores
+
+
+def _fused_logits(query: Tensor, key: Tensor, scale: float, softcap: float | None) -> Tensor:
+    from foveate.engine import fused_rows
+
+    return fused_rows.row_logits(query.to(key.dtype), key, scale, softcap)
+
+
+def _fused_agrees(device: torch.device, dtype: torch.dtype) -> bool:
+    from foveate.engine import fused_rows
+
+    return fused_rows.agrees(device, dtype)
 
 
 def column_sums(query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:

@@ -10,6 +10,8 @@ from typing import ParamSpec
 import torch
 from torch import Tensor
 
+from foveate.select.transfer import to_device
+
 P = ParamSpec("P")
 
 
@@ -77,7 +79,8 @@ def check_mask(name: str, mask: Tensor | None, shape: torch.Size, device: torch.
 def check_budget(k: int | Tensor, valid: Tensor) -> Tensor:
     """Tokens to keep in each row, (B,) long, at most the row's valid ones.
 
-    A tensor costs one read from its device: a negative budget must not pass in silence.
+    A tensor on a GPU costs one read from it: a negative budget must not pass in silence. An int, or a tensor on the
+    CPU, costs none.
     """
     present = valid.sum(-1)
     if isinstance(k, Tensor):
@@ -89,7 +92,7 @@ def check_budget(k: int | Tensor, valid: Tensor) -> Tensor:
             raise ValueError(f"k must be an int or of shape ({len(valid)},), got {tuple(k.shape)}")
         if k.numel() and int(k.min()) < 0:
             raise ValueError(f"k must not be negative, got {k.tolist()}")
-        return torch.minimum(k.to(present), present)
+        return torch.minimum(to_device(k.to(present.dtype), present.device), present)
     if isinstance(k, bool):
         raise TypeError(f"k must be an int or a tensor (B,), got {k!r}")
     try:

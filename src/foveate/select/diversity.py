@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from foveate.select import fused
 from foveate.select.checks import check_budget, check_features, check_mask, exact, wide, widest
 from foveate.select.cosine import repeats_of, take_rows, unit_rows
 from foveate.select.farthest import farthest_points
@@ -53,6 +54,9 @@ def max_min_diversity(
     valid = check_mask("valid", valid, shape, device)
     start = torch.zeros_like(valid) if start is None else check_mask("start", start, shape, device) & valid
     budget = check_budget(k, valid)
+    keep = fused.max_min_diversity(features, budget, start, valid)
+    if keep is not None:
+        return keep
     if not widest(budget):
         return torch.zeros_like(valid)
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
+from foveate.select import fused
 from foveate.select.checks import check_budget, check_features, check_mask, exact, wide, widest
 from foveate.select.cosine import repeats_of, take_rows
-from foveate.select.elimination import in_rounds
-from foveate.select.ranking import top_k
-from foveate.select.residual import Residual
+from foveate.select.determinants import by_factors, by_kernel
+from foveate.select.ranking import best
 
 EXHAUSTED = 1e-6  # of the row's largest L_jj: a residual that small is rounding
 ASYMMETRY = 1e-2  # of the kernel's largest entry: more than half precision makes of a symmetric one
@@ -62,7 +60,7 @@ def dpp(kernel: Tensor, k: int | Tensor, valid: Tensor | None = None) -> Tensor:
     if apart > ASYMMETRY * float(kernel.abs().amax()):
         raise ValueError(f"kernel must be symmetric, but two opposite entries differ by {apart:g}")
     gain = kernel.diagonal(dim1=1, dim2=2).clone()
-    pick = _kernel_in_rounds if kernel.device.type == "cpu" else _by_kernel
+    pick = by_kernel if kernel.device.type == "cpu" else _by_kernel
     return _fill(pick(kernel, *_beginning(gain, valid), budget), gain, budget, valid)
 
 
@@ -96,17 +94,21 @@ def low_rank_dpp(factors: Tensor, k: int | Tensor, valid: Tensor | None = None) 
     Chen, Zhang, Zhou 2018, arXiv 1709.05135, section 3, with Gram-Schmidt in the place of the growing Cholesky factor;
     CDPruner, Zhang et al., arXiv 2506.10967.
     """
-    factors = wide(check_features(factors, "factors"))
+    factors = check_features(factors, "factors")
     valid = check_mask("valid", valid, factors.shape[:2], factors.device)
     budget = check_budget(k, valid)
+    keep = fused.low_rank_dpp(factors, budget, valid)
+    if keep is not None:
+        return keep
     if not widest(budget):
         return torch.zeros_like(valid)
+    factors = wide(factors)
     gain = torch.linalg.vector_norm(factors, dim=-1).square_()
     absent = ~gain.isfinite()
     if bool(absent.any()):
         factors = factors.masked_fill(absent[..., None], 0)
         gain.masked_fill_(absent, 0)
-    pick = _lazily if factors.device.type == "cpu" else _by_factors
+    pick = by_factors if factors.device.type == "cpu" else _by_factors
     picked = pick(factors, *_beginning(gain, valid, repeats_of(factors, valid)), budget)
     return _fill(picked, gain, budget, valid)
 
@@ -120,7 +122,7 @@ def _beginning(gain: Tensor, valid: Tensor, repeats: Tensor | None = None) -> tu
 
 def _fill(keep: Tensor, gain: Tensor, budget: Tensor, valid: Tensor) -> Tensor:
     """The picks and, where there are fewer than wanted, the largest L_jj of the others."""
-    return keep | top_k(gain, budget - keep.sum(-1), valid & ~keep)
+    return keep | best(gain, budget - keep.sum(-1), valid & ~keep)
 
 
 def _by_factors(factors: Tensor, left: Tensor, floor: Tensor, budget: Tensor) -> Tensor:
@@ -150,41 +152,6 @@ def _by_factors(factors: Tensor, left: Tensor, floor: Tensor, budget: Tensor) ->
         left -= torch.bmm(factors, vector.mT).squeeze(-1).square_()
         keep.scatter_(1, pick, keep.gather(1, pick) | wanted)
         left.scatter_(1, pick, -torch.inf)
-    return keep
-
-
-def _lazily(factors: Tensor, left: Tensor, floor: Tensor, budget: Tensor) -> Tensor:
-    """The same picks on a CPU, where the plain form reads all factors for each pick; arguments as of `_by_factors`.
-
-    What the picks span is held as k x N or k x D numbers, whichever are fewer.
-    """
-    keep = torch.zeros_like(left, dtype=torch.bool)
-    for row, (count, least) in enumerate(zip(budget.tolist(), floor.flatten().tolist(), strict=True)):
-        rows = functools.partial(factors[row].index_select, 0)
-        if factors.shape[1] <= factors.shape[2]:
-            picks = in_rounds(functools.partial(_product_at, factors[row]), left[row], least, count)
-        else:
-            picks = Residual(rows, left[row], factors.shape[2], count).run(least)
-        keep[row, picks] = True
-    return keep
-
-
-def _product_at(factors: Tensor, rows: Tensor, columns: Tensor | None) -> Tensor:
-    """F Fᵀ at the rows and columns; None: all."""
-    others = factors if columns is None else factors.index_select(0, columns)
-    return factors.index_select(0, rows) @ others.T
-
-
-def _kernel_in_rounds(kernel: Tensor, left: Tensor, floor: Tensor, budget: Tensor) -> Tensor:
-    """`_by_kernel` on a CPU: the same picks, many at a time."""
-
-    def at(rows: Tensor, columns: Tensor | None) -> Tensor:
-        part = kernel[row].index_select(0, rows)
-        return part if columns is None else part.index_select(1, columns)
-
-    keep = torch.zeros_like(left, dtype=torch.bool)
-    for row, (count, least) in enumerate(zip(budget.tolist(), floor.flatten().tolist(), strict=True)):
-        keep[row, in_rounds(at, left[row], least, count)] = True
     return keep
 
 

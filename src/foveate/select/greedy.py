@@ -11,9 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from foveate.select import fused
 from foveate.select.checks import check_budget, check_features, check_mask, check_scores, exact, wide, widest
 from foveate.select.cosine import take_rows, unit_rows
-from foveate.select.ranking import descending, top_k
+from foveate.select.ranking import best, descending
 from foveate.select.walk import walk
 
 Greedy = Callable[[Tensor, Tensor], Tensor]  # the greedy set (B, N) for budgets (B,) and thresholds (B,)
@@ -82,25 +83,36 @@ def suppression(
     valid = check_mask("valid", valid, scores.shape, features.device)
     budget = check_budget(k, valid)
     if threshold >= 1 or not valid.numel():  # rounding can lift a cosine over 1
-        return top_k(scores, budget, valid)
+        return best(scores, budget, valid)
 
     order = descending(scores, valid)
-    limit = torch.full_like(
-        budget, threshold, dtype=torch.float64 if features.dtype == torch.float64 else torch.float32
-    )
-    if features.device.type == "cpu":
-        greedy = functools.partial(_walked, features, order, valid)
-    else:
-        greedy = functools.partial(_greedy, unit_rows(wide(features)), order, valid)
+    limit = wide(features.new_empty(0)).new_full((len(features),), threshold)
+    unit = functools.cache(lambda: unit_rows(wide(features)))
+
+    def greedy(budget: Tensor, limit: Tensor) -> Tensor:
+        return _greedy_set(features, unit, order, budget, limit, valid)
+
     keep = greedy(budget, limit)
     if fill == "stop":
         return keep
     if fill == "saliency":
-        return keep | top_k(scores, budget - keep.sum(-1), valid & ~keep)
-    return _relax(greedy, budget, limit, keep, top_k(scores, budget, valid))
+        return keep | best(scores, budget - keep.sum(-1), valid & ~keep)
+    return _relax(greedy, budget, limit, keep, best(scores, budget, valid))
 
 
-def _walked(features: Tensor, order: Tensor, valid: Tensor, budget: Tensor, limit: Tensor) -> Tensor:
+def _greedy_set(
+    features: Tensor, unit: Callable[[], Tensor], order: Tensor, budget: Tensor, limit: Tensor, valid: Tensor
+) -> Tensor:
+    """The greedy set by the way that suits the device; `unit` gives the features' unit rows where they are needed."""
+    keep = fused.suppression(features, order, budget, limit, valid)
+    if keep is not None:
+        return keep
+    if features.device.type == "cpu":
+        return _walked(features, order, budget, limit, valid)
+    return _greedy(unit(), order, budget, limit, valid)
+
+
+def _walked(features: Tensor, order: Tensor, budget: Tensor, limit: Tensor, valid: Tensor) -> Tensor:
     """The same set on a CPU, where samples follow one another; arguments as of `_greedy`, features not normalised."""
     keep = torch.zeros_like(valid)
     for row, (present, most) in enumerate(zip(valid.sum(-1).tolist(), budget.tolist(), strict=True)):
@@ -108,7 +120,7 @@ def _walked(features: Tensor, order: Tensor, valid: Tensor, budget: Tensor, limi
     return keep
 
 
-def _greedy(unit: Tensor, order: Tensor, valid: Tensor, budget: Tensor, limit: Tensor) -> Tensor:
+def _greedy(unit: Tensor, order: Tensor, budget: Tensor, limit: Tensor, valid: Tensor) -> Tensor:
     """The greedy set (B, N) for thresholds `limit` (B,), of at most `budget` (B,) tokens.
 
     A block of candidates is first compared with everything taken before it, then settled inside.
@@ -171,19 +183,22 @@ def _settle(active: Tensor, rivals: Tensor) -> Tensor:
 def _relax(greedy: Greedy, budget: Tensor, limit: Tensor, first: Tensor, plain: Tensor) -> Tensor:
     """For rows whose `first` set is too small, the greedy set at a raised threshold that reaches the budget.
 
-    `plain` is the set at threshold 1, which always does.
+    `walk` gives the greedy set for limits (B,) and budgets (B,); `plain` is the set at threshold 1, which always
+    reaches.
     """
     enough = first.sum(-1) >= budget
-    if bool(enough.all()):
+    # where the kernel runs, walks of nothing cost less than waiting for the GPU
+    if not fused.supported(limit.device) and bool(enough.all()):
         return first
-    best = torch.where(enough[:, None], first, plain)
+    kept = torch.where(enough[:, None], first, plain)
+    wanted = budget.masked_fill(enough, 0)
     # Angles, as tokens in a language model are often so alike that cosines crowd just under 1.
     low = limit.clamp(min=-1).acos()
     high = torch.where(enough, low, torch.zeros_like(low))
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        trial = greedy(budget.masked_fill(enough, 0), middle.cos())
+        trial = greedy(wanted, middle.cos())
         reached = trial.sum(-1) >= budget
-        best = torch.where((reached & ~enough)[:, None], trial, best)
+        kept = torch.where((reached & ~enough)[:, None], trial, kept)
         low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
-    return best
+    return kept

@@ -41,6 +41,10 @@ def top_k(scores: Tensor, k: int | Tensor, valid: Tensor | None = None) -> Tenso
     """
     scores = check_scores(scores)
     valid = check_mask("valid", valid, scores.shape, scores.device)
-    budget = check_budget(k, valid)
+    return best(scores, check_budget(k, valid), valid)
+
+
+def best(scores: Tensor, budget: Tensor, valid: Tensor) -> Tensor:
+    """`top_k` of checked arguments: budget (B,) long, at most the row's valid tokens, and not read from its device."""
     within = torch.arange(scores.shape[1], device=scores.device) < budget[:, None]
     return torch.zeros_like(valid).scatter_(1, descending(scores, valid), within)

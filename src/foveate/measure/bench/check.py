@@ -50,6 +50,8 @@ def _slower(entry: dict[str, Any], again: dict[str, Any] | None) -> list[dict[st
 
 
 def _larger(entry: dict[str, Any], dense: dict[str, Any]) -> list[dict[str, Any]]:
+    if entry["failed"] and not dense["failed"]:
+        return [_failure(entry, "memory", f"{entry['failed']}, where dense fits")]
     own, beside = entry["peak_bytes"], dense["peak_bytes"]
     if own is None or beside is None or own <= beside:
         return []

@@ -1,0 +1,276 @@
+"""Max-min diversity in one Triton launch: in rounds, all on the device.
+
+A round chooses a crowd of the tokens that are farthest from all kept ones, compares it with itself in blocks, picks
+from it while its best is farther than anyone outside, and lets everyone catch up with the picks in one block product.
+So all features are read once a round, not once a pick. The programs of a sample share the blocks and meet three times
+a round; one of them picks. Written for GPUs, and so far only run in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from foveate.select.fused_parts import (
+    TOKENS,
+    cosines,
+    measure,
+    meet,
+    programs_for,
+    rank,
+    reciprocal,
+    repeats_of,
+    together,
+)
+
+CROWD = 256  # candidates that a round looks at closely
+ROUND = 128  # most picks in a round
+
+
+@triton.jit
+def _mean(features, weight, mean, number, width, sample_stride, stride, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Sum of the tokens times their weights, for a few of the features."""
+    sample = tl.program_id(1).to(tl.int64)
+    column = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
+    lane = tl.arange(0, ROWS)
+    total = tl.zeros((ROWS, WIDTH), tl.float32)
+    for first in range(0, number, ROWS):
+        token = first + lane
+        share = tl.load(weight + sample * number + token, token < number, 0.0)
+        place = features + sample * sample_stride + token[:, None] * stride + column[None, :]
+        inside = (token < number)[:, None] & (column < width)[None, :]
+        # a token of no weight may hold NaN
+        rows = tl.where(share[:, None] != 0, tl.load(place, inside, 0.0).to(tl.float32), 0.0)
+        total += rows * share[:, None]
+    tl.store(mean + sample * width + column, tl.sum(total, 0), column < width)
+
+
+@triton.jit
+def _along(features, scale, mean, product, number, width, sample_stride, stride, ROWS: tl.constexpr,
+           WIDTH: tl.constexpr):  # fmt: skip
+    """Product of a few unit tokens with their sample's mean."""
+    sample = tl.program_id(1).to(tl.int64)
+    token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    there = (token < number)[:, None]
+    lane = tl.arange(0, WIDTH)
+    total = tl.zeros((ROWS, WIDTH), tl.float32)
+    for first in range(0, width, WIDTH):
+        inside = first + lane < width
+        place = features + sample * sample_stride + token[:, None] * stride + first + lane[None, :]
+        direction = tl.load(mean + sample * width + first + lane, inside, 0.0)
+        total += tl.load(place, there & inside[None, :], 0.0).to(tl.float32) * direction[None, :]
+    length = tl.load(scale + sample * number + token, token < number, 0.0)
+    tl.store(product + sample * number + token, tl.where(length == 0, 0.0, tl.sum(total, 1) * length), token < number)
+
+
+@triton.jit
+def _catch_up(features, stride, width, scale, nearest, picks, count, first, last, ROUND: tl.constexpr,
+              ROWS: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
+    """Raise `nearest` of the tokens from `first` to `last` to their cosine to the nearest of the `count` picks."""
+    lane = tl.arange(0, ROUND)
+    present = lane < count
+    pick = tl.load(picks + lane, present, 0, cache_modifier=".cg")
+    for start in range(first, last, ROWS):
+        token = start + tl.arange(0, ROWS)
+        inside = token < last
+        near = cosines(features, stride, width, scale, token, inside, pick, present, ROWS, ROUND, WIDTH)
+        near = tl.max(tl.where(present[None, :], near, float("-inf")), 1)
+        before = tl.load(nearest + token, inside, 0.0, cache_modifier=".cg")
+        tl.store(nearest + token, tl.maximum(before, near), inside, cache_modifier=".cg")
+
+
+@triton.jit
+def _choose_crowd(nearest, crowd, value_of, number, WIDE: tl.constexpr, CROWD: tl.constexpr):
+    """Write down at most CROWD of the lowest tokens; gives their number and the rank of the best one outside."""
+    lane = tl.arange(0, WIDE)
+    value = tl.load(nearest + lane, lane < number, float("inf"), cache_modifier=".cg")
+    free = value < float("inf")
+    least = tl.min(value, 0)
+    low = least
+    high = tl.max(tl.where(free, value, float("-inf")), 0)
+    # A level under which lie between half a crowd and a whole one, by bisection.
+    under = tl.sum(free.to(tl.int32), 0)
+    level = high
+    search = under > CROWD
+    if search:
+        under = tl.sum((value <= low).to(tl.int32), 0)
+        level = low
+        search = under < CROWD // 2
+    while search:
+        middle = low * 0.5 + high * 0.5
+        under = tl.sum((value <= middle).to(tl.int32), 0)
+        few, many = under < CROWD // 2, under > CROWD
+        stuck = (middle <= low) | (middle >= high)  # more ties than a crowd holds: the first of them
+        level = tl.where(stuck, high, middle)
+        low, high = tl.where(few, middle, low), tl.where(many, middle, high)
+        search = (few | many) & (stuck == 0)
+    level = tl.where(tl.sum((value < level).to(tl.int32), 0) > CROWD, least, level)
+    lower = value < level
+    room = CROWD - tl.sum(lower.to(tl.int32), 0)
+    # Both counts in one scan: lower ones in the low half of a number, ties in the high half.
+    counts = tl.cumsum(tl.where(lower, 1, tl.where((value == level) & free, 65536, 0)), 0)
+    ties = (counts >> 16) & 0xFFFF
+    place = (counts & 0xFFFF) + tl.minimum(ties, room) - 1
+    inside = lower | ((value == level) & free & (ties <= room))
+    tl.store(crowd + place, lane, inside, cache_modifier=".cg")
+    tl.store(value_of + place, value, inside, cache_modifier=".cg")
+    outside = tl.where(inside, float("inf"), value)
+    best = tl.min(outside, 0)
+    bound = rank(best, tl.min(tl.where(outside == best, lane, WIDE), 0) * CROWD)
+    size = tl.sum(inside.to(tl.int32), 0)
+    tl.debug_barrier()
+    return size, bound
+
+
+@triton.jit
+def _compare_crowd(features, stride, width, scale, crowd, size, gram, part, PROGRAMS: tl.constexpr,
+                   CROWD: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
+    """This program's share of the crowd's cosines with itself, (CROWD, CROWD) at `gram`."""
+    across = CROWD // TILE
+    for tile in range(part, across * across, PROGRAMS):
+        row, column = tile // across * TILE + tl.arange(0, TILE), tile % across * TILE + tl.arange(0, TILE)
+        if (tile // across * TILE < size) & (tile % across * TILE < size):
+            left = tl.load(crowd + row, row < size, 0, cache_modifier=".cg")
+            right = tl.load(crowd + column, column < size, 0, cache_modifier=".cg")
+            near = cosines(features, stride, width, scale, left, row < size, right, column < size, TILE, TILE, WIDTH)
+            tl.store(gram + row[:, None] * CROWD + column[None, :], near, cache_modifier=".cg")
+
+
+@triton.jit
+def _pick(crowd, value_of, size, bound, gram, most, nearest, keep, picks, CROWD: tl.constexpr):
+    """Pick from the crowd while its best is before all outside, at most `most`; gives how many."""
+    lane = tl.arange(0, CROWD)
+    token = tl.load(crowd + lane, lane < size, 0, cache_modifier=".cg")
+    value = tl.load(value_of + lane, lane < size, float("inf"), cache_modifier=".cg")
+    # The place in the crowd rides along in the rank: one reduction a pick.
+    best = tl.min(rank(value, token * CROWD + lane), 0)
+    count = 0
+    while (best < bound) & (count < most):
+        place = (best & (CROWD - 1)).to(tl.int32)
+        chosen = ((best & 0xFFFFFFFF) // CROWD).to(tl.int32)
+        tl.store(picks + count, chosen, cache_modifier=".cg")
+        tl.store(keep + chosen, 1)
+        tl.store(nearest + chosen, float("inf"), cache_modifier=".cg")
+        near = tl.load(gram + place * CROWD + lane, lane < size, 0.0, cache_modifier=".cg")
+        value = tl.where(lane == place, float("inf"), tl.maximum(value, near))
+        best = tl.min(rank(value, token * CROWD + lane), 0)
+        count += 1
+    return count
+
+
+@triton.jit
+def _rounds(features, scale, nearest, keep, members, given, missing, crowds, values, grams, picks, counts, barriers,
+            number, width, sample_stride, stride, PROGRAMS: tl.constexpr, WIDE: tl.constexpr, CROWD: tl.constexpr,
+            ROUND: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
+    """All rounds of one sample, by PROGRAMS programs; each owns a slice of the tokens and a copy of the crowd."""
+    program = tl.program_id(0)
+    sample, part = program // PROGRAMS, program % PROGRAMS
+    features += sample.to(tl.int64) * sample_stride
+    scale, nearest, keep, members = (
+        scale + sample * number, nearest + sample * number, keep + sample * number, members + sample * number
+    )  # fmt: skip
+    gram = grams + sample * CROWD * CROWD
+    crowd, value_of = crowds + program * CROWD, values + program * CROWD
+    picks, counts, barrier = picks + sample * ROUND, counts + sample, barriers + sample
+    share = tl.cdiv(number, PROGRAMS)
+    first = part * share
+    last = tl.minimum(first + share, number)
+
+    left = tl.load(missing + sample)
+    if left > 0:
+        start = tl.load(given + sample)
+        for member in range(0, start, ROUND):
+            _catch_up(features, stride, width, scale, nearest, members + member, start - member, first, last, ROUND,
+                      ROWS, WIDTH)  # fmt: skip
+        times = meet(barrier, 1, PROGRAMS)
+        while left > 0:
+            size, bound = _choose_crowd(nearest, crowd, value_of, number, WIDE, CROWD)
+            _compare_crowd(features, stride, width, scale, crowd, size, gram, part, PROGRAMS, CROWD, TILE, WIDTH)
+            times = meet(barrier, times, PROGRAMS)
+            if part == 0:
+                most = tl.minimum(left, ROUND)
+                count = _pick(crowd, value_of, size, bound, gram, most, nearest, keep, picks, CROWD)
+                tl.store(counts, count, cache_modifier=".cg")
+            times = meet(barrier, times, PROGRAMS)
+            count = tl.load(counts, cache_modifier=".cg")
+            left = tl.where(count > 0, left - count, 0)  # none: nobody is left to pick
+            if left > 0:
+                _catch_up(features, stride, width, scale, nearest, picks, count, first, last, ROUND, ROWS, WIDTH)
+                times = meet(barrier, times, PROGRAMS)
+
+
+def max_min_diversity(
+    features: Tensor,
+    budget: Tensor,
+    start: Tensor,
+    valid: Tensor,
+    programs: int | None = None,
+    crowd: int = CROWD,
+    most: int = ROUND,
+) -> Tensor:
+    """`select.max_min_diversity` of checked arguments, without a read from the device.
+
+    Parameters
+    ----------
+    features
+        (B, N, D) fp32, fp16 or bf16, N at most `fused.MOST`.
+    budget
+        (B,) long, at most the row's valid tokens.
+    start, valid
+        (B, N) bool, start only where valid.
+    programs
+        How many share a sample; None: as many as the GPU runs at once.
+    crowd, most
+        Candidates and picks of a round: powers of two from 16 on.
+
+    Returns
+    -------
+    Tensor
+        keep (B, N) bool.
+    """
+    features = features if features.stride(-1) == 1 else features.contiguous()
+    (batch, number, width), device = features.shape, features.device
+    lengths, begin = measure(features)
+    scale = reciprocal(lengths)
+    strides = (number, width, features.stride(0), features.stride(1))
+    repeats = repeats_of(features, lengths, begin, valid)
+    keep = start & (start.cumsum(-1) <= budget[:, None])
+    outlier = _to_mean(features, scale, valid, strides).masked_fill_(~valid | repeats, torch.inf)
+    outlier = outlier.argmin(-1, keepdim=True)
+    seeded = keep.any(-1, keepdim=True) | (budget == 0)[:, None]
+    keep.scatter_(1, outlier, keep.gather(1, outlier) | ~seeded)
+
+    nearest = torch.full((batch, number), -torch.inf, device=device).masked_fill_(keep | ~valid | repeats, torch.inf)
+    members = (~keep).to(torch.uint8).argsort(dim=-1, stable=True).int()
+    missing = torch.minimum(budget, (valid & ~repeats | keep).sum(-1)) - keep.sum(-1)
+    programs = programs or programs_for(features)
+    rows = min(64, max(16, triton.next_power_of_2(triton.cdiv(number, programs))))
+    whole: dict[str, Any] = {"device": device, "dtype": torch.int32}
+    real: dict[str, Any] = {"device": device, "dtype": torch.float32}
+    kept = keep.to(torch.int8)
+    _rounds[(batch * programs,)](
+        features, scale, nearest, kept, members, keep.sum(-1).int(), missing.int(),
+        torch.empty(batch * programs, crowd, **whole), torch.empty(batch * programs, crowd, **real),
+        torch.empty(batch, crowd, crowd, **real), torch.empty(batch, most, **whole), torch.zeros(batch, **whole),
+        torch.zeros(batch, **whole), *strides, PROGRAMS=programs, WIDE=max(16, triton.next_power_of_2(number)),
+        CROWD=crowd, ROUND=most, ROWS=rows, TILE=min(32, crowd), WIDTH=32 if features.dtype == torch.float32 else 64,
+        num_warps=8 if number <= 8192 else 16, **together(programs, device),
+    )  # fmt: skip
+    keep = kept.bool()
+    left = valid & ~keep
+    return keep | left & (left.cumsum(-1) <= (budget - keep.sum(-1))[:, None])
+
+
+def _to_mean(features: Tensor, scale: Tensor, valid: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """Product (B, N) of each unit token with the sum of its sample's valid ones."""
+    batch, number, width = features.shape
+    mean = torch.empty(batch, width, device=features.device, dtype=torch.float32)
+    product = torch.empty_like(scale)
+    _mean[(triton.cdiv(width, 32), batch)](features, scale * valid, mean, *strides, ROWS=64, WIDTH=32)
+    grid = triton.cdiv(number, TOKENS), batch
+    _along[grid](features, scale, mean, product, *strides, ROWS=TOKENS, WIDTH=128)
+    return product
