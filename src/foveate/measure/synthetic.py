@@ -50,7 +50,7 @@ def grid_of(visual: int) -> Grid:
 def visual_tokens(scene: Scene, pruner: Pruner, layer: int) -> VisualTokens:
     """Return the tokens of a scene before anything is pruned, the same ones for the same scene.
 
-    Features lie around centres, one for eight tokens, so that many are alike; attention is random.
+    Features lie around centres, one for eight tokens, so that many are alike; attention is random. Samples are equal.
 
     Parameters
     ----------
@@ -68,13 +68,13 @@ def visual_tokens(scene: Scene, pruner: Pruner, layer: int) -> VisualTokens:
         return torch.randn(shape, generator=generator)
 
     centres = random(max(1, number // CLUSTER), scene.hidden)
-    which = torch.randint(0, len(centres), (batch, number), generator=generator)
-    features = centres[which] + SPREAD * random(batch, number, scene.hidden)
+    which = torch.randint(0, len(centres), (number,), generator=generator)
+    features = (centres[which] + SPREAD * random(number, scene.hidden)).to(scene.device, scene.dtype)
     places = lay_out(torch.ones(batch, number, dtype=torch.bool), [], [(grid,)] * batch).places
     image, place, row, column = places.to(scene.device)
     tokens = VisualTokens(
         layer=layer,
-        features=features.to(scene.device, scene.dtype),
+        features=features.expand(batch, -1, -1).contiguous(),
         valid=torch.ones(batch, number, dtype=torch.bool, device=scene.device),
         dense=torch.full((batch,), number, device=scene.device),
         position=torch.arange(number, device=scene.device).expand(batch, -1),
@@ -152,6 +152,6 @@ def _vision(scene: Scene, pruner: Pruner, random: object) -> tuple[Tensor, ...]:
         return ()
     width = weights.config.vision_size
     return tuple(
-        random(scene.batch, scene.visual, width).to(scene.device, scene.dtype)  # type: ignore[operator]
+        random(scene.visual, width).to(scene.device, scene.dtype).expand(scene.batch, -1, -1)  # type: ignore[operator]
         for _ in weights.config.vision_layers
     )
