@@ -240,3 +240,14 @@ def test_pictures_through_a_processor_that_makes_as_many_tokens_of_each(loaded):
     more = processed(loaded, 3 * one.visual, 3, 1, 0)
     assert (more.pictures, more.visual) == (3, 3 * one.visual)
     assert more.inputs["input_ids"].shape == (1, more.visual + more.text)
+
+
+def test_the_embedded_model_has_a_predictor_of_its_own(models):
+    from foveate import load, tiny
+
+    model, _ = tiny.load()
+    spec = tuple(parse_methods("glimpseprune"))
+    assert make_arms(model, spec, (0.5,), True)[-1].pruner.weights == load("glimpseprune-tiny").weights
+    other = make_arms(models["llava-1.5-7b"].model, spec, (0.5,), True)[-1].pruner.weights
+    assert other.config.hidden_size == 256
+    assert len(other.config.vision_layers) == 4
