@@ -46,7 +46,7 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class FedGlimpse(GlimpsePrune):
-    """GlimpsePrune whose vision features are random numbers: for images that came encoded."""
+    """GlimpsePrune whose vision features are zeros, as large as real ones: for images that came encoded."""
 
     def vision_layers(self, depth: int) -> tuple[int, ...]:
         return ()
@@ -55,8 +55,9 @@ class FedGlimpse(GlimpsePrune):
         if self.weights is None:
             return super().logits(tokens)
         config = self.weights.config
-        one = tokens.features.new_empty(*tokens.valid.shape, config.vision_size).normal_()
-        return super().logits(dataclasses.replace(tokens, vision=(one,) * len(config.vision_layers)))
+        shape = (*tokens.valid.shape, config.vision_size)
+        vision = tuple(tokens.features.new_zeros(shape) for _ in config.vision_layers)
+        return super().logits(dataclasses.replace(tokens, vision=vision))
 
 
 def check_methods(methods: tuple[MethodSpec, ...], keeps: tuple[float, ...], depth: int | None) -> None:
