@@ -63,16 +63,17 @@ def predict(
     """
     config = text_config(config)
     _check(visual=visual, text=text, batch=batch)
-    pruner, least = _without_least(pruner)
+    pruner, least = dataclasses.replace(pruner, min_visual=0), pruner.min_visual
     depth = config.num_hidden_layers
     stages, method = pruner.layers(depth), pruner.resolved(depth)
     price = Pricer(config, rates, batch)
-    left = choosing.kept(pruner, depth, visual, text, share)
     skipped = "no visual tokens" if not visual else None
-    if visual < least:
-        skipped = f"fewer visual tokens than min_visual={least}"
+    if visual and visual < least:
+        skipped = f"{visual} visual tokens are fewer than min_visual={least}: so few run dense"
     if skipped:
         stages, left = (), []
+    else:
+        left = choosing.kept(pruner, depth, visual, text, share)
     rows = per_layer(visual, stages, left, depth)
     extra = [extra_tokens(method) if stages and layer < stages[-1] else 0 for layer in range(depth)]
     held = [
@@ -152,7 +153,7 @@ def break_even(
         raise BudgetError(f"the margin is a share of at least 0, got {margin!r}")
     _check(limit=limit)
     config = text_config(config)
-    pruner, _ = _without_least(pruner)
+    pruner = dataclasses.replace(pruner, min_visual=0)
     if choosing.key(pruner, config, batch) not in rates.choosing:
         sizes = [size for size in choosing.SIZES if size <= limit] or [limit]
         rates = choosing.measure_choosing(rates, pruner, config, batch, text, sizes)
@@ -239,12 +240,6 @@ def _peaks(
         cache += price.batch * (text + now + extra[layer]) * price.kv_bytes
         found.append(cache + price.alive(text + now + extra[layer]))
     return found
-
-
-def _without_least(pruner: Pruner) -> tuple[Pruner, int]:
-    """The pruner for prompts of any length, and the length under which it does nothing."""
-    least = getattr(pruner, "min_visual", 0)
-    return (dataclasses.replace(pruner, min_visual=0) if least else pruner), least  # type: ignore[call-arg]
 
 
 def _downwards(limit: int) -> list[int]:
