@@ -97,8 +97,9 @@ def test_cache_and_memory_in_bytes():
     assert found.kv_dense == 4 * 3 * 50 * token
     assert found.kv_pruned == 3 * (2 * 50 + 2 * 30) * token
     alive = 50 * 3 * (4 * 8 + 3 * 16) * 4
-    assert found.memory_dense == 4 * WEIGHTS * 4 + found.kv_dense + alive
-    assert found.memory_pruned == 4 * WEIGHTS * 4 + 2 * 3 * 50 * token + alive  # before the cut
+    assert found.weights == 4 * WEIGHTS * 4
+    assert found.memory_dense == found.kv_dense + alive
+    assert found.memory_pruned == 2 * 3 * 50 * token + alive  # before the cut
 
 
 def test_decoding_reads_weights_and_cache():

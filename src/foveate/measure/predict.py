@@ -89,8 +89,8 @@ def predict(
         pruned = dataclasses.replace(pruned, **_overhead(price, pruner, visual, text, stages, left))
     kv = [price.batch * (tokens + text) * price.kv_bytes for tokens in held]
     kv_dense = float(depth * batch * (visual + text) * price.kv_bytes)
-    alive = price.alive(text + visual)
-    peaks = _peaks(price, rows, extra, text, stages, pruner.compact_cache)
+    alive = price.alive(text + visual, text + visual)
+    peaks = _peaks(price, rows, extra, visual, text, stages, pruner.compact_cache)
     return Prediction(
         visual=visual,
         text=text,
@@ -107,8 +107,9 @@ def predict(
         kv_share=sum(held) / (visual * depth) if visual else 1.0,
         kv_dense=kv_dense,
         kv_pruned=float(sum(kv)),
-        memory_dense=price.weight_bytes + kv_dense + alive,
-        memory_pruned=price.weight_bytes + max(peaks),
+        weights=float(price.weight_bytes),
+        memory_dense=kv_dense + alive,
+        memory_pruned=max(peaks),
         skipped=skipped,
     )
 
@@ -227,18 +228,24 @@ def _overhead(
 
 
 def _peaks(
-    price: Pricer, rows: Sequence[int], extra: Sequence[int], text: int, stages: Sequence[int], compact: bool
+    price: Pricer,
+    rows: Sequence[int],
+    extra: Sequence[int],
+    visual: int,
+    text: int,
+    stages: Sequence[int],
+    compact: bool,
 ) -> list[float]:
     """Bytes alive in each layer, weights apart: the KV cache so far and what the layer works on."""
     found, cache = [], 0.0
     for layer, now in enumerate(rows):
         if layer in stages:  # hidden states as they come, as the method is shown them in float32, and as they leave
-            whole = text + (rows[layer - 1] if layer else rows[0])
+            whole = text + (rows[layer - 1] if layer else visual)
             found.append(cache + price.batch * whole * price.shape.hidden * (2 * price.rates.itemsize + 8))
             if compact:
                 cache = layer * price.batch * (text + now) * price.kv_bytes
         cache += price.batch * (text + now + extra[layer]) * price.kv_bytes
-        found.append(cache + price.alive(text + now + extra[layer]))
+        found.append(cache + price.alive(text + now + extra[layer], text + visual))
     return found
 
 
