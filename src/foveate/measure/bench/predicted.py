@@ -14,6 +14,7 @@ from foveate.errors import ModelNotReachable
 from foveate.measure import environment
 from foveate.measure.bench.arms import SMALLER, make_arms
 from foveate.measure.bench.prompts import _usual, tokens_of
+from foveate.measure.bench.result import dense_entry
 from foveate.measure.bench.settings import BenchSettings
 from foveate.measure.choosing import SIZES, measure_choosing
 from foveate.measure.loading import TINY, LoadError, _check_family, _line, hub_answers
@@ -137,7 +138,7 @@ def predictions(
 
 
 def beside(predicted: dict[str, Any], measured: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return predicted and measured speed-ups of the settings that both results have.
+    """Return predicted and measured ratios to dense, of the settings that both results have.
 
     Where the run had the vision encoder in its time, so has the prediction: as many seconds as the dense run took.
     """
@@ -151,6 +152,14 @@ def beside(predicted: dict[str, Any], measured: dict[str, Any]) -> list[dict[str
         vision = _vision_seconds(measured, entry) if measured["settings"]["vision"] else 0.0
         dense, pruned = (sum(same[0][run].values()) + vision for run in ("dense", "pruned"))
         real, token = entry["prefill"]["faster"], entry["decode"]["faster"]
+        whole = dense_entry(measured, entry)
+        shares = {
+            name: {"predicted": guess, "measured": entry[key] / whole[key] if entry[key] and whole[key] else None}
+            for name, key, guess in (
+                ("kv", "kv_bytes", same[0]["kv_pruned"] / same[0]["kv_dense"]),
+                ("memory", "peak_bytes", same[0]["memory_share"]),
+            )
+        }
         found.append(
             {
                 "arm": entry["arm"],
@@ -158,14 +167,13 @@ def beside(predicted: dict[str, Any], measured: dict[str, Any]) -> list[dict[str
                 "batch": entry["batch"],
                 "prefill": {"predicted": dense / pruned, "measured": real and real["median"]},
                 "decode": {"predicted": same[0]["decode_speedup"], "measured": token and token["median"]},
+                **shares,
             }
         )
     return found
 
 
 def _vision_seconds(measured: dict[str, Any], entry: dict[str, Any]) -> float:
-    from foveate.measure.bench.result import dense_entry
-
     parts = dense_entry(measured, entry)["parts"]
     return parts["ms"]["vision"] / 1e3 if parts else 0.0
 
