@@ -225,7 +225,7 @@ def max_min_diversity(
     programs
         How many share a sample; None: as many as the GPU runs at once.
     crowd, most
-        Candidates and picks of a round: powers of two from 16 on.
+        Candidates and picks of a round: powers of two, from 32 and 16 on.
 
     Returns
     -------
@@ -257,8 +257,9 @@ def max_min_diversity(
         torch.empty(batch * programs, crowd, **whole), torch.empty(batch * programs, crowd, **real),
         torch.empty(batch, crowd, crowd, **real), torch.empty(batch, most, **whole), torch.zeros(batch, **whole),
         torch.zeros(batch, **whole), *strides, PROGRAMS=programs, WIDE=max(16, triton.next_power_of_2(number)),
-        CROWD=crowd, ROUND=most, ROWS=rows, TILE=min(32, crowd), WIDTH=32 if features.dtype == torch.float32 else 64,
-        num_warps=8 if number <= 8192 else 16, **together(programs, device),
+        CROWD=crowd, ROUND=most, ROWS=rows, TILE=min(32, crowd // 2),
+        WIDTH=32 if features.dtype == torch.float32 else 64, num_warps=8 if number <= 8192 else 16,
+        **together(programs, device),
     )  # fmt: skip
     keep = kept.bool()
     left = valid & ~keep
