@@ -20,6 +20,7 @@ PLAIN = st.booleans()
 def choose(case: Case, plain: bool, crowd: int = 96, ready: int = 16, chunk: int = 256) -> Tensor:
     how = diversity._one_by_one if plain else diversity._lazily
     with (
+        mock.patch.object(farthest, "WORTH", 0),
         mock.patch.object(diversity, "_lazily", how),
         mock.patch.object(lazy, "CROWD", crowd),
         mock.patch.object(lazy, "READY", ready),
@@ -59,7 +60,9 @@ def test_both_forms_agree_on_many_tokens() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, 1000, 24, generator=generator, dtype=torch.float64)
     k = torch.tensor([300, 170])
-    lazily = select.max_min_diversity(features, k)
+    with mock.patch.object(farthest, "WORTH", 0):
+        lazily = select.max_min_diversity(features, k)
+    assert torch.equal(select.max_min_diversity(features, k), lazily)  # few enough for the loop
     with mock.patch.object(diversity, "_lazily", diversity._one_by_one):
         assert torch.equal(select.max_min_diversity(features, k), lazily)
     assert lazily.sum(-1).tolist() == [300, 170]
@@ -156,7 +159,8 @@ def test_of_copies_the_first_is_picked_in_any_batch(plain: bool) -> None:
         padded = torch.cat([features, torch.zeros(1, 94, 64)], 1).repeat(3, 1, 1)
         valid = torch.arange(128).expand(3, -1) < 34
         for k in (10, 31, 33):
-            with mock.patch.object(diversity, "_lazily", diversity._one_by_one if plain else diversity._lazily):
+            how = diversity._one_by_one if plain else diversity._lazily
+            with mock.patch.object(diversity, "_lazily", how), mock.patch.object(farthest, "WORTH", 0):
                 alone = select.max_min_diversity(features, k)
                 together = select.max_min_diversity(padded, k, valid=valid)
             assert alone[0, [16, 25, 33]].tolist() == [k > 31, k > 32, False]
@@ -186,6 +190,6 @@ def test_a_budget_of_zero_and_a_row_without_tokens() -> None:
 
 @pytest.mark.parametrize("crowd", [1, 4, 40])
 def test_ties_with_tokens_outside_the_crowd_go_to_the_lowest_index(crowd: int) -> None:
-    with mock.patch.object(lazy, "CROWD", crowd):
+    with mock.patch.object(lazy, "CROWD", crowd), mock.patch.object(farthest, "WORTH", 0):
         keep = select.max_min_diversity(torch.eye(200)[None], 50)  # all at the same distance
     assert keep[0].nonzero().flatten().tolist() == list(range(50))

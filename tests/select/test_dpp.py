@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from foveate import select
-from foveate.select import lazy
+from foveate.select import elimination, lazy
 from foveate.select.residual import orthonormal
 from tests.select import reference
 from tests.select.cases import Case, continuous, sets, tied
@@ -61,8 +61,12 @@ def test_lengths_and_angles_both_count(low_rank: bool) -> None:
 
 
 @BOTH
-def test_ties_go_to_the_lowest_index(low_rank: bool) -> None:
-    assert choose(torch.eye(40)[None], 11, None, low_rank)[0].nonzero().flatten().tolist() == list(range(11))
+@pytest.mark.parametrize("width", [0, 1])
+@pytest.mark.parametrize("crowd", [5, 128])
+def test_ties_go_to_the_lowest_index(low_rank: bool, width: int, crowd: int) -> None:
+    factors = torch.cat([torch.eye(200), torch.zeros(200, width)], 1)[:, : 199 + width]  # above and below 200
+    with mock.patch.object(lazy, "CROWD", crowd), mock.patch.object(elimination, "CROWD", crowd):
+        assert choose(factors[None], 11, None, low_rank)[0].nonzero().flatten().tolist() == list(range(11))
 
 
 @BOTH
@@ -86,17 +90,23 @@ def test_batch_equals_singles(low_rank: bool) -> None:
         assert not keep[row, length:].any()
 
 
-def test_all_forms_agree_on_many_tokens() -> None:
+@pytest.mark.parametrize("width", [200, 700])  # fewer and more than the tokens
+def test_all_forms_agree_on_many_tokens(width: int) -> None:
     generator = torch.Generator().manual_seed(4)
-    centres = torch.randn(1, 40, 200, generator=generator, dtype=torch.float64)
+    centres = torch.randn(1, 40, width, generator=generator, dtype=torch.float64)
     which = torch.randint(0, 40, (600,), generator=generator)
-    factors = centres[:, which] + 0.03 * torch.randn(1, 600, 200, generator=generator, dtype=torch.float64)
-    lazily = select.low_rank_dpp(factors, 150)
-    with mock.patch.dict(DPP, _lazily=DPP["_by_factors"]):
-        assert torch.equal(select.low_rank_dpp(factors, 150), lazily)
-    assert torch.equal(select.dpp(factors @ factors.mT, 150), lazily)
-    with mock.patch.multiple(lazy, CROWD=7, READY=2, CHUNK=5):
-        assert torch.equal(select.low_rank_dpp(factors, 150), lazily)
+    factors = centres[:, which] + 0.03 * torch.randn(1, 600, width, generator=generator, dtype=torch.float64)
+    kernel, expected = factors @ factors.mT, select.low_rank_dpp(factors, 150)
+    assert torch.equal(select.dpp(kernel, 150), expected)
+    with mock.patch.dict(DPP, by_factors=DPP["_by_factors"], by_kernel=DPP["_by_kernel"]):
+        assert torch.equal(select.low_rank_dpp(factors, 150), expected)
+        assert torch.equal(select.dpp(kernel, 150), expected)
+    with (
+        mock.patch.multiple(lazy, CROWD=7, READY=2, CHUNK=5),
+        mock.patch.object(elimination, "CROWD", 7),
+    ):
+        assert torch.equal(select.low_rank_dpp(factors, 150), expected)
+        assert torch.equal(select.dpp(kernel, 150), expected)
 
 
 def test_rows_nearly_alike_become_orthonormal() -> None:

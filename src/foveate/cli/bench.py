@@ -12,7 +12,11 @@ from foveate.cli.options import Device, DType, JsonFile
 def bench(
     model: Annotated[str | None, typer.Option(help="A Hub id, a folder, or `tiny`, which is the default.")] = None,
     random_weights: Annotated[
-        str | None, typer.Option(metavar="SHAPE", help="A published model's sizes with random weights, no download.")
+        str | None,
+        typer.Option(
+            metavar="SHAPE",
+            help="Published sizes with random weights: qwen2.5-vl-7b, llava-1.5-7b, llava-1.6-7b, qwen3-vl-8b.",
+        ),
     ] = None,
     methods: Annotated[str, typer.Option(help="As for `foveate eval`; btp:variant=paper: stages as published.")] = (
         "greedyprune,btp,glimpseprune"
@@ -39,11 +43,20 @@ def bench(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw realised against implied speed-up (PNG).")
     ] = None,
+    predict: Annotated[
+        bool,
+        typer.Option("--predict", help="Do not run the model: predict, from its config and this machine's rates."),
+    ] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="With --predict: run it too, and compare.")] = False,
+    rates: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --predict: take rates from it, or keep them there.")
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Exit code 1 if anything is slower or larger than dense.")
     ] = False,
 ) -> None:
     """Measure time to first token, decoding, memory and FLOPs, pruned and dense in one run, as ratios."""
+    from foveate.cli.bench_predict import check_options, predicted, show_beside
     from foveate.measure.bench import plot as picture
     from foveate.measure.bench.arms import check_methods
     from foveate.measure.bench.run import run
@@ -58,6 +71,7 @@ def bench(
         raise LoadError("either --model or --random-weights, not both")
     if random_weights is None and (layers is not None or width is not None):
         raise LoadError("--layers and --width go with --random-weights")
+    check_options(predict, measure, rates, plot, check)
     settings = BenchSettings(
         methods=tuple(parse_methods(methods)),
         keeps=shares(keep),
@@ -74,6 +88,14 @@ def bench(
     if plot is not None:
         picture.need_matplotlib()
     with with_threads(threads):
+        prediction = None
+        if predict:
+            name = random_weights or model or "tiny"
+            prediction = predicted(name, shape, settings, device, dtype, rates, measure)
+            if not measure:
+                if json_file:
+                    write_json(json_file, prediction)
+                return
         loaded, about = _load(model or "tiny", random_weights, device, dtype, attention, layers, width, seed)
         with progress() as bar:
             task = bar.add_task("preparing", total=None)
@@ -86,6 +108,8 @@ def bench(
         show_table(table.title, table.columns, table.rows, WORDS)
     for note in notes(result):
         (warn if note.startswith("NOT PRUNED") else say)(note)
+    if prediction is not None:
+        result["predicted"] = {**prediction, "beside": show_beside(prediction, result)}
     if json_file:
         write_json(json_file, result)
     if plot is not None:

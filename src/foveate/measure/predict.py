@@ -63,16 +63,17 @@ def predict(
     """
     config = text_config(config)
     _check(visual=visual, text=text, batch=batch)
-    pruner, least = _without_least(pruner)
+    pruner, least = dataclasses.replace(pruner, min_visual=0), pruner.min_visual
     depth = config.num_hidden_layers
     stages, method = pruner.layers(depth), pruner.resolved(depth)
     price = Pricer(config, rates, batch)
-    left = choosing.kept(pruner, depth, visual, text, share)
     skipped = "no visual tokens" if not visual else None
-    if visual < least:
-        skipped = f"fewer visual tokens than min_visual={least}"
+    if visual and visual < least:
+        skipped = f"{visual} visual tokens are fewer than min_visual={least}: so few run dense"
     if skipped:
         stages, left = (), []
+    else:
+        left = choosing.kept(pruner, depth, visual, text, share)
     rows = per_layer(visual, stages, left, depth)
     extra = [extra_tokens(method) if stages and layer < stages[-1] else 0 for layer in range(depth)]
     held = [
@@ -88,8 +89,8 @@ def predict(
         pruned = dataclasses.replace(pruned, **_overhead(price, pruner, visual, text, stages, left))
     kv = [price.batch * (tokens + text) * price.kv_bytes for tokens in held]
     kv_dense = float(depth * batch * (visual + text) * price.kv_bytes)
-    alive = price.alive(text + visual)
-    peaks = _peaks(price, rows, extra, text, stages, pruner.compact_cache)
+    alive = price.alive(text + visual, text + visual)
+    peaks = _peaks(price, rows, extra, visual, text, stages, pruner.compact_cache)
     return Prediction(
         visual=visual,
         text=text,
@@ -106,8 +107,9 @@ def predict(
         kv_share=sum(held) / (visual * depth) if visual else 1.0,
         kv_dense=kv_dense,
         kv_pruned=float(sum(kv)),
-        memory_dense=price.weight_bytes + kv_dense + alive,
-        memory_pruned=price.weight_bytes + max(peaks),
+        weights=float(price.weight_bytes),
+        memory_dense=kv_dense + alive,
+        memory_pruned=max(peaks),
         skipped=skipped,
     )
 
@@ -152,7 +154,7 @@ def break_even(
         raise BudgetError(f"the margin is a share of at least 0, got {margin!r}")
     _check(limit=limit)
     config = text_config(config)
-    pruner, _ = _without_least(pruner)
+    pruner = dataclasses.replace(pruner, min_visual=0)
     if choosing.key(pruner, config, batch) not in rates.choosing:
         sizes = [size for size in choosing.SIZES if size <= limit] or [limit]
         rates = choosing.measure_choosing(rates, pruner, config, batch, text, sizes)
@@ -226,25 +228,25 @@ def _overhead(
 
 
 def _peaks(
-    price: Pricer, rows: Sequence[int], extra: Sequence[int], text: int, stages: Sequence[int], compact: bool
+    price: Pricer,
+    rows: Sequence[int],
+    extra: Sequence[int],
+    visual: int,
+    text: int,
+    stages: Sequence[int],
+    compact: bool,
 ) -> list[float]:
     """Bytes alive in each layer, weights apart: the KV cache so far and what the layer works on."""
     found, cache = [], 0.0
     for layer, now in enumerate(rows):
         if layer in stages:  # hidden states as they come, as the method is shown them in float32, and as they leave
-            whole = text + (rows[layer - 1] if layer else rows[0])
+            whole = text + (rows[layer - 1] if layer else visual)
             found.append(cache + price.batch * whole * price.shape.hidden * (2 * price.rates.itemsize + 8))
             if compact:
                 cache = layer * price.batch * (text + now) * price.kv_bytes
         cache += price.batch * (text + now + extra[layer]) * price.kv_bytes
-        found.append(cache + price.alive(text + now + extra[layer]))
+        found.append(cache + price.alive(text + now + extra[layer], text + visual))
     return found
-
-
-def _without_least(pruner: Pruner) -> tuple[Pruner, int]:
-    """The pruner for prompts of any length, and the length under which it does nothing."""
-    least = getattr(pruner, "min_visual", 0)
-    return (dataclasses.replace(pruner, min_visual=0) if least else pruner), least  # type: ignore[call-arg]
 
 
 def _downwards(limit: int) -> list[int]:

@@ -14,6 +14,7 @@ from foveate.families.grids import Grid
 from foveate.pruners.base import PromptRows, Pruner, VisualTokens
 
 CLUSTER = 8  # tokens that lie around one centre: an image's are alike in groups
+BLOCKS = 24  # of a vision encoder
 SPREAD = 0.3  # of a group, against the distance of the centres
 
 
@@ -50,7 +51,7 @@ def grid_of(visual: int) -> Grid:
 def visual_tokens(scene: Scene, pruner: Pruner, layer: int) -> VisualTokens:
     """Return the tokens of a scene before anything is pruned, the same ones for the same scene.
 
-    Features lie around centres, one for eight tokens, so that many are alike; attention is random.
+    Features lie around centres, one for eight tokens, so that many are alike; attention is random. Samples are equal.
 
     Parameters
     ----------
@@ -68,15 +69,16 @@ def visual_tokens(scene: Scene, pruner: Pruner, layer: int) -> VisualTokens:
         return torch.randn(shape, generator=generator)
 
     centres = random(max(1, number // CLUSTER), scene.hidden)
-    which = torch.randint(0, len(centres), (batch, number), generator=generator)
-    features = centres[which] + SPREAD * random(batch, number, scene.hidden)
+    which = torch.randint(0, len(centres), (number,), generator=generator)
+    features = (centres[which] + SPREAD * random(number, scene.hidden)).to(scene.device, scene.dtype)
     places = lay_out(torch.ones(batch, number, dtype=torch.bool), [], [(grid,)] * batch).places
     image, place, row, column = places.to(scene.device)
     tokens = VisualTokens(
         layer=layer,
-        features=features.to(scene.device, scene.dtype),
+        features=features.expand(batch, -1, -1).contiguous(),
         valid=torch.ones(batch, number, dtype=torch.bool, device=scene.device),
-        dense=torch.full((batch,), number, device=scene.device),
+        dense=torch.full((batch,), number),
+        present=torch.full((batch,), number),
         position=torch.arange(number, device=scene.device).expand(batch, -1),
         image=image,
         grid=place,
@@ -89,6 +91,7 @@ def visual_tokens(scene: Scene, pruner: Pruner, layer: int) -> VisualTokens:
         attention=None,
         extra=torch.zeros(batch, extra_tokens(pruner), scene.hidden, device=scene.device, dtype=scene.dtype),
         vision=_vision(scene, pruner, random),
+        received=tuple(random(batch, number).abs().to(scene.device) for _ in pruner.vision_attention(BLOCKS)),
     )
     return for_stage(tokens, scene, pruner, layer)
 
@@ -140,8 +143,10 @@ def left(tokens: VisualTokens, keep: Tensor) -> VisualTokens:
         tokens,
         features=rows(tokens.features),
         valid=valid,
+        present=counts.cpu(),
         attention=None,
         vision=tuple(map(rows, tokens.vision)),
+        received=tuple(one.gather(1, order).masked_fill(~valid, 0) for one in tokens.received),
         **ids,
     )
 
@@ -152,6 +157,6 @@ def _vision(scene: Scene, pruner: Pruner, random: object) -> tuple[Tensor, ...]:
         return ()
     width = weights.config.vision_size
     return tuple(
-        random(scene.batch, scene.visual, width).to(scene.device, scene.dtype)  # type: ignore[operator]
+        random(scene.visual, width).to(scene.device, scene.dtype).expand(scene.batch, -1, -1)  # type: ignore[operator]
         for _ in weights.config.vision_layers
     )

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
 from foveate.select import fused
 from foveate.select.checks import check_budget, check_features, check_mask, exact, wide, widest
 from foveate.select.cosine import repeats_of, take_rows
+from foveate.select.determinants import by_factors, by_kernel
 from foveate.select.ranking import best
-from foveate.select.residual import Residual
 
 EXHAUSTED = 1e-6  # of the row's largest L_jj: a residual that small is rounding
 ASYMMETRY = 1e-2  # of the kernel's largest entry: more than half precision makes of a symmetric one
@@ -62,7 +60,8 @@ def dpp(kernel: Tensor, k: int | Tensor, valid: Tensor | None = None) -> Tensor:
     if apart > ASYMMETRY * float(kernel.abs().amax()):
         raise ValueError(f"kernel must be symmetric, but two opposite entries differ by {apart:g}")
     gain = kernel.diagonal(dim1=1, dim2=2).clone()
-    return _fill(_by_kernel(kernel, *_beginning(gain, valid), budget), gain, budget, valid)
+    pick = by_kernel if kernel.device.type == "cpu" else _by_kernel
+    return _fill(pick(kernel, *_beginning(gain, valid), budget), gain, budget, valid)
 
 
 @exact
@@ -111,7 +110,7 @@ def low_rank_dpp(factors: Tensor, k: int | Tensor, valid: Tensor | None = None) 
     if bool(absent.any()):
         factors = factors.masked_fill(absent[..., None], 0)
         gain.masked_fill_(absent, 0)
-    pick = _lazily if factors.device.type == "cpu" else _by_factors
+    pick = by_factors if factors.device.type == "cpu" else _by_factors
     picked = pick(factors, *_beginning(gain, valid, repeats_of(factors, valid)), budget)
     return _fill(picked, gain, budget, valid)
 
@@ -155,15 +154,6 @@ def _by_factors(factors: Tensor, left: Tensor, floor: Tensor, budget: Tensor) ->
         left -= torch.bmm(factors, vector.mT).squeeze(-1).square_()
         keep.scatter_(1, pick, keep.gather(1, pick) | wanted)
         left.scatter_(1, pick, -torch.inf)
-    return keep
-
-
-def _lazily(factors: Tensor, left: Tensor, floor: Tensor, budget: Tensor) -> Tensor:
-    """The same picks on a CPU, where the plain form reads all factors for each pick; arguments as of `_by_factors`."""
-    keep = torch.zeros_like(left, dtype=torch.bool)
-    for row, (count, least) in enumerate(zip(budget.tolist(), floor.flatten().tolist(), strict=True)):
-        rows = functools.partial(factors[row].index_select, 0)
-        keep[row, Residual(rows, left[row], factors.shape[2], count).run(least)] = True
     return keep
 
 

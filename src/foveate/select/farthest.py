@@ -6,10 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveate.select.cosine import UnitRows
+from foveate.select.checks import wide
+from foveate.select.cosine import UnitRows, unit_rows
 from foveate.select.lazy import Array, LazyGreedy
 
 CHUNK = 256  # tokens of a start set compared at a time
+WORTH = 100_000_000  # multiplications of the plain loop: with fewer it is the faster one, at 64 to 3,584 features
 
 
 def farthest_points(features: Tensor, k: int, start: Tensor, valid: Tensor, repeats: Tensor) -> Tensor:
@@ -31,7 +33,19 @@ def farthest_points(features: Tensor, k: int, start: Tensor, valid: Tensor, repe
         torch.maximum(nearest, unit.products(unit.take(part)).amax(0), out=nearest)
     nearest.masked_fill_(keep | ~valid | repeats, torch.inf)
     missing = min(k - int(keep.sum()), int(nearest.isfinite().sum()))
+    if features.numel() * missing < WORTH:
+        return _loop(unit_rows(wide(features)), nearest, keep, missing)
     keep[Farthest(unit.take, -nearest, features.shape[1], missing).run()] = True
+    return keep
+
+
+def _loop(unit: Tensor, nearest: Tensor, keep: Tensor, missing: int) -> Tensor:
+    for step in range(missing):
+        pick = int(nearest.argmin())
+        keep[pick] = True
+        nearest[pick] = torch.inf
+        if step < missing - 1:
+            torch.maximum(nearest, unit @ unit[pick], out=nearest)
     return keep
 
 

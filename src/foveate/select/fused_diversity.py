@@ -1,4 +1,4 @@
-"""Max-min diversity in one Triton launch: the rounds of `diversity._in_rounds`, all on the device.
+"""Max-min diversity in one Triton launch: in rounds, all on the device.
 
 A round chooses a crowd of the tokens that are farthest from all kept ones, compares it with itself in blocks, picks
 from it while its best is farther than anyone outside, and lets everyone catch up with the picks in one block product.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from foveate.select.elimination import eliminate
 from foveate.select.lazy import Array, LazyGreedy
 
 ROUNDED = 0.3  # where less is left of a row's length, rounding left too much of what was taken away
@@ -24,16 +24,7 @@ class Residual(LazyGreedy):
         earlier = self.basis[: self.taken]
         known = rows @ earlier.T
         gram = (rows @ rows.T - known @ known.T).numpy()
-        chosen, place = [], first
-        while True:
-            chosen.append(place)
-            row = gram[place] / np.sqrt(gram[place, place])
-            gain -= row * row
-            gram -= np.outer(row, row)
-            gain[place] = -np.inf
-            place = int(gain.argmax())
-            if len(chosen) == most or not gain[place] > bound:
-                break
+        chosen, _ = eliminate(gram, gain, first, bound, most)
         index = torch.tensor(chosen)
         picked = rows.index_select(0, index)
         rest = picked - known.index_select(0, index) @ earlier

@@ -27,6 +27,8 @@ def failures(result: dict[str, Any]) -> list[dict[str, Any]]:
         settings.setdefault((entry["visual_asked"], entry["batch"]), []).append(entry)
     for together in settings.values():
         dense, again = together[0], next((one for one in together if one["arm"] == AGAIN), None)
+        if dense["failed"]:
+            found.append(_failure(dense, "dense", f"{dense['failed']}: nothing could be compared"))
         for entry in together:
             if not entry["dense"]:
                 found += [*_slower(entry, again), *_larger(entry, dense)]
@@ -50,6 +52,8 @@ def _slower(entry: dict[str, Any], again: dict[str, Any] | None) -> list[dict[st
 
 
 def _larger(entry: dict[str, Any], dense: dict[str, Any]) -> list[dict[str, Any]]:
+    if entry["failed"] and not dense["failed"]:
+        return [_failure(entry, "memory", f"{entry['failed']}, where dense fits")]
     own, beside = entry["peak_bytes"], dense["peak_bytes"]
     if own is None or beside is None or own <= beside:
         return []

@@ -64,24 +64,46 @@ def measure(
     """
     found = [Measured(arm, prompts.get(arm.label, prompts[DENSE])) for arm in arms]
     for one in found:
-        _count(model, one)
+        _count(model, one, settings.operations)
         advance(f"{one.arm.label}: operations and memory")
     running = [one for one in found if one.failed is None]
     if not running or running[0].arm.label != DENSE:
         return found
-    for number in range(-1, settings.rounds):  # the first one warms up
-        for one in _order(running, number):
-            times = one.times if number >= 0 else Times()
-            handle = timed_run(model, one.prompt.inputs, one.arm.pruner, settings.decode if number >= 0 else 1, times)
-            if handle is not None and number >= 0:
-                one.selection_ms.append(handle.report.selection_ms)
-        advance(f"round {number + 1} of {settings.rounds}")
+    for number in range(-1, settings.rounds):
+        turns = _order(running, number)
+        if number < 0 and model.device.type == "cpu":  # where counting has warmed up all but the machine itself
+            turns = running[:1]
+        for one in turns:
+            _time(model, one, settings, number < 0)
+        running = [one for one in running if one.failed is None]
+        if not running or running[0].arm.label != DENSE:
+            return found
+        advance(f"round {number + 1} of {settings.rounds}" if number >= 0 else "warm-up")
     for number in range(settings.splits):
         for one in _order(running, number):
             if one.arm.label != AGAIN:
                 one.parts.append(split_run(model, one.prompt.inputs, one.arm.pruner, family))
         advance(f"taken apart {number + 1} of {settings.splits}")
     return found
+
+
+def _time(model: Any, one: Measured, settings: BenchSettings, warm_up: bool) -> None:
+    """One run of one arm; one that runs out of memory has no times at all."""
+    times, steps = (Times(), 1) if warm_up else (one.times, settings.decode)
+    try:
+        handle = timed_run(model, one.prompt.inputs, one.arm.pruner, steps, times)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        one.times, one.selection_ms = Times(), []
+        _out_of_memory(model, one, error)
+        return
+    if handle is not None and not warm_up:
+        one.selection_ms.append(handle.report.selection_ms)
+
+
+def _out_of_memory(model: Any, one: Measured, error: BaseException) -> None:
+    one.failed = f"out of memory: {str(error).splitlines()[0][:160]}" if str(error) else "out of memory"
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _order(running: list[Measured], number: int) -> list[Measured]:
@@ -92,20 +114,22 @@ def _order(running: list[Measured], number: int) -> list[Measured]:
 
 
 @torch.inference_mode()
-def _count(model: Any, one: Measured) -> None:
+def _count(model: Any, one: Measured, operations: bool) -> None:
     """Operations, peak memory and KV cache, each of a prefill of its own."""
     try:
+        if operations:
+            with attached(model, one.arm.pruner):
+                _, one.flops = counted(lambda: prefill(model, one.prompt.inputs, new_cache(model)))
+        elif model.device.type != "cpu":  # what a library allocates the first time is no method's
+            with attached(model, one.arm.pruner):
+                prefill(model, one.prompt.inputs, new_cache(model))
         with attached(model, one.arm.pruner) as handle:
-            _, one.flops = counted(lambda: prefill(model, one.prompt.inputs, new_cache(model)))
-            one.report = None if handle is None else handle.report
-        with attached(model, one.arm.pruner):
             cache = new_cache(model)
             _, one.peak = peak_bytes(model.device, lambda: prefill(model, one.prompt.inputs, cache))
+            one.report = None if handle is None else handle.report
         one.kv = cache_bytes(cache)
     except (torch.OutOfMemoryError, MemoryError) as error:
-        one.failed = f"out of memory: {str(error).splitlines()[0][:160]}" if str(error) else "out of memory"
-        if model.device.type == "cuda":
-            torch.cuda.empty_cache()
+        _out_of_memory(model, one, error)
 
 
 def is_dense(label: str) -> bool:

@@ -1,7 +1,7 @@
 """Prompts with a wanted number of visual tokens: random words, random pixels, of the shapes that a model takes.
 
 Families whose pictures have known shapes are given them straight from the config, without a processor; any other gets
-pictures through its processor. Pixels lie around a few centres, so that some visual tokens are alike, as in pictures.
+pictures through its processor.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from foveate.measure.loading import LoadedModel, LoadError
 FIRST_WORD = 10  # ids under it are often special
 NEAR = 0.03  # share of the wanted tokens by which fewer pictures may miss them
 ASPECT = 2.0  # a picture's longer side over the shorter, at most, where its number of tokens allows
+MANY_PIXELS = 1 << 28  # from which on a host would be long at making them
 SIDES = (28, 1344, 28)  # pixels that are tried for LLaVA-NeXT, whose numbers of tokens follow no formula
 
 
@@ -154,7 +155,7 @@ def make_prompt(loaded: LoadedModel, visual: int | None, text: int, batch: int, 
     generator = torch.Generator().manual_seed(seed)
     ids = _words(model, sample, text, batch, generator)
     marks = ids == model.config.image_token_id
-    pixels = _pixels((batch * sample.pixels[0], *sample.pixels[1:]), generator)
+    pixels = _pixels(sample.pixels, batch, generator)
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if sample.sizes:
         inputs[SIZES[model.config.model_type]] = torch.tensor(sample.sizes * batch)
@@ -188,8 +189,9 @@ def _words(model: Any, sample: Sample, text: int, batch: int, generator: torch.G
     if left < 2:
         least = text - left + 2
         raise LoadError(f"--text {text} is too short: {len(sample.runs)} pictures need {least} tokens of text or more")
-    most = min(config.get_text_config().vocab_size, *(one for one in special if one > FIRST_WORD))
-    words = torch.randint(min(FIRST_WORD, most - 1), most, (batch, left), generator=generator)
+    ordinary = torch.tensor([one for one in range(config.get_text_config().vocab_size) if one not in special])
+    ordinary = ordinary[min(FIRST_WORD, len(ordinary) // 2) :]
+    words = ordinary[torch.randint(len(ordinary), (batch, left), generator=generator)]
     middle: list[int] = []
     for run in sample.runs:
         marks = [config.image_token_id] * run
@@ -199,7 +201,10 @@ def _words(model: Any, sample: Sample, text: int, batch: int, generator: torch.G
     return torch.cat([words[:, :first], pictures, words[:, first:]], 1)
 
 
-def _pixels(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Noise whose level changes from picture part to picture part, so that not all visual tokens differ alike."""
+def _pixels(sample: tuple[int, ...], batch: int, generator: torch.Generator) -> Tensor:
+    """Noise of another level in each part of a picture; of a large batch all samples have the same pictures."""
+    different = batch if batch * math.prod(sample) < MANY_PIXELS else 1
+    shape = (different * sample[0], *sample[1:])
     levels = torch.randn(shape[0], *[1] * (len(shape) - 1), generator=generator)
-    return torch.randn(shape, generator=generator) + levels
+    pixels = torch.randn(shape, generator=generator) + levels
+    return pixels.repeat(batch // different, *[1] * (len(shape) - 1))

@@ -54,7 +54,8 @@ def _entry(one: Measured, dense: Measured, asked: int | None, batch: int, clock:
         own, beside = getattr(one.times, phase), getattr(dense.times, phase)
         entry[phase] = {f"{kind}_ms": spread([1e3 * value for value in own[kind]]) for kind in (WALL, CPU)}
         for kind in (WALL, CPU):
-            ratios = [a / b for a, b in zip(beside[kind], own[kind], strict=True) if b] if own[kind] else []
+            both = zip(beside[kind], own[kind], strict=True) if beside[kind] and own[kind] else ()
+            ratios = [a / b for a, b in both if b]
             entry[phase][f"faster_{kind}"] = spread(ratios)
         entry[phase]["faster"] = entry[phase][f"faster_{clock}"]
     entry["parts"] = _parts(one, dense)

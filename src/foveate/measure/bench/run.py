@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from foveate.measure import environment
-from foveate.measure.bench.arms import DENSE, SMALLER, Arm, make_arms
+from foveate.measure.bench.arms import AGAIN, DENSE, SMALLER, Arm, make_arms
 from foveate.measure.bench.check import RULE, failures
 from foveate.measure.bench.encoded import encode
 from foveate.measure.bench.measure import measure
@@ -104,6 +104,7 @@ def run(
 
     model, started = loaded.model, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     arms = make_arms(model, settings.methods, settings.keeps, settings.vision)
+    arms = [arm for arm in arms if settings.again or arm.label != AGAIN]
     clock = CPU if model.device.type == "cpu" and torch.get_num_threads() == 1 else WALL
     sizes = settings.visual or (None,)
     steps = len(sizes) * len(settings.batch) * (len(arms) + settings.rounds + 1 + settings.splits)

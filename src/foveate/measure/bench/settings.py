@@ -30,6 +30,8 @@ class BenchSettings:
         Tokens decoded in each run; 0: prefill only.
     rounds, splits : int
         Timed rounds; rounds in which a prefill is taken apart, which costs time of its own.
+    again, operations : bool
+        A second dense arm, which tells the spread; torch's count of operations, for which each arm runs once more.
     vision : bool
         False: images come encoded, as `generate()` hands them over, and the vision encoder is in no figure.
     seed : int
@@ -49,6 +51,8 @@ class BenchSettings:
     decode: int = 16
     rounds: int = 7
     splits: int = 2
+    again: bool = True
+    operations: bool = True
     vision: bool = True
     seed: int = 0
 

@@ -94,8 +94,8 @@ def notes(result: dict[str, Any]) -> list[str]:
     measured = "CPU time of the one process" if clock == "cpu" else "wall time"
     found = [
         f"× faster is dense time / the arm's time of the same round, {measured}: median of {rounds} rounds "
-        "[quartiles]. FLOPs are torch's count of the whole prefill, choosing included; got / implied is 1 where all of "
-        "it is time.",
+        "[quartiles]. FLOPs are torch's count of the whole prefill, choosing included; got / implied is 1 where all "
+        "of it is time.",
         f"Peak memory is that of the prefill: {result['memory']}.",
     ]
     again = [entry for entry in result["entries"] if entry["arm"] == AGAIN and entry["prefill"]["faster"]]
@@ -106,6 +106,7 @@ def notes(result: dict[str, Any]) -> list[str]:
     for entry in result["entries"]:
         if entry.get("skipped"):
             found.append(f"NOT PRUNED: {entry['arm']}, {_setting(entry)}: {entry['skipped']}")
+        found += [line for note in entry.get("notes", ()) if (line := f"{entry['arm']}: {note}") not in found]
         if entry["failed"] and entry["arm"] == DENSE:
             found.append(f"{_setting(entry)}: dense itself does not fit, so nothing was timed")
     return found

@@ -1,0 +1,207 @@
+"""`foveate bench --predict`: every setting of a bench run, predicted from the config alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveate.errors import ModelNotReachable
+from foveate.measure import environment
+from foveate.measure.bench.arms import SMALLER, make_arms
+from foveate.measure.bench.prompts import _usual, tokens_of
+from foveate.measure.bench.result import dense_entry
+from foveate.measure.bench.settings import BenchSettings
+from foveate.measure.choosing import SIZES, measure_choosing
+from foveate.measure.loading import TINY, LoadError, _check_family, _line, hub_answers
+from foveate.measure.predict import MARGIN, break_even, predict, text_config
+from foveate.measure.rates import Rates, measure_rates
+
+FORMAT = "foveate-predict-1"
+Advance = Callable[[str, int, int], None]
+
+
+def config_named(name: str) -> Any:
+    """Return the config of a model by Hub id or folder, or of ``tiny``, without its weights.
+
+    Raises
+    ------
+    ModelNotReachable, UnsupportedModelError, LoadError
+        As `loading.load_model`.
+    """
+    from transformers import AutoConfig
+
+    from foveate.families.processing import explain_missing
+
+    if name == TINY:
+        from foveate.tiny.model import WEIGHTS
+
+        return AutoConfig.from_pretrained(WEIGHTS)
+    local = not Path(name).is_dir() and not hub_answers()
+    try:
+        with explain_missing(name):
+            config = AutoConfig.from_pretrained(name, local_files_only=local)
+    except ModelNotReachable:
+        raise
+    except (OSError, ValueError) as error:
+        raise LoadError(f"transformers cannot read the config of '{name}': {_line(error)}") from error
+    _check_family(config)
+    return config
+
+
+def rates_for(config: Any, device: torch.device, dtype: torch.dtype, file: Path | None) -> Rates:
+    """Return the rates in a file; without one, or where it is not there yet, measure them.
+
+    Parameters
+    ----------
+    config : PretrainedConfig
+        The model's.
+    device, dtype : torch.device, torch.dtype
+        What to measure.
+    file : Path or None
+        Where rates are kept; `predictions` adds the times of choosing.
+    """
+    if file is not None and file.exists():
+        return Rates.load(file)
+    return measure_rates(device, dtype, text_config(config))
+
+
+def predictions(
+    name: str, config: Any, settings: BenchSettings, rates: Rates, advance: Advance | None = None
+) -> tuple[dict[str, Any], Rates]:
+    """Predict every setting of a bench run.
+
+    The vision encoder is in no figure. What a method keeps of its own accord is not known; here every method has a
+    budget, as in a bench run.
+
+    Parameters
+    ----------
+    name : str
+        The model, as the result is to call it.
+    config : PretrainedConfig
+        The whole model's.
+    settings : BenchSettings
+        As for the run.
+    rates : Rates
+        Of the machine.
+    advance : callable or None
+        Told what was done, how many steps are done and how many there are.
+
+    Returns
+    -------
+    tuple
+        The result, plain data for JSON, and the rates with the times of choosing that had to be measured.
+
+    Raises
+    ------
+    FoveateError
+        A method or a budget that cannot be had, layers of unknown cost, or rates that lack what is asked.
+    """
+    text, started = text_config(config), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    arms = [arm for arm in make_arms(_weightless(config), settings.methods, settings.keeps, True) if arm.pruner]
+    visuals = [_real(config, visual) for visual in settings.visual or (_usual(config),)]
+    steps, done, entries = len(arms) * len(settings.batch), 0, []
+    for batch in settings.batch:
+        for arm in arms:
+            pruner = _here(arm.pruner, rates)
+            if advance is not None:
+                advance(f"batch {batch}: {arm.label}", done, steps)
+            if rates.here:
+                sizes = {*visuals, *(size for size in SIZES if size < max(visuals))}
+                rates = measure_choosing(rates, pruner, text, batch, settings.text, sizes)
+            length = break_even(text, pruner, rates, text=settings.text, batch=batch)
+            for visual in visuals:
+                found = predict(text, pruner, visual, rates, text=settings.text, batch=batch)
+                named = {"arm": arm.label, "method": arm.method, "keep": arm.keep, "break_even": length}
+                entries.append({**named, **found.to_dict()})
+            done += 1
+    result = {
+        "format": FORMAT,
+        "command": environment.command(),
+        "started": started,
+        "settings": {**dataclasses.asdict(settings), "methods": [str(spec) for spec in settings.methods]},
+        "model": {
+            "name": name,
+            "type": config.model_type,
+            "layers": text.num_hidden_layers,
+            "width": text.hidden_size,
+        },
+        "margin": MARGIN,
+        "rates": rates.to_dict(),
+        "entries": sorted(entries, key=lambda entry: (entry["visual"], entry["batch"])),
+    }
+    return result, rates
+
+
+def beside(predicted: dict[str, Any], measured: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return predicted and measured ratios to dense, of the settings that both results have.
+
+    Where the run had the vision encoder in its time, so has the prediction: as many seconds as the dense run took.
+    """
+    found = []
+    for entry in measured["entries"]:
+        same = [
+            one for one in predicted["entries"] if all(one[key] == entry[key] for key in ("arm", "visual", "batch"))
+        ]
+        if not same or entry["failed"] or entry["method"] == SMALLER:
+            continue
+        vision = _vision_seconds(measured, entry) if measured["settings"]["vision"] else 0.0
+        dense, pruned = (sum(same[0][run].values()) + vision for run in ("dense", "pruned"))
+        real, token = entry["prefill"]["faster"], entry["decode"]["faster"]
+        whole = dense_entry(measured, entry)
+        shares = {
+            name: {"predicted": guess, "measured": entry[key] / whole[key] if entry[key] and whole[key] else None}
+            for name, key, guess in (
+                ("kv", "kv_bytes", same[0]["kv_pruned"] / same[0]["kv_dense"]),
+                ("memory", "peak_bytes", same[0]["memory_share"]),
+            )
+        }
+        found.append(
+            {
+                "arm": entry["arm"],
+                "visual": entry["visual"],
+                "batch": entry["batch"],
+                "prefill": {"predicted": dense / pruned, "measured": real and real["median"]},
+                "decode": {"predicted": same[0]["decode_speedup"], "measured": token and token["median"]},
+                **shares,
+            }
+        )
+    return found
+
+
+def _vision_seconds(measured: dict[str, Any], entry: dict[str, Any]) -> float:
+    parts = dense_entry(measured, entry)["parts"]
+    return parts["ms"]["vision"] / 1e3 if parts else 0.0
+
+
+def _weightless(config: Any) -> Any:
+    """A model of a config whose weights take no memory: arms are made for its sizes."""
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config)
+
+
+def _here(pruner: Any, rates: Rates) -> Any:
+    """The pruner, its random weights, if it has any, on the device of the rates."""
+    from foveate.pruners.glimpse_modules import GlimpseModules
+
+    weights = getattr(pruner, "weights", None)
+    if weights is None or not any(weight.is_meta for weight in weights.parameters()):
+        return pruner
+    torch.manual_seed(0)
+    made = GlimpseModules(weights.config)
+    if rates.here:
+        made = made.to(rates.device, rates.torch_dtype)
+    return dataclasses.replace(pruner, weights=made.eval())
+
+
+def _real(config: Any, visual: int) -> int:
+    return tokens_of(config, visual) or visual
+
+
+__all__ = ["beside", "config_named", "predictions", "rates_for"]
