@@ -91,7 +91,7 @@ def test_suppression_of_a_ragged_batch(programs: int, dtype: torch.dtype) -> Non
 def test_dpp_of_a_ragged_batch(programs: int, dtype: torch.dtype) -> None:
     factors, valid = problem(dtype, 40, 6)
     budget = torch.tensor([40, 5, 0])  # the first goes on where nothing is left to explain
-    keep = fused_dpp.low_rank_dpp(factors, budget, valid, programs)
+    keep = fused_dpp.low_rank_dpp(factors, budget, valid, programs=programs)
     assert torch.equal(keep, select.low_rank_dpp(factors, budget, valid))
 
 

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "keys"])
 def _rows(query, key, out, rows, keys, groups, size, batch_stride, group_stride, key_stride, scale,
           ROWS: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr):  # fmt: skip
     """Logits of all rows of one key head's queries with one block of its keys, which is read once."""

@@ -99,7 +99,7 @@ def low_rank_dpp(factors: Tensor, k: int | Tensor, valid: Tensor | None = None) 
     factors = check_features(factors, "factors")
     valid = check_mask("valid", valid, factors.shape[:2], factors.device)
     budget = check_budget(k, valid)
-    keep = fused.low_rank_dpp(factors, budget, valid)
+    keep = fused.low_rank_dpp(factors, k, budget, valid)
     if keep is not None:
         return keep
     if not widest(budget):

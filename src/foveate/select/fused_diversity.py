@@ -31,7 +31,7 @@ CROWD = 256  # candidates that a round looks at closely
 ROUND = 128  # most picks in a round
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number"])
 def _mean(features, weight, mean, number, width, sample_stride, stride, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """Sum of the tokens times their weights, for a few of the features."""
     sample = tl.program_id(1).to(tl.int64)
@@ -49,7 +49,7 @@ def _mean(features, weight, mean, number, width, sample_stride, stride, ROWS: tl
     tl.store(mean + sample * width + column, tl.sum(total, 0), column < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number"])
 def _along(features, scale, mean, product, number, width, sample_stride, stride, ROWS: tl.constexpr,
            WIDTH: tl.constexpr):  # fmt: skip
     """Product of a few unit tokens with their sample's mean."""
@@ -162,7 +162,7 @@ def _pick(crowd, value_of, size, bound, gram, most, nearest, keep, picks, CROWD:
     return count
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number"])
 def _rounds(features, scale, nearest, keep, members, given, missing, crowds, values, grams, picks, counts, barriers,
             number, width, sample_stride, stride, PROGRAMS: tl.constexpr, WIDE: tl.constexpr, CROWD: tl.constexpr,
             ROUND: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip

@@ -68,7 +68,7 @@ def _settle(order, first, last, alike_to, rivals, taken, count, most, keep, BLOC
     return count
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number"])
 def _walk(features, scale, order, limit, budget, present, keep, taken, alike_to, rivals, counts, barriers,
           number, width, sample_stride, stride, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
           WIDTH: tl.constexpr):  # fmt: skip
