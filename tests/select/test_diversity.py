@@ -17,7 +17,7 @@ from tests.select.cases import Case, continuous, sets, tied
 PLAIN = st.booleans()
 
 
-def choose(case: Case, plain: bool, crowd: int = 96, ready: int = 16, chunk: int = 256) -> Tensor:
+def choose(case: Case, plain: bool, crowd: int = 64, ready: int = 16, chunk: int = 256) -> Tensor:
     how = diversity._one_by_one if plain else diversity._lazily
     with (
         mock.patch.object(farthest, "WORTH", 0),

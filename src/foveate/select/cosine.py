@@ -21,7 +21,31 @@ def unit_rows(features: Tensor) -> Tensor:
     return (features / torch.linalg.vector_norm(features, dim=-1, keepdim=True)).nan_to_num_(0, 0, 0)
 
 
-class UnitRows:
+class Rows:
+    """One sample's rows as they are.
+
+    Parameters
+    ----------
+    features
+        (N, D) float32 or float64.
+    """
+
+    def __init__(self, features: Tensor) -> None:
+        self.features = features
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def take(self, index: Tensor) -> Tensor:
+        """Rows (C, D) at index (C,); the caller's own."""
+        return self.features.index_select(0, index)  # features[index] takes several times as long
+
+    def compare(self, others: Tensor, index: Tensor | None) -> Tensor:
+        """Products (P, C) of others (P, D) with the rows at index (C,); None: with all rows."""
+        return others @ (self.features if index is None else self.take(index)).T
+
+
+class UnitRows(Rows):
     """One sample's rows of length one, in float32 (float64 for float64), made where they are needed.
 
     A row of zeros, or with a NaN or infinity, becomes zeros.
@@ -38,22 +62,18 @@ class UnitRows:
         self.features = features.masked_fill(strange[:, None], 0) if bool(strange.any()) else features
         self.inverse = length.reciprocal_().masked_fill_(strange | length.isinf(), 0)
 
-    def __len__(self) -> int:
-        return len(self.features)
-
     def take(self, index: Tensor) -> Tensor:
-        """Rows (C, D) at index (C,); the caller's own."""
-        # index_select, as features[index] takes several times as long
-        return wide(self.features.index_select(0, index)).mul_(self.inverse[index, None])
+        return wide(super().take(index)).mul_(self.inverse[index, None])
+
+    def compare(self, others: Tensor, index: Tensor | None) -> Tensor:
+        if index is not None:
+            return (others @ wide(super().take(index)).T).mul_(self.inverse[index])
+        return torch.cat([others @ block.T for block in _blocks(self.features)], 1).mul_(self.inverse)
 
     def mean(self, valid: Tensor) -> Tensor:
         """Sum (D,) of the rows that are valid (N,)."""
         weight = self.inverse.masked_fill(~valid, 0).split(BLOCK if self._half else len(self) or 1)
         return sum(part @ block for part, block in zip(weight, _blocks(self.features), strict=True))
-
-    def products(self, others: Tensor) -> Tensor:
-        """Products (C, N) of others (C, D) with all rows."""
-        return torch.cat([others @ block.T for block in _blocks(self.features)], 1).mul_(self.inverse)
 
     @property
     def _half(self) -> bool:

@@ -7,6 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
+from foveate.select.cosine import Rows
 from foveate.select.elimination import in_rounds
 from foveate.select.residual import Residual
 
@@ -27,11 +28,10 @@ def by_factors(factors: Tensor, left: Tensor, floor: Tensor, budget: Tensor) -> 
     """
     keep = torch.zeros_like(left, dtype=torch.bool)
     for row, (count, least) in enumerate(zip(budget.tolist(), floor.flatten().tolist(), strict=True)):
-        rows = functools.partial(factors[row].index_select, 0)
         if factors.shape[1] <= factors.shape[2]:
             picks = in_rounds(functools.partial(_product_at, factors[row]), left[row], least, count)
         else:
-            picks = Residual(rows, left[row], factors.shape[2], count).run(least)
+            picks = Residual(Rows(factors[row]), left[row], count).run(least)
         keep[row, picks] = True
     return keep
 

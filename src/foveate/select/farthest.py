@@ -26,16 +26,16 @@ def farthest_points(features: Tensor, k: int, start: Tensor, valid: Tensor, repe
     """
     unit, keep = UnitRows(features), start.clone()
     if not bool(keep.any()):
-        outlier = unit.products(unit.mean(valid)[None])[0].masked_fill_(~valid | repeats, torch.inf).argmin()
+        outlier = unit.compare(unit.mean(valid)[None], None)[0].masked_fill_(~valid | repeats, torch.inf).argmin()
         keep[outlier] = True
     nearest = unit.inverse.new_full(keep.shape, -torch.inf)
     for part in keep.nonzero()[:, 0].split(CHUNK):
-        torch.maximum(nearest, unit.products(unit.take(part)).amax(0), out=nearest)
+        torch.maximum(nearest, unit.compare(unit.take(part), None).amax(0), out=nearest)
     nearest.masked_fill_(keep | ~valid | repeats, torch.inf)
     missing = min(k - int(keep.sum()), int(nearest.isfinite().sum()))
     if features.numel() * missing < WORTH:
         return _loop(unit_rows(wide(features)), nearest, keep, missing)
-    keep[Farthest(unit.take, -nearest, features.shape[1], missing).run()] = True
+    keep[Farthest(unit, -nearest, missing).run()] = True
     return keep
 
 

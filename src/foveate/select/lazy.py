@@ -11,17 +11,17 @@ and the loop would still read all features for each pick.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-CROWD = 96  # tokens of which picks are made at a time
-READY = 16  # fewer in date and above all bounds: others are brought in date first
-CHUNK = 128  # tokens brought in date at a time
+from foveate.select.cosine import Rows
 
+CROWD = 64  # tokens of which picks are made at a time
+READY = 16  # fewer in date and above all bounds: others are brought in date first
+CHUNK = 96  # tokens brought in date at a time
 Array = npt.NDArray[np.floating]
 
 
@@ -30,21 +30,21 @@ class LazyGreedy(abc.ABC):
 
     Parameters
     ----------
-    take
-        Gives rows (C, D) at an index (C,), float32 or float64 on the CPU.
+    rows
+        Of N tokens.
     gain
         (N,) to begin with; -inf for what cannot be picked.
-    width
-        D.
     most
         Picks at most.
     """
 
-    def __init__(self, take: Callable[[Tensor], Tensor], gain: Tensor, width: int, most: int) -> None:
-        self.take, self.gain = take, gain.numpy().copy()
+    def __init__(self, rows: Rows, gain: Tensor, most: int) -> None:
+        self.rows, self.gain = rows, gain.numpy().copy()
         self.seen = np.zeros(len(gain), dtype=np.int64)  # picks that a token was compared with
         self.taken = 0
-        self.basis = gain.new_empty(most, width)  # what the tokens are compared with, a row for each pick
+        self.basis = gain.new_empty(
+            most, rows.features.shape[1]
+        )  # what the tokens are compared with, a row for each pick
 
     @abc.abstractmethod
     def update(self, gain: Array, products: Tensor, news: Tensor | None) -> Array:
@@ -66,7 +66,7 @@ class LazyGreedy(abc.ABC):
                 break
             gain = self.gain[index]
             place = int(np.searchsorted(index, first))
-            rows = self.take(torch.from_numpy(index))
+            rows = self.rows.take(torch.from_numpy(index))
             chosen = self.settle(rows, gain, place, max(bound, floor), len(self.basis) - self.taken)
             gain[chosen] = -np.inf
             self.taken += len(chosen)
@@ -99,7 +99,7 @@ class LazyGreedy(abc.ABC):
     def _catch_up(self, index: npt.NDArray[np.int64]) -> None:
         seen = self.seen[index]
         start = int(seen.min())
-        products = self.basis[start : self.taken] @ self.take(torch.from_numpy(index)).T
+        products = self.rows.compare(self.basis[start : self.taken], torch.from_numpy(index))
         news = None
         if seen.max() > start:
             news = torch.arange(start, self.taken)[:, None] >= torch.from_numpy(seen)
