@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -167,7 +167,7 @@ class Predictor(nn.Module):
         self.blocks = nn.ModuleList(PredictorBlock(config) for _ in range(config.blocks))
         self.out = _linear(config.size, 1)
 
-    def forward(self, attention: Tensor, vision: Sequence[Tensor], cell: Tensor, segments: Segments) -> Tensor:
+    def forward(self, attention: Tensor, vision: Iterable[Tensor], cell: Tensor, segments: Segments) -> Tensor:
         """Keep logits.
 
         Parameters
@@ -175,7 +175,7 @@ class Predictor(nn.Module):
         attention
             (T, H) attention of the glimpse token to each visual token, of all images one after another.
         vision
-            (T, C) features of each vision layer, or none.
+            (T, C) features of each vision layer, or none; one is held at a time.
         cell
             (T, 2) row and column of each token in its image.
         segments
@@ -188,8 +188,9 @@ class Predictor(nn.Module):
         """
         angles = rotary_angles(cell, (self.config.size + self.config.condition_size) // self.config.predictor_heads)
         x = self.attention_in(attention)
-        for number, block in enumerate(self.blocks):
-            x = block(x, vision[number] if vision else None, angles, segments)
+        features = iter(vision)
+        for block in self.blocks:
+            x = block(x, next(features, None), angles, segments)
         return self.out(x)[:, 0]
 
 

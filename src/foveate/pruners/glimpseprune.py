@@ -180,7 +180,7 @@ class GlimpsePrune(Pruner):
         cell = torch.stack([tokens.row, tokens.column], -1).clamp(min=0)
         found = predictor(
             segments.pick(attention),
-            [segments.pick(vision.to(kind)) for vision in tokens.vision],
+            segments.pick_each(tokens.vision, kind),
             segments.pick(cell),
             segments,
         )

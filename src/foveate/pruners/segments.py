@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +61,10 @@ class Segments:
     def pick(self, tensor: Tensor) -> Tensor:
         """(T, ...) rows of a (B, N, ...) tensor in this order."""
         return tensor.flatten(0, 1)[self.order]
+
+    def pick_each(self, tensors: Sequence[Tensor], like: Tensor) -> Iterator[Tensor]:
+        """The same of several tensors, in the type and on the device of `like`, each made when it is asked for."""
+        return (self.pick(tensor.to(like)) for tensor in tensors)
 
     def put(self, values: Tensor, shape: Sequence[int], fill: float) -> Tensor:
         """(B, N) from (T,) values; `fill` elsewhere."""
