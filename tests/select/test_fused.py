@@ -39,7 +39,7 @@ def on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "programs_for", lambda features: 2)
 
 
-def problem(dtype: torch.dtype, number: int = 50, width: int = 24) -> tuple[Tensor, Tensor]:
+def problem(dtype: torch.dtype, number: int = 40, width: int = 24) -> tuple[Tensor, Tensor]:
     """Three rows, the second one padded: with copies, rows of zeros, and NaN in the padding and elsewhere."""
     features = torch.randn(3, number, width, generator=torch.Generator().manual_seed(0)).to(dtype)
     features[:, [23, 31]] = features[:, 5:6].clone()
@@ -56,7 +56,7 @@ def test_diversity_of_a_ragged_batch(programs: int, dtype: torch.dtype) -> None:
     features, valid = problem(dtype)
     start = torch.zeros_like(valid)
     start[1, 2:25] = True  # more than fit into a round
-    budget = torch.tensor([30, 32, 0])
+    budget = torch.tensor([25, 32, 0])
     keep = fused_diversity.max_min_diversity(features, budget, start, valid, programs, crowd=32, most=16)
     assert torch.equal(keep, select.max_min_diversity(features, budget, start, valid))
 
@@ -66,10 +66,10 @@ def test_diversity_of_a_ragged_batch(programs: int, dtype: torch.dtype) -> None:
 def test_diversity_of_ties(programs: int, wide: bool) -> None:
     """Exact in binary: cosines of few values, or all the same; far more ties than a crowd holds."""
     generator = torch.Generator().manual_seed(1)
-    features = torch.eye(60)[None] if wide else torch.randint(0, 2, (1, 60, 4), generator=generator) * 2.0 - 1
-    start = torch.zeros(1, 60, dtype=torch.bool)
+    features = torch.eye(40)[None] if wide else torch.randint(0, 2, (1, 40, 4), generator=generator) * 2.0 - 1
+    start = torch.zeros(1, 40, dtype=torch.bool)
     start[0, 7] = True
-    for k in (20, 60):
+    for k in (15, 40):
         args = torch.tensor([k]), start, torch.ones_like(start)
         keep = fused_diversity.max_min_diversity(features, *args, programs=programs, crowd=32, most=16)
         assert torch.equal(keep, select.max_min_diversity(features, *args))
@@ -80,7 +80,7 @@ def test_diversity_of_ties(programs: int, wide: bool) -> None:
 def test_suppression_of_a_ragged_batch(programs: int, dtype: torch.dtype) -> None:
     features, valid = problem(dtype)
     order = descending(torch.randn(valid.shape, generator=torch.Generator().manual_seed(2)), valid)
-    for budget, limit in (([50, 35, 0], [0.2, -0.1, 0.3]), ([9, 35, 1], [0.9, 0.4, 0.3])):
+    for budget, limit in (([40, 35, 0], [0.2, -0.1, 0.3]), ([9, 35, 1], [0.9, 0.4, 0.3])):
         args = order, torch.tensor(budget), torch.tensor(limit), valid
         keep = fused_suppression.greedy(features, *args, programs=programs, block=32)
         assert torch.equal(keep, greedy._greedy(unit_rows(features.float()), *args))

@@ -17,7 +17,7 @@ from foveate.select.dpp import low_rank_dpp
 from foveate.select.fused import Check
 from foveate.select.ranking import descending
 
-NUMBER = 64
+NUMBER = 48
 
 
 def _problem(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,8 +30,8 @@ def _problem(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     features = torch.cat([exact, torch.randn(2, NUMBER, 16, generator=generator)]).to(dtype)
     features[:, 30] = features[:, 7]
     features[:, [40, 41]] = 0
-    valid = torch.arange(NUMBER) < torch.tensor([[NUMBER], [NUMBER], [45]])
-    features[2, 60] = torch.nan
+    valid = torch.arange(NUMBER) < torch.tensor([[NUMBER], [NUMBER], [44]])
+    features[2, 45] = torch.nan
     return features, torch.tensor([NUMBER, 30, 12]), valid
 
 
