@@ -32,14 +32,15 @@ def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any)
     signature, constants, hints = {}, {}, {}
     for place, name in enumerate(self.arg_names):
         value = named[name]
-        if self.params[place].is_constexpr or (isinstance(value, int) and value == 1):
+        special = not self.params[place].do_not_specialize
+        if self.params[place].is_constexpr or (isinstance(value, int) and value == 1 and special):
             signature[name], constants[name] = "constexpr", value
             continue
         if isinstance(value, torch.Tensor):
             signature[name] = "*" + TYPES[value.dtype]
         else:
             signature[name] = "fp32" if isinstance(value, float) else "i32"
-        if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+        if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0 and special):
             hints[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(self, signature=signature, constexprs=constants, attrs=hints)
     compiled = triton.compile(source, target=TARGET, options=options)
@@ -55,7 +56,7 @@ def main() -> None:
     budget, valid = torch.full((1,), 634), torch.ones(1, number, dtype=torch.bool)
     fused_diversity.max_min_diversity(features, budget, valid, valid, programs)
     fused_suppression.greedy(features, torch.arange(number)[None], budget, torch.zeros(1), valid, programs)
-    fused_dpp.low_rank_dpp(features, budget, valid, programs)
+    fused_dpp.low_rank_dpp(features, budget, valid, 634, programs)
     for heads, groups, rows in ((28, 4, 5), (16, 1, 1)):
         key = torch.zeros(1, 300, groups, 128, dtype=torch.bfloat16).transpose(1, 2)
         fused_rows.row_logits(torch.zeros(1, heads, rows, 128, dtype=torch.bfloat16), key, 0.1)

@@ -1,7 +1,8 @@
 """Triton kernels without a GPU: Triton's interpreter, put right where it is wrong, and programs that run at once.
 
 The interpreter runs a launch's programs one after another, so one that waits for another would wait for ever. Here
-each program is a thread; one runs at a time, and hands on to the next after every atomic operation.
+each program is a thread; one runs at a time, and hands on to any other after every atomic operation and around some
+loads and stores, drawn at random. So a program that does not wait where it must gives wrong results.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import random
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +18,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("triton")
 from triton.runtime import interpreter
@@ -36,24 +39,30 @@ def _dot(self: Any, a: Any, b: Any, total: Any, *_: Any) -> Any:
     return interpreter.TensorHandle(product + total.data, total.dtype.scalar)
 
 
+def _filled(*args: Any, plain: Any = torch.empty, **kwargs: Any) -> torch.Tensor:
+    """In the place of `torch.empty`: what a kernel reads before it is written must not be right by chance."""
+    tensor = plain(*args, **kwargs)
+    return tensor.fill_(7 if tensor.is_floating_point() else 0)
+
+
 class _Programs:
     """In the place of a kernel's function: collects the programs of a launch and runs them in turns."""
 
-    def __init__(self, function: Any, number: int) -> None:
-        self.function, self.number = function, number
+    def __init__(self, function: Any, number: int, seed: int) -> None:
+        self.function, self.left = function, list(range(number))
+        self.draw = random.Random(seed)
         self.__signature__, self.__name__ = inspect.signature(function), function.__name__
         self.__globals__ = function.__globals__
         self.waiting: list[tuple[Any, dict[str, Any]]] = []
         self.turn = 0
-        self.done: set[int] = set()
         self.errors: list[BaseException] = []
         self.changed = threading.Condition()
         self.local = threading.local()
 
     def __call__(self, **kwargs: Any) -> None:
         self.waiting.append((interpreter.interpreter_builder.grid_idx, kwargs))
-        if len(self.waiting) == self.number:
-            threads = [threading.Thread(target=self._run, args=(index,)) for index in range(self.number)]
+        if len(self.waiting) == len(self.left):
+            threads = [threading.Thread(target=self._run, args=(index,)) for index in self.left]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -68,9 +77,8 @@ class _Programs:
             self.function(**self.waiting[index][1])
         except BaseException as error:
             self.errors.append(error)
-        with self.changed:
-            self.done.add(index)
-            self._next()
+        self.left.remove(index)
+        self._next()
 
     def _await(self, index: int) -> None:
         with self.changed:
@@ -79,29 +87,29 @@ class _Programs:
         interpreter.interpreter_builder.grid_idx = self.waiting[index][0]
 
     def _next(self) -> None:
-        order = [(self.turn + step) % self.number for step in range(1, self.number + 1)]
-        self.turn = next((index for index in order if index not in self.done), -1)
-        self.changed.notify_all()
-
-    def hand_on(self) -> None:
         with self.changed:
+            self.turn = self.draw.choice(self.left) if self.left else -1
+            self.changed.notify_all()
+
+    def hand_on(self, chance: float) -> None:
+        if self.draw.random() < chance:
             self._next()
-        self._await(self.local.index)
+            self._await(self.local.index)
 
 
 @contextlib.contextmanager
-def interpreting() -> Iterator[None]:
+def interpreting(seed: int = 0) -> Iterator[None]:
     """While open, kernels run in the interpreter with bf16 products right, and programs that wait let others run."""
     running: list[_Programs] = []
     patched: set[str] = set()
     plain_launch = interpreter.GridExecutor.__call__
-    plain_atomic = interpreter.InterpreterBuilder.create_atomic_rmw
+    builder = interpreter.InterpreterBuilder
 
     def launch(self: Any, *args: Any, **kwargs: Any) -> None:
         patched.clear()
         if kwargs.get("PROGRAMS", 1) == 1:
             return plain_launch(self, *args, **kwargs)
-        self.fn = _Programs(self.fn, int(np.prod(self.grid)))
+        self.fn = _Programs(self.fn, int(np.prod(self.grid)), seed)
         running.append(self.fn)
         try:
             return plain_launch(self, *args, **kwargs)
@@ -115,16 +123,26 @@ def interpreting() -> Iterator[None]:
             patched.add(self.fn.__module__)
         return self.rewrite()(*args, **kwargs)
 
-    def atomic(self: Any, *args: Any) -> Any:
-        result = plain_atomic(self, *args)
-        if running:
-            running[-1].hand_on()
-        return result
+    def handing_on(name: str, chance: float) -> Any:
+        plain = getattr(builder, name)
+
+        def operation(self: Any, *args: Any) -> Any:
+            if running and chance < 1:
+                running[-1].hand_on(chance)
+            result = plain(self, *args)
+            if running:
+                running[-1].hand_on(chance)
+            return result
+
+        return mock.patch.object(builder, name, operation)
 
     with (
-        mock.patch.object(interpreter.InterpreterBuilder, "create_dot", _dot),
-        mock.patch.object(interpreter.InterpreterBuilder, "create_atomic_rmw", atomic),
+        mock.patch.object(torch, "empty", _filled),
+        mock.patch.object(builder, "create_dot", _dot),
         mock.patch.object(interpreter.InterpretedFunction, "__call__", call),
         mock.patch.object(interpreter.GridExecutor, "__call__", launch),
+        handing_on("create_atomic_rmw", 1),
+        handing_on("create_masked_load", 0.02),
+        handing_on("create_masked_store", 0.1),
     ):
         yield

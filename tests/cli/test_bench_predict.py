@@ -71,6 +71,7 @@ def test_predicted_beside_measured(run, tmp_path, rates):
     alone = {entry["arm"]: entry["speedup"] for entry in result["predicted"]["entries"]}
     for arm, row in rows.items():
         assert row["prefill"]["measured"] == measured[arm]
+        assert row["kv"]["predicted"] == pytest.approx(row["kv"]["measured"])
         assert 1 < row["prefill"]["predicted"] < alone[arm]  # the vision encoder is in the time
 
 

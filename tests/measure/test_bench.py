@@ -21,6 +21,7 @@ from foveate.measure.bench.memory import cache_bytes, peak_bytes
 from foveate.measure.bench.pictures import processed
 from foveate.measure.bench.prompts import make_prompt
 from foveate.measure.bench.result import entries
+from foveate.measure.bench.run import random_model, run
 from foveate.measure.bench.settings import BenchSettings
 from foveate.measure.bench.shapes import SHAPES, shape_named
 from foveate.measure.bench.timing import PARTS, prefill, split_run
@@ -202,7 +203,7 @@ def test_what_does_not_fit_where_dense_does_fails():
     result["entries"][2] |= {"failed": "out of memory", "prefill": {"faster": None}, "peak_bytes": None}
     assert [failure["what"] for failure in failures(result)] == ["memory"]
     result["entries"][0]["failed"] = "out of memory"
-    assert failures(result) == []
+    assert [failure["what"] for failure in failures(result)] == ["dense"]
 
 
 def test_out_of_memory_is_told_and_the_others_go_on(models):
@@ -240,3 +241,27 @@ def test_pictures_through_a_processor_that_makes_as_many_tokens_of_each(loaded):
     more = processed(loaded, 3 * one.visual, 3, 1, 0)
     assert (more.pictures, more.visual) == (3, 3 * one.visual)
     assert more.inputs["input_ids"].shape == (1, more.visual + more.text)
+
+
+def test_the_embedded_model_has_a_predictor_of_its_own(models):
+    from foveate import load, tiny
+
+    model, _ = tiny.load()
+    spec = tuple(parse_methods("glimpseprune"))
+    assert make_arms(model, spec, (0.5,), True)[-1].pruner.weights == load("glimpseprune-tiny").weights
+    other = make_arms(models["llava-1.5-7b"].model, spec, (0.5,), True)[-1].pruner.weights
+    assert other.config.hidden_size == 256
+    assert len(other.config.vision_layers) == 4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_run_on_a_gpu():
+    loaded = random_model("qwen2.5-vl-7b", "cuda", layers=4, width=256)
+    settings = BenchSettings(tuple(parse_methods("greedyprune,glimpseprune")), (0.3,), (256,), rounds=2, decode=2)
+    result = run(loaded, settings)
+    assert result["clock"] == "wall"
+    dense, *others = result["entries"]
+    assert all(entry["failed"] is None and entry["peak_bytes"] > 0 for entry in result["entries"])
+    assert all(entry["flops"] < dense["flops"] for entry in others if "random" in entry["arm"])
+    assert loaded.model.dtype == torch.bfloat16

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from types import SimpleNamespace
-from typing import ClassVar
 
 import pytest
 import torch
@@ -98,8 +97,9 @@ def test_cache_and_memory_in_bytes():
     assert found.kv_dense == 4 * 3 * 50 * token
     assert found.kv_pruned == 3 * (2 * 50 + 2 * 30) * token
     alive = 50 * 3 * (4 * 8 + 3 * 16) * 4
-    assert found.memory_dense == 4 * WEIGHTS * 4 + found.kv_dense + alive
-    assert found.memory_pruned == 4 * WEIGHTS * 4 + 2 * 3 * 50 * token + alive  # before the cut
+    assert found.weights == 4 * WEIGHTS * 4
+    assert found.memory_dense == found.kv_dense + alive
+    assert found.memory_pruned == 2 * 3 * 50 * token + alive  # before the cut
 
 
 def test_decoding_reads_weights_and_cache():
@@ -137,14 +137,8 @@ def test_never_where_choosing_costs_what_it_saves():
     assert break_even(SMALL, pruner, rates(pruner, seconds=20e-3), text=10, limit=51) is None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Careful(Random):
-    name: ClassVar[str] = "careful"
-    min_visual: int = 0
-
-
 def test_under_the_least_length_nothing_is_pruned():
-    plain, careful = Careful(keep=0.5), Careful(keep=0.5, min_visual=52)
+    plain, careful = Random(keep=0.5), Random(keep=0.5, min_visual=52)
     machine = rates(plain, seconds=20e-3)
     assert break_even(SMALL, careful, machine, text=10) == 52
     below, above = (predict(SMALL, careful, visual, machine, text=10) for visual in (51, 52))
@@ -152,6 +146,12 @@ def test_under_the_least_length_nothing_is_pruned():
     assert "min_visual=52" in below.skipped
     assert above.skipped is None
     assert above.speedup > 1.1
+
+
+def test_without_an_image_nothing_is_pruned():
+    found = predict(SMALL, METHODS["ladder from 0 compacted"], 0, rates(), text=10)
+    assert found.skipped == "no visual tokens"
+    assert found.speedup == found.kv_share == found.memory_share == 1
 
 
 # -- what is not known

@@ -57,7 +57,7 @@ def test_diversity_of_a_ragged_batch(programs: int, dtype: torch.dtype) -> None:
     start = torch.zeros_like(valid)
     start[1, 2:25] = True  # more than fit into a round
     budget = torch.tensor([30, 32, 0])
-    keep = fused_diversity.max_min_diversity(features, budget, start, valid, programs, crowd=16, most=16)
+    keep = fused_diversity.max_min_diversity(features, budget, start, valid, programs, crowd=32, most=16)
     assert torch.equal(keep, select.max_min_diversity(features, budget, start, valid))
 
 
@@ -71,7 +71,7 @@ def test_diversity_of_ties(programs: int, wide: bool) -> None:
     start[0, 7] = True
     for k in (20, 60):
         args = torch.tensor([k]), start, torch.ones_like(start)
-        keep = fused_diversity.max_min_diversity(features, *args, programs=programs, crowd=16, most=16)
+        keep = fused_diversity.max_min_diversity(features, *args, programs=programs, crowd=32, most=16)
         assert torch.equal(keep, select.max_min_diversity(features, *args))
 
 
@@ -82,7 +82,7 @@ def test_suppression_of_a_ragged_batch(programs: int, dtype: torch.dtype) -> Non
     order = descending(torch.randn(valid.shape, generator=torch.Generator().manual_seed(2)), valid)
     for budget, limit in (([50, 35, 0], [0.2, -0.1, 0.3]), ([9, 35, 1], [0.9, 0.4, 0.3])):
         args = order, torch.tensor(budget), torch.tensor(limit), valid
-        keep = fused_suppression.greedy(features, *args, programs=programs, block=16)
+        keep = fused_suppression.greedy(features, *args, programs=programs, block=32)
         assert torch.equal(keep, greedy._greedy(unit_rows(features.float()), *args))
 
 
@@ -91,7 +91,7 @@ def test_suppression_of_a_ragged_batch(programs: int, dtype: torch.dtype) -> Non
 def test_dpp_of_a_ragged_batch(programs: int, dtype: torch.dtype) -> None:
     factors, valid = problem(dtype, 40, 6)
     budget = torch.tensor([40, 5, 0])  # the first goes on where nothing is left to explain
-    keep = fused_dpp.low_rank_dpp(factors, budget, valid, programs)
+    keep = fused_dpp.low_rank_dpp(factors, budget, valid, programs=programs)
     assert torch.equal(keep, select.low_rank_dpp(factors, budget, valid))
 
 

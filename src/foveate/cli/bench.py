@@ -12,7 +12,11 @@ from foveate.cli.options import Device, DType, JsonFile
 def bench(
     model: Annotated[str | None, typer.Option(help="A Hub id, a folder, or `tiny`, which is the default.")] = None,
     random_weights: Annotated[
-        str | None, typer.Option(metavar="SHAPE", help="A published model's sizes with random weights, no download.")
+        str | None,
+        typer.Option(
+            metavar="SHAPE",
+            help="Published sizes with random weights: qwen2.5-vl-7b, llava-1.5-7b, llava-1.6-7b, qwen3-vl-8b.",
+        ),
     ] = None,
     methods: Annotated[str, typer.Option(help="As for `foveate eval`; btp:variant=paper: stages as published.")] = (
         "greedyprune,btp,glimpseprune"

@@ -70,7 +70,7 @@ def predicted(
 
 def show_beside(prediction: dict[str, Any], result: dict[str, Any]) -> list[dict[str, Any]]:
     """Print predicted beside measured speed-ups; the rows."""
-    from foveate.measure.bench.predicted import beside
+    from foveate.measure.bench.beside import beside
     from foveate.measure.bench.predicted_tables import WORDS, beside_table
 
     rows = beside(prediction, result)

@@ -75,7 +75,8 @@ def pruned_layer(cache: Cache, number: int, batch: int, device: torch.device) ->
     layer = cache_layer(cache, number)
     if not isinstance(layer, AnyPrunedLayer):
         layer = cache.layers[number] = KINDS[type(layer)].adopt(layer, batch, device)
-    layer.slots = layer.slots.to(device)
+    if layer.slots.device != device:
+        layer.slots = layer.slots.to(device)
     return layer
 
 

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "keys"])
 def _rows(query, key, out, rows, keys, groups, size, batch_stride, group_stride, key_stride, scale,
           ROWS: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr):  # fmt: skip
     """Logits of all rows of one key head's queries with one block of its keys, which is read once."""
@@ -49,12 +49,12 @@ def row_logits(query: Tensor, key: Tensor, scale: float, softcap: float | None =
     key = key if key.stride(-1) == 1 else key.contiguous()
     out = torch.empty(batch, heads, rows, keys, device=query.device, dtype=torch.float32)
     together = heads // groups * rows
-    wide = query.dtype == torch.float32
-    block = 32 if wide else 64
+    large = query.dtype == torch.float32 or size > 256  # a block of keys is held whole
+    block = 32 if large else 64
     _rows[(triton.cdiv(keys, block), batch * groups)](
         query.contiguous(), key, out, together, keys, groups, size, key.stride(0), key.stride(1), key.stride(2),
-        float(scale), ROWS=16 if wide or together <= 16 else 32, KEYS=block,
-        SIZE=max(16, triton.next_power_of_2(size)),
+        float(scale), ROWS=16 if large or together <= 16 else 32, KEYS=block,
+        SIZE=max(16, triton.next_power_of_2(size)), num_stages=1 if large else 3,
     )  # fmt: skip
     return out if not softcap else out.div_(softcap).tanh_().mul_(softcap)
 

@@ -326,7 +326,7 @@ class Hooks:
             return None
         if cached is not None:
             cached = pruned_layer(cache, number, hidden.shape[0], hidden.device)
-        flat = takes_flat_masks(self.text_config)
+        flat = frame.once("flat", None, lambda: takes_flat_masks(self.text_config))
         picked = pick_inputs(kwargs, frame, hidden, cached, self.group[number], flat)
         return ((hidden, *args[1:]), picked) if args else (args, {**picked, "hidden_states": hidden})
 

@@ -42,7 +42,7 @@ def pick_inputs(
     flat
         Whether the attention backend takes (B, K) padding masks.
     """
-    places = frame.places(hidden.shape[0], hidden.device)
+    places = frame.once("places", None, lambda: frame.places(hidden.shape[0], hidden.device))
     kwargs = dict(kwargs)
     if frame.index is not None:
         refuse_unknown(kwargs, frame.length)

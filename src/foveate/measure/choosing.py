@@ -41,27 +41,38 @@ def kept(pruner: Pruner, depth: int, visual: int, text: int = 64, share: float |
         not fit the depth.
     """
     stages, method = pruner.layers(depth), pruner.resolved(depth)
+    counts: list[int] = []
+    dense = torch.tensor([visual])
     if not visual:
         return [0] * len(stages)
-    if method.finds_budget:
-        return [_found(method, visual, share)] * len(stages)
-    if isinstance(method, SingleStagePruner):
-        return [int(tokens_to_keep(method.keep, torch.tensor([visual])))]
-    scene, counts, tokens = synthetic.Scene(visual, text), [], None
     for layer in stages:
-        if tokens is None:
-            tokens = synthetic.visual_tokens(scene, method, layer)
-        keep = method.select(synthetic.for_stage(tokens, scene, method, layer)) & tokens.valid
+        known = method.kept(layer, dense, torch.tensor([counts[-1] if counts else visual]))
+        if known is None and method.finds_budget:
+            known = torch.tensor([_found(method, visual, share)])
+        if known is None and isinstance(method, SingleStagePruner):  # of one image, and at most
+            known = tokens_to_keep(method.keep, dense)
+        if known is None:
+            return _chosen(method, stages, visual, text)
+        counts.append(int(known))
+    return counts
+
+
+def _chosen(method: Pruner, stages: Iterable[int], visual: int, text: int) -> list[int]:
+    """What `select` leaves of made-up tokens, stage by stage."""
+    scene = synthetic.Scene(visual, text)
+    counts: list[int] = []
+    tokens = synthetic.visual_tokens(scene, method, next(iter(stages)))
+    for layer in stages:
+        tokens = synthetic.for_stage(tokens, scene, method, layer)
+        keep = method.select(tokens) & tokens.valid if counts[-1:] != [0] else tokens.valid
         counts.append(int(keep.sum()))
         tokens = synthetic.left(tokens, keep)
-        if not counts[-1]:
-            return counts + [0] * (len(stages) - len(counts))
     return counts
 
 
 def _found(method: Any, visual: int, share: float | None) -> int:
     keep, most = getattr(method, "keep", None), getattr(method, "max_keep", None)
-    if keep is not None:
+    if keep is not None:  # and corners, which may be among them
         return int(tokens_to_keep(keep, torch.tensor([visual])))
     if share is None and most is None:
         raise BudgetError(

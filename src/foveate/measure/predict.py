@@ -9,10 +9,11 @@ from typing import Any
 from foveate.engine.flops import prefill_flops
 from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.measure import choosing
-from foveate.measure.predict_parts import PROMPT, Pricer
+from foveate.measure.predict_parts import Pricer
+from foveate.measure.predict_stages import overhead, peaks, per_layer
 from foveate.measure.prediction import Prediction, Times
 from foveate.measure.rates import Rates
-from foveate.measure.synthetic import Scene, extra_tokens, rows_wanted
+from foveate.measure.synthetic import extra_tokens
 from foveate.pruners.base import Pruner
 
 __all__ = ["Prediction", "Times", "break_even", "predict"]
@@ -63,16 +64,17 @@ def predict(
     """
     config = text_config(config)
     _check(visual=visual, text=text, batch=batch)
-    pruner, least = _without_least(pruner)
+    pruner, least = dataclasses.replace(pruner, min_visual=0), pruner.min_visual
     depth = config.num_hidden_layers
     stages, method = pruner.layers(depth), pruner.resolved(depth)
     price = Pricer(config, rates, batch)
-    left = choosing.kept(pruner, depth, visual, text, share)
     skipped = "no visual tokens" if not visual else None
-    if visual < least:
-        skipped = f"fewer visual tokens than min_visual={least}"
+    if visual and visual < least:
+        skipped = f"{visual} visual tokens are fewer than min_visual={least}: so few run dense"
     if skipped:
         stages, left = (), []
+    else:
+        left = choosing.kept(pruner, depth, visual, text, share)
     rows = per_layer(visual, stages, left, depth)
     extra = [extra_tokens(method) if stages and layer < stages[-1] else 0 for layer in range(depth)]
     held = [
@@ -85,11 +87,11 @@ def predict(
     dense = Times(vision, first * plain, (depth - first) * plain, price.head())
     pruned = dataclasses.replace(dense, before=sum(seconds[:first]), behind=sum(seconds[first:]))
     if stages:
-        pruned = dataclasses.replace(pruned, **_overhead(price, pruner, visual, text, stages, left))
+        pruned = dataclasses.replace(pruned, **overhead(price, pruner, visual, text, stages, left))
     kv = [price.batch * (tokens + text) * price.kv_bytes for tokens in held]
     kv_dense = float(depth * batch * (visual + text) * price.kv_bytes)
-    alive = price.alive(text + visual)
-    peaks = _peaks(price, rows, extra, text, stages, pruner.compact_cache)
+    alive = price.alive(text + visual, text + visual)
+    most = peaks(price, rows, extra, visual, text, stages, pruner.compact_cache)
     return Prediction(
         visual=visual,
         text=text,
@@ -106,8 +108,9 @@ def predict(
         kv_share=sum(held) / (visual * depth) if visual else 1.0,
         kv_dense=kv_dense,
         kv_pruned=float(sum(kv)),
-        memory_dense=price.weight_bytes + kv_dense + alive,
-        memory_pruned=price.weight_bytes + max(peaks),
+        weights=float(price.weight_bytes),
+        memory_dense=kv_dense + alive,
+        memory_pruned=max(most),
         skipped=skipped,
     )
 
@@ -152,7 +155,7 @@ def break_even(
         raise BudgetError(f"the margin is a share of at least 0, got {margin!r}")
     _check(limit=limit)
     config = text_config(config)
-    pruner, _ = _without_least(pruner)
+    pruner = dataclasses.replace(pruner, min_visual=0)
     if choosing.key(pruner, config, batch) not in rates.choosing:
         sizes = [size for size in choosing.SIZES if size <= limit] or [limit]
         rates = choosing.measure_choosing(rates, pruner, config, batch, text, sizes)
@@ -190,61 +193,6 @@ def text_config(config: Any) -> Any:
             f"the cost of the decoder layers of '{kind}' is not known: nothing can be predicted"
         )
     return text
-
-
-def per_layer(visual: int, stages: Sequence[int], left: Sequence[int], depth: int) -> list[int]:
-    """Return the visual tokens that enter each of `depth` layers, of `visual` and what each stage leaves."""
-    cuts, now, rows = dict(zip(stages, left, strict=True)), visual, []
-    for layer in range(depth):
-        now = cuts.get(layer, now)
-        rows.append(now)
-    return rows
-
-
-def _overhead(
-    price: Pricer, pruner: Pruner, visual: int, text: int, stages: Sequence[int], left: Sequence[int]
-) -> dict[str, float]:
-    """Seconds of what pruning adds."""
-    rates, depth = price.rates, price.config.num_hidden_layers
-    name = choosing.key(pruner, price.config, price.batch)
-    if name not in rates.choosing:
-        rates = choosing.measure_choosing(rates, pruner, price.config, price.batch, text, [visual])
-    chose, cut, now = rates.choosing[name].at(visual), 0.0, visual
-    method = pruner.resolved(depth)
-    extra = extra_tokens(method)
-    for layer, behind in zip(stages, left, strict=True):
-        if not now:
-            break
-        asked = rows_wanted(method, layer, Scene(now, text))
-        chose += price.show(text + now + extra, now, asked)
-        if behind < now or extra:
-            cut += price.cut(text + behind)
-        now = behind
-    if pruner.compact_cache:
-        cut += price.compact(text + now, stages[-1])
-    return {"choosing": chose, "compaction": cut, "rest": price.head() + price.dispatch(PROMPT)}
-
-
-def _peaks(
-    price: Pricer, rows: Sequence[int], extra: Sequence[int], text: int, stages: Sequence[int], compact: bool
-) -> list[float]:
-    """Bytes alive in each layer, weights apart: the KV cache so far and what the layer works on."""
-    found, cache = [], 0.0
-    for layer, now in enumerate(rows):
-        if layer in stages:  # hidden states as they come, as the method is shown them in float32, and as they leave
-            whole = text + (rows[layer - 1] if layer else rows[0])
-            found.append(cache + price.batch * whole * price.shape.hidden * (2 * price.rates.itemsize + 8))
-            if compact:
-                cache = layer * price.batch * (text + now) * price.kv_bytes
-        cache += price.batch * (text + now + extra[layer]) * price.kv_bytes
-        found.append(cache + price.alive(text + now + extra[layer]))
-    return found
-
-
-def _without_least(pruner: Pruner) -> tuple[Pruner, int]:
-    """The pruner for prompts of any length, and the length under which it does nothing."""
-    least = getattr(pruner, "min_visual", 0)
-    return (dataclasses.replace(pruner, min_visual=0) if least else pruner), least  # type: ignore[call-arg]
 
 
 def _downwards(limit: int) -> list[int]:

@@ -15,8 +15,9 @@ CUT = 120  # removing tokens, and picking positions and masks for the next layer
 ROWS = 20  # reading attention rows
 STEP = 6  # a pruned layer while decoding
 KV_PASSES = 3  # a decode step joins the new token to the KV cache (a read, a write) and attends to it (a read)
-# Numbers alive at once: hidden states with residual and norm, and gate, up and their product in the MLP.
-ALIVE_HIDDEN, ALIVE_WIDTH = 4, 3
+# Numbers alive at once: hidden states with residual and norm, and gate, up and their product in the MLP; beside these
+# the embeddings of the whole prompt.
+ALIVE_HIDDEN, ALIVE_WIDTH = 3, 3
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,11 @@ class Pricer:
         """Seconds of operations that have nothing to do."""
         return operations * self.rates.overhead
 
-    def alive(self, tokens: float) -> float:
-        """Bytes alive at once in a decoder layer of `tokens` a prompt, weights and KV cache apart."""
+    def alive(self, tokens: float, prompt: float) -> float:
+        """Bytes alive at once in a layer of `tokens` a prompt, of `prompt` at first; weights and KV cache apart."""
         shape = self.shape
-        numbers = ALIVE_HIDDEN * shape.hidden + ALIVE_WIDTH * shape.width
-        return tokens * self.batch * numbers * self.rates.itemsize
+        numbers = tokens * (ALIVE_HIDDEN * shape.hidden + ALIVE_WIDTH * shape.width) + prompt * shape.hidden
+        return numbers * self.batch * self.rates.itemsize
 
     def _with_dispatch(self, seconds: float, operations: int) -> float:
         """On a CPU Python and kernels take turns; an accelerator computes while the next launches are on their way."""

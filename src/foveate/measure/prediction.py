@@ -58,8 +58,10 @@ class Prediction:
         Visual tokens in the KV cache as a share of the dense run's, as the report has it.
     kv_dense, kv_pruned : float
         Bytes of the KV cache behind the prefill, text too.
+    weights : float
+        Bytes of the language model's weights.
     memory_dense, memory_pruned : float
-        Bytes at the peak of the prefill: weights of the language model, KV cache, and what is alive in a layer.
+        Bytes at the peak of the prefill above the weights: KV cache, and what is alive in a layer.
     skipped : str or None
         Why nothing would be pruned.
     """
@@ -78,6 +80,7 @@ class Prediction:
     kv_share: float
     kv_dense: float
     kv_pruned: float
+    weights: float
     memory_dense: float
     memory_pruned: float
     skipped: str | None = None
@@ -99,7 +102,7 @@ class Prediction:
 
     @property
     def memory_share(self) -> float:
-        """Peak memory as a share of the dense run's."""
+        """Peak memory above the weights as a share of the dense run's."""
         return self.memory_pruned / self.memory_dense
 
     def to_dict(self) -> dict[str, Any]:

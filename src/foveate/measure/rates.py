@@ -183,7 +183,7 @@ class Rates:
 
 
 def measure_rates(
-    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, config: Any = None, seconds: float = 4.0
+    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, config: Any = None, seconds: float = 5.0
 ) -> Rates:
     """Measure the rates of a device and a type, for the decoder layers of a text config.
 

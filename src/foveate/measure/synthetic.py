@@ -14,6 +14,7 @@ from foveate.families.grids import Grid
 from foveate.pruners.base import PromptRows, Pruner, VisualTokens
 
 CLUSTER = 8  # tokens that lie around one centre: an image's are alike in groups
+BLOCKS = 24  # of a vision encoder
 SPREAD = 0.3  # of a group, against the distance of the centres
 
 
@@ -76,7 +77,8 @@ def visual_tokens(scene: Scene, pruner: Pruner, layer: int) -> VisualTokens:
         layer=layer,
         features=features.expand(batch, -1, -1).contiguous(),
         valid=torch.ones(batch, number, dtype=torch.bool, device=scene.device),
-        dense=torch.full((batch,), number, device=scene.device),
+        dense=torch.full((batch,), number),
+        present=torch.full((batch,), number),
         position=torch.arange(number, device=scene.device).expand(batch, -1),
         image=image,
         grid=place,
@@ -89,6 +91,7 @@ def visual_tokens(scene: Scene, pruner: Pruner, layer: int) -> VisualTokens:
         attention=None,
         extra=torch.zeros(batch, extra_tokens(pruner), scene.hidden, device=scene.device, dtype=scene.dtype),
         vision=_vision(scene, pruner, random),
+        received=tuple(random(batch, number).abs().to(scene.device) for _ in pruner.vision_attention(BLOCKS)),
     )
     return for_stage(tokens, scene, pruner, layer)
 
@@ -140,8 +143,10 @@ def left(tokens: VisualTokens, keep: Tensor) -> VisualTokens:
         tokens,
         features=rows(tokens.features),
         valid=valid,
+        present=counts.cpu(),
         attention=None,
         vision=tuple(map(rows, tokens.vision)),
+        received=tuple(one.gather(1, order).masked_fill(~valid, 0) for one in tokens.received),
         **ids,
     )
 

@@ -12,6 +12,7 @@ import importlib.util
 import threading
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,13 +49,16 @@ def suppression(features: Tensor, order: Tensor, budget: Tensor, limit: Tensor, 
     return attempt("suppression", features, compute, _check("suppression")) if _fits(features) else None
 
 
-def low_rank_dpp(factors: Tensor, budget: Tensor, valid: Tensor) -> Tensor | None:
-    """`select.low_rank_dpp` of checked arguments; None: take the plain form."""
+def low_rank_dpp(factors: Tensor, k: int | Tensor, budget: Tensor, valid: Tensor) -> Tensor | None:
+    """`select.low_rank_dpp` of checked arguments, k as it was given; None: take the plain form."""
 
     def compute() -> Tensor:
         from foveate.select.fused_dpp import low_rank_dpp
 
-        return low_rank_dpp(factors, budget, valid)
+        most: Any = k
+        if isinstance(k, Tensor):
+            most = int(k.max()) if k.device.type == "cpu" else None
+        return low_rank_dpp(factors, budget, valid, most)
 
     return attempt("low_rank_dpp", factors, compute, _check("low_rank_dpp")) if _fits(factors) else None
 

@@ -31,7 +31,7 @@ CROWD = 256  # candidates that a round looks at closely
 ROUND = 128  # most picks in a round
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number"])
 def _mean(features, weight, mean, number, width, sample_stride, stride, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """Sum of the tokens times their weights, for a few of the features."""
     sample = tl.program_id(1).to(tl.int64)
@@ -49,7 +49,7 @@ def _mean(features, weight, mean, number, width, sample_stride, stride, ROWS: tl
     tl.store(mean + sample * width + column, tl.sum(total, 0), column < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number"])
 def _along(features, scale, mean, product, number, width, sample_stride, stride, ROWS: tl.constexpr,
            WIDTH: tl.constexpr):  # fmt: skip
     """Product of a few unit tokens with their sample's mean."""
@@ -162,7 +162,7 @@ def _pick(crowd, value_of, size, bound, gram, most, nearest, keep, picks, CROWD:
     return count
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number"])
 def _rounds(features, scale, nearest, keep, members, given, missing, crowds, values, grams, picks, counts, barriers,
             number, width, sample_stride, stride, PROGRAMS: tl.constexpr, WIDE: tl.constexpr, CROWD: tl.constexpr,
             ROUND: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
@@ -225,7 +225,7 @@ def max_min_diversity(
     programs
         How many share a sample; None: as many as the GPU runs at once.
     crowd, most
-        Candidates and picks of a round: powers of two from 16 on.
+        Candidates and picks of a round: powers of two, from 32 and 16 on.
 
     Returns
     -------
@@ -257,8 +257,9 @@ def max_min_diversity(
         torch.empty(batch * programs, crowd, **whole), torch.empty(batch * programs, crowd, **real),
         torch.empty(batch, crowd, crowd, **real), torch.empty(batch, most, **whole), torch.zeros(batch, **whole),
         torch.zeros(batch, **whole), *strides, PROGRAMS=programs, WIDE=max(16, triton.next_power_of_2(number)),
-        CROWD=crowd, ROUND=most, ROWS=rows, TILE=min(32, crowd), WIDTH=32 if features.dtype == torch.float32 else 64,
-        num_warps=8 if number <= 8192 else 16, **together(programs, device),
+        CROWD=crowd, ROUND=most, ROWS=rows, TILE=min(32, crowd // 2),
+        WIDTH=32 if features.dtype == torch.float32 else 64, num_warps=8 if number <= 8192 else 16,
+        **together(programs, device),
     )  # fmt: skip
     keep = kept.bool()
     left = valid & ~keep

@@ -64,7 +64,7 @@ def _explain(factors, stride, width, lengths, left, parts, depth, step, pick, re
     return best
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number"])
 def _steps(factors, lengths, left, floor, budget, keep, parts, bests, barriers, number, width, sample_stride, stride,
            depth, PROGRAMS: tl.constexpr, SLOTS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
     """All picks of one sample, by PROGRAMS programs; each owns a slice of the tokens."""
@@ -102,17 +102,22 @@ def _steps(factors, lengths, left, floor, budget, keep, parts, bests, barriers, 
                                last, ROWS, WIDTH)  # fmt: skip
 
 
-def low_rank_dpp(factors: Tensor, budget: Tensor, valid: Tensor, programs: int | None = None) -> Tensor:
+def low_rank_dpp(
+    factors: Tensor, budget: Tensor, valid: Tensor, most: int | None = None, programs: int | None = None
+) -> Tensor:
     """`select.low_rank_dpp` of checked arguments, without a read from the device.
 
     Parameters
     ----------
     factors
-        (B, N, D) fp32, fp16 or bf16. Beside it, N x min(N, D) numbers for each row of the batch.
+        (B, N, D) fp32, fp16 or bf16.
     budget
         (B,) long, at most the row's valid tokens.
     valid
         (B, N) bool.
+    most
+        No budget is larger, where the host knows that. Beside the factors, N x min(N, D, most) numbers are held for
+        each row of the batch.
     programs
         How many share a sample; None: as many as the GPU runs at once.
 
@@ -128,7 +133,7 @@ def low_rank_dpp(factors: Tensor, budget: Tensor, valid: Tensor, programs: int |
     left = gain.masked_fill(~valid, -torch.inf)
     floor = EXHAUSTED * left.amax(-1).clamp(min=0)
     left = left.masked_fill_(repeats_of(factors, lengths, begin, valid), -torch.inf)
-    depth = min(number, width)  # no more picks than that add anything
+    depth = min(number, width, number if most is None else max(most, 1))  # no more picks than that add anything
     programs = programs or programs_for(factors)
     keep = torch.zeros(batch, number, device=device, dtype=torch.int8)
     bests = torch.empty(batch, 2, programs, device=device, dtype=torch.int64)

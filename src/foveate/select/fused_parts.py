@@ -1,6 +1,7 @@
 """Parts of the Triton kernels: an order that settles ties, cosines of a tile, and a barrier between programs.
 
-Imported by other `fused_*` modules only, and these only where Triton is about to be used.
+Imported by other `fused_*` modules only, and these only where Triton is about to be used. Kernels are not specialised
+to the number of tokens, which differs from prompt to prompt: each time would compile anew.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def meet(barrier, times, PROGRAMS: tl.constexpr):
     return times + 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number"])
 def _measure(features, lengths, begin, number, width, sample_stride, stride, ROWS: tl.constexpr, WIDTH: tl.constexpr,
              PREFIX: tl.constexpr):  # fmt: skip
     """Of a few tokens: the length (0: no direction) and a weighted sum of the first unit features."""
@@ -83,7 +84,7 @@ def _measure(features, lengths, begin, number, width, sample_stride, stride, ROW
     tl.store(begin + place, tl.where(usable, total, 0.0), token < number)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number"])
 def _repeated(features, lengths, order, begin, repeats, number, width, sample_stride, stride, ROWS: tl.constexpr,
               WIDTH: tl.constexpr):  # fmt: skip
     """Compare neighbours in `order` whose beginnings are alike: the later one equals the earlier one to the bit?"""

@@ -68,7 +68,7 @@ def _settle(order, first, last, alike_to, rivals, taken, count, most, keep, BLOC
     return count
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["number"])
 def _walk(features, scale, order, limit, budget, present, keep, taken, alike_to, rivals, counts, barriers,
           number, width, sample_stride, stride, PROGRAMS: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
           WIDTH: tl.constexpr):  # fmt: skip
@@ -118,7 +118,7 @@ def greedy(
     programs
         How many share a sample; None: as many as the GPU runs at once.
     block
-        Candidates compared at a time: a power of two from 16 on.
+        Candidates compared at a time: a power of two from 32 on.
 
     Returns
     -------
@@ -136,7 +136,7 @@ def greedy(
         valid.sum(-1).int(), keep, torch.empty(batch, number, **whole), torch.zeros(batch, number, **whole),
         torch.empty(batch, block, block, device=device, dtype=torch.int8), torch.zeros(batch, **whole),
         torch.zeros(batch, **whole), number, width, features.stride(0), features.stride(1), PROGRAMS=programs,
-        BLOCK=block, TILE=min(32, block), WIDTH=32 if features.dtype == torch.float32 else 64, num_warps=4,
+        BLOCK=block, TILE=min(32, block // 2), WIDTH=32 if features.dtype == torch.float32 else 64, num_warps=4,
         **together(programs, device),
     )  # fmt: skip
     return keep.bool()

@@ -53,6 +53,7 @@ def rebalanced_top_k(
     Notes
     -----
     Balanced Token Pruning, arXiv 2505.22038, eq. 8-10, where split is a half; the paper does not state its `over`.
+    A fixed number of launches on a GPU and, unless k lies there, no wait for it: it needs no kernel of its own.
     """
     scores = check_scores(scores)
     valid = check_mask("valid", valid, scores.shape, scores.device)

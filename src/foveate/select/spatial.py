@@ -18,7 +18,7 @@ def spatial_order(height: int, width: int, metric: Metric = "manhattan") -> Tens
     """Rank of each cell of a grid when farthest points are taken one by one from the first cell on.
 
     Each next cell is the one whose nearest taken cell is farthest; ties go to the lowest index. It depends on nothing
-    but the arguments and is worked out once for a shape.
+    but the arguments and is worked out once for a shape, on the CPU: a GPU gets the table, and is not waited for.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from foveate.errors import BudgetError
 from foveate.measure.spec import MethodSpec, build, method_class
 from foveate.pruners import BTP, BTPStage, GlimpsePrune, Random, VisualTokens
 from foveate.pruners.btp_stages import MADE_FOR, PRESETS
+from foveate.pruners.saving import SHIPPED
 
 DENSE, AGAIN, SMALLER, RANDOM = "dense", "dense again", "smaller picture", "random"
 VARIANTS = ("paper", "released")
@@ -44,7 +46,7 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class FedGlimpse(GlimpsePrune):
-    """GlimpsePrune whose vision features are random numbers: for images that came encoded."""
+    """GlimpsePrune whose vision features are zeros, as large as real ones: for images that came encoded."""
 
     def vision_layers(self, depth: int) -> tuple[int, ...]:
         return ()
@@ -53,8 +55,9 @@ class FedGlimpse(GlimpsePrune):
         if self.weights is None:
             return super().logits(tokens)
         config = self.weights.config
-        one = tokens.features.new_empty(*tokens.valid.shape, config.vision_size).normal_()
-        return super().logits(dataclasses.replace(tokens, vision=(one,) * len(config.vision_layers)))
+        shape = (*tokens.valid.shape, config.vision_size)
+        vision = tuple(tokens.features.new_zeros(shape) for _ in config.vision_layers)
+        return super().logits(dataclasses.replace(tokens, vision=vision))
 
 
 def check_methods(methods: tuple[MethodSpec, ...], keeps: tuple[float, ...], depth: int | None) -> None:
@@ -129,17 +132,26 @@ def _pruner(model: Any, spec: MethodSpec, keep: float, vision: bool) -> Any:
     pruner = build(spec.name, options)
     if issubclass(method_class(spec.name), GlimpsePrune):
         if pruner.weights is None:
-            pruner = dataclasses.replace(pruner, weights=_random_predictor(model))
+            pruner = dataclasses.replace(pruner, weights=_predictor(model))
         if not vision:
             given = {field.name: getattr(pruner, field.name) for field in dataclasses.fields(pruner)}
             pruner = FedGlimpse(**given)
     return pruner
 
 
-def _random_predictor(model: Any) -> Any:
+def _predictor(model: Any) -> Any:
+    """The predictor that comes with the package if it is for this model, else one with random weights."""
+    from foveate import load
+    from foveate.errors import IncompatibleWeightsError
     from foveate.learn.glimpse_train import sizes_for
     from foveate.pruners.glimpse_modules import GlimpseModules
 
+    for name in SHIPPED:
+        weights = getattr(load(name), "weights", None)
+        with contextlib.suppress(IncompatibleWeightsError):
+            if weights is not None:
+                weights.check(model)
+                return weights
     torch.manual_seed(0)
     return GlimpseModules(sizes_for(model)).to(model.device, model.dtype).eval()
 

@@ -27,6 +27,8 @@ def failures(result: dict[str, Any]) -> list[dict[str, Any]]:
         settings.setdefault((entry["visual_asked"], entry["batch"]), []).append(entry)
     for together in settings.values():
         dense, again = together[0], next((one for one in together if one["arm"] == AGAIN), None)
+        if dense["failed"]:
+            found.append(_failure(dense, "dense", f"{dense['failed']}: nothing could be compared"))
         for entry in together:
             if not entry["dense"]:
                 found += [*_slower(entry, again), *_larger(entry, dense)]

@@ -120,6 +120,9 @@ def _count(model: Any, one: Measured, operations: bool) -> None:
         if operations:
             with attached(model, one.arm.pruner):
                 _, one.flops = counted(lambda: prefill(model, one.prompt.inputs, new_cache(model)))
+        elif model.device.type != "cpu":  # what a library allocates the first time is no method's
+            with attached(model, one.arm.pruner):
+                prefill(model, one.prompt.inputs, new_cache(model))
         with attached(model, one.arm.pruner) as handle:
             cache = new_cache(model)
             _, one.peak = peak_bytes(model.device, lambda: prefill(model, one.prompt.inputs, cache))

@@ -12,7 +12,7 @@ import torch
 
 from foveate.errors import ModelNotReachable
 from foveate.measure import environment
-from foveate.measure.bench.arms import SMALLER, make_arms
+from foveate.measure.bench.arms import make_arms
 from foveate.measure.bench.prompts import _usual, tokens_of
 from foveate.measure.bench.settings import BenchSettings
 from foveate.measure.choosing import SIZES, measure_choosing
@@ -136,40 +136,6 @@ def predictions(
     return result, rates
 
 
-def beside(predicted: dict[str, Any], measured: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return predicted and measured speed-ups of the settings that both results have.
-
-    Where the run had the vision encoder in its time, so has the prediction: as many seconds as the dense run took.
-    """
-    found = []
-    for entry in measured["entries"]:
-        same = [
-            one for one in predicted["entries"] if all(one[key] == entry[key] for key in ("arm", "visual", "batch"))
-        ]
-        if not same or entry["failed"] or entry["method"] == SMALLER:
-            continue
-        vision = _vision_seconds(measured, entry) if measured["settings"]["vision"] else 0.0
-        dense, pruned = (sum(same[0][run].values()) + vision for run in ("dense", "pruned"))
-        real, token = entry["prefill"]["faster"], entry["decode"]["faster"]
-        found.append(
-            {
-                "arm": entry["arm"],
-                "visual": entry["visual"],
-                "batch": entry["batch"],
-                "prefill": {"predicted": dense / pruned, "measured": real and real["median"]},
-                "decode": {"predicted": same[0]["decode_speedup"], "measured": token and token["median"]},
-            }
-        )
-    return found
-
-
-def _vision_seconds(measured: dict[str, Any], entry: dict[str, Any]) -> float:
-    from foveate.measure.bench.result import dense_entry
-
-    parts = dense_entry(measured, entry)["parts"]
-    return parts["ms"]["vision"] / 1e3 if parts else 0.0
-
-
 def _weightless(config: Any) -> Any:
     """A model of a config whose weights take no memory: arms are made for its sizes."""
     from transformers import AutoModelForImageTextToText
@@ -194,6 +160,3 @@ def _here(pruner: Any, rates: Rates) -> Any:
 
 def _real(config: Any, visual: int) -> int:
     return tokens_of(config, visual) or visual
-
-
-__all__ = ["beside", "config_named", "predictions", "rates_for"]

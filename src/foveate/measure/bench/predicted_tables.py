@@ -48,7 +48,10 @@ def predicted_notes(result: dict[str, Any]) -> list[str]:
 
 
 def beside_table(rows: list[dict[str, Any]]) -> Cells:
-    """Return predicted beside measured speed-ups."""
+    """Return predicted beside measured ratios to dense."""
+
+    def share(shares: dict[str, Any]) -> list[str]:
+        return [percent(shares["predicted"]), percent(shares["measured"])]
 
     def cells(ratios: dict[str, Any]) -> list[str]:
         if ratios["measured"] is None:
@@ -56,9 +59,10 @@ def beside_table(rows: list[dict[str, Any]]) -> Cells:
         error = ratios["predicted"] / ratios["measured"] - 1
         return [f"{ratios['predicted']:.2f}", f"{ratios['measured']:.2f}", f"{100 * error:+.1f}"]
 
-    found = [
-        [f"{row['visual']} × {row['batch']}", row["arm"], *cells(row["prefill"]), *cells(row["decode"])]
-        for row in rows
-    ]
+    found = []
+    for row in rows:
+        name = [f"{row['visual']} × {row['batch']}", row["arm"]]
+        found.append([*name, *cells(row["prefill"]), *cells(row["decode"]), *share(row["kv"]), *share(row["memory"])])
     heads = ["TTFT, × predicted", "measured", "error, %", "decode, × predicted", "measured", "error, %"]
-    return Cells("Predicted beside measured, × faster than dense", ["visual × batch", "arm", *heads], found)
+    heads += ["KV cache, predicted", "measured", "peak memory, predicted", "measured"]
+    return Cells("Predicted beside measured, against dense", ["visual × batch", "arm", *heads], found)

@@ -106,6 +106,7 @@ def notes(result: dict[str, Any]) -> list[str]:
     for entry in result["entries"]:
         if entry.get("skipped"):
             found.append(f"NOT PRUNED: {entry['arm']}, {_setting(entry)}: {entry['skipped']}")
+        found += [line for note in entry.get("notes", ()) if (line := f"{entry['arm']}: {note}") not in found]
         if entry["failed"] and entry["arm"] == DENSE:
             found.append(f"{_setting(entry)}: dense itself does not fit, so nothing was timed")
     return found
