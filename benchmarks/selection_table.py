@@ -30,7 +30,8 @@ def times(entries: list[Entry], others: list[str], on_gpu: bool) -> list[str]:
     for entry in entries:
         row = [entry["method"], entry["features"], str(entry["batch"]), f"{entry['visual']:,}", f"{entry['k']:,}"]
         if on_gpu:
-            row.append(f"{1e3 * entry['seconds']['ours']['median']:.3f}")
+            ours = entry["seconds"].get("ours")
+            row.append(f"{1e3 * ours['median']:.3f}" if ours else "–")
         row += [ranged(entry["to_ours"].get(name)) for name in others]
         rows.append([*row, str(entry["rounds"])])
     milliseconds = ["`foveate.select`, ms"] if on_gpu else []
@@ -87,7 +88,7 @@ def page(result: Entry, source: str, picture: str | None) -> str:
         "",
         *times(table, names[1:], on_gpu),
         f"–: a call would take more than {settings['limit']:g} s by a rough estimate, and was left out "
-        f"({', '.join(f'{PAPER[name]} at {visual:,}' for visual, name in omitted)}, at the larger k or batch)."
+        f"({', '.join(f'{PAPER[name]} at {visual:,}' for visual, name in omitted)}, some methods or larger k)."
         if omitted
         else "",
         "",
@@ -98,13 +99,18 @@ def page(result: Entry, source: str, picture: str | None) -> str:
         f"## Peak memory, in multiples of the features\n\nKept 22 %; {result['memory']}.",
         "",
         *memory(cases, names),
-        "## Growth",
-        "",
-        f"Max-min diversity at 22 % kept: time grows with N to the power of {result['growth_exponent']:.2f} between "
-        f"N = {growth[0]['visual']:,} and {growth[-1]['visual']:,}; N k is 2.",
-        "",
     ]
-    if picture:
+    if growth:
+        text += []
+    if growth:
+        text += [
+            "## Growth",
+            "",
+            f"Max-min diversity at 22 % kept: time grows with N to the power of {result['growth_exponent']:.2f} "
+            f"between N = {growth[0]['visual']:,} and {growth[-1]['visual']:,}; N k is 2.",
+            "",
+        ]
+    if growth and picture:
         text += [f"![Time per pick and token, and peak memory, against N]({picture})", ""]
     return "\n".join(text)
 
@@ -143,7 +149,7 @@ def main() -> None:
     source = Path(sys.argv[1])
     result = json.loads(source.read_text())
     picture = source.with_suffix(".png")
-    drawn = draw(result, picture)
+    drawn = result["growth_exponent"] is not None and draw(result, picture)
     target = source.with_suffix(".md")
     target.write_text(page(result, source.name, picture.name if drawn else None))
     print(target)
