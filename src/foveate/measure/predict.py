@@ -84,7 +84,7 @@ def predict(
     first = stages[0] if stages else depth
     seconds = [price.layer(text + rows[layer] + extra[layer]) for layer in range(depth)]
     plain = price.layer(text + visual)
-    dense = Times(vision, first * plain, (depth - first) * plain, price.head())
+    dense = Times(vision, first * plain, (depth - first) * plain, price.ends(text + visual))
     pruned = dataclasses.replace(dense, before=sum(seconds[:first]), behind=sum(seconds[first:]))
     if stages:
         pruned = dataclasses.replace(pruned, **overhead(price, pruner, visual, text, stages, left))

@@ -15,6 +15,7 @@ CUT = 120  # removing tokens, and picking positions and masks for the next layer
 ROWS = 20  # reading attention rows
 STEP = 6  # a pruned layer while decoding
 KV_PASSES = 3  # a decode step joins the new token to the KV cache (a read, a write) and attends to it (a read)
+EMBED_PASSES = 4  # over the hidden states of a prompt: words, image features put between them, the last norm
 # Numbers alive at once: hidden states with residual and norm, and gate, up and their product in the MLP; beside these
 # the embeddings of the whole prompt.
 ALIVE_HIDDEN, ALIVE_WIDTH = 3, 3
@@ -65,6 +66,10 @@ class Pricer:
         linear = 2 * rows * self.layer_weights / rates.linear.at(rows)
         attention = 4 * self.batch * tokens * tokens * shape.query / rates.attention.at(tokens)
         return self._with_dispatch(linear + attention + rows * shape.pointwise / rates.pointwise.at(rows), LAYER)
+
+    def ends(self, tokens: float) -> float:
+        """Seconds of what is around the layers: embedding `tokens` a prompt, and the next token's logits."""
+        return EMBED_PASSES * self.move(tokens * self.shape.hidden) + self.head()
 
     def head(self) -> float:
         """Seconds of the next token's logits."""

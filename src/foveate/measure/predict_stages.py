@@ -40,7 +40,7 @@ def overhead(
         now = behind
     if pruner.compact_cache:
         cut += price.compact(text + now, stages[-1])
-    return {"choosing": chose, "compaction": cut, "rest": price.head() + price.dispatch(PROMPT)}
+    return {"choosing": chose, "compaction": cut, "rest": price.ends(text + visual) + price.dispatch(PROMPT)}
 
 
 def peaks(

@@ -18,7 +18,7 @@ class Times:
     before, behind : float
         Of the decoder layers before the first stage and behind it.
     rest : float
-        Of the next token's logits, and of reading the prompt for what may be pruned.
+        Of embedding the prompt, of the next token's logits, and of reading the prompt for what may be pruned.
     choosing, compaction : float
         Of showing the method its tokens and its choice; of removing tokens, from the KV cache too.
     """
