@@ -59,3 +59,15 @@ def test_one_read_a_prefill_and_none_a_cut(pruner, layout):
 def test_a_budget_that_the_method_finds_is_read():
     model, batch = build("llava"), inputs("llava", "ragged")
     assert len(reads(model, batch, GlimpsePrune(layer=4))) > len(reads(model, batch)) + 1
+
+
+def test_a_method_that_says_one_thing_and_keeps_another_is_stopped():
+    class Liar(Random):
+        def kept(self, layer, dense, present):
+            return super().kept(layer, dense, present) - 1
+
+    with (
+        pytest.raises(RuntimeError, match=r"Liar.kept says \[\d+\], select kept \[\d+\]"),
+        Liar(keep=0.3)(build("llava")),
+    ):
+        build("llava")(**inputs("llava", "one image"))

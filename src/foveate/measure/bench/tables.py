@@ -30,7 +30,7 @@ def title(result: dict[str, Any]) -> str:
 
 def _gains(result: dict[str, Any]) -> Cells:
     gpu = result["clock"] == "wall" and result["machine"]["device"] != "cpu"
-    heads = ["TTFT, × faster", "FLOPs imply ×", "got / implied", "decode, × faster", "KV cache", "peak memory", "kept"]
+    heads = ["TTFT, × faster", "FLOPs imply ×", "formula ×", "got / implied", "decode, × faster", "KV cache", "peak memory", "kept"]
     if gpu:
         heads += ["TTFT, ms", "token, ms", "peak, MiB"]
     rows = []
@@ -45,6 +45,7 @@ def _gains(result: dict[str, Any]) -> Cells:
             entry["arm"],
             _ratio(entry["prefill"]["faster"]),
             "–" if entry["implied"] is None else f"{entry['implied']:.2f}",
+            _formula(entry),
             "–" if ratio is None else f"{ratio:.2f}",
             _ratio(entry["decode"]["faster"]),
             _share(entry["kv_bytes"], dense["kv_bytes"]),
@@ -80,6 +81,12 @@ def _ratio(spread: dict[str, float] | None) -> str:
 
 def _share(own: int | None, dense: int | None) -> str:
     return percent(own / dense) if own is not None and dense else "–"
+
+
+def _formula(entry: dict[str, Any]) -> str:
+    """What the report's closed formula, of the decoder layers alone, implies."""
+    found = entry.get("flops_formula") or {}
+    return f"{found['dense'] / found['pruned']:.2f}" if found.get("dense") and found.get("pruned") else "–"
 
 
 def _kept(entry: dict[str, Any], dense: dict[str, Any]) -> str:
