@@ -75,7 +75,9 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
     rounds = dict.fromkeys(SIZES + GROWTH, 7) if on_gpu else {2880: 3, 2048: 3, 4096: 1, 8192: 1, 16384: 1}
 
     def case(method: str, kind: str, batch: int, visual: int, keep: float, part: str = "table") -> Case:
-        many = args.rounds or (1 if args.smoke else 3 if batch > 1 else rounds.get(visual, 7))
+        many = args.rounds or (
+            1 if args.smoke else 2 if batch > 1 or (kind, visual) == ("uniform", 2880) else rounds.get(visual, 7)
+        )
         return Case(method, kind, batch, visual // shrink, keep, many, part)
 
     for method in args.methods:
@@ -90,8 +92,14 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
         return
     if not on_gpu:
         yield case(args.methods[0], "clustered", 8, 2880, 0.11)
-    for visual in GROWTH:
+    for visual in (n for n in GROWTH if n not in SIZES):
         yield case(args.methods[0], "clustered", 1, visual, GROWTH_KEEP, "growth")
+
+
+def grows(entry: dict[str, Any]) -> bool:
+    """The entry is a point of the growth plot; sizes of the table are measured once."""
+    alike = {"method": next(iter(OURS)), "features": "clustered", "batch": 1, "keep": GROWTH_KEEP}
+    return alike.items() <= entry.items()
 
 
 def estimate(name: str, case: Case, args: argparse.Namespace) -> float:
@@ -223,7 +231,7 @@ def main() -> None:
         place = f"{case.method}, {case.kind}, {case.batch} x {case.visual}, k {case.k}"
         print(f"[{time.perf_counter() - begun:.0f} s] {place}: {times}", flush=True)
     slope = None
-    growth = [(one["visual"], one["seconds"]["ours"]["median"]) for one in found if one["part"] == "growth"]
+    growth = sorted((one["visual"], one["seconds"]["ours"]["median"]) for one in found if grows(one))
     if len(growth) > 1:
         slope = math.log(growth[-1][1] / growth[0][1]) / math.log(growth[-1][0] / growth[0][0])
     result = {

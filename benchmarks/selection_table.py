@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from selection import grows
+
 Entry = dict[str, Any]
 COLOURS = {"ours": "tab:blue", "plain form": "tab:green", "loop": "tab:orange", "k² rows": "tab:red"}
 PAPER = {"ours": "`foveate.select`", "plain form": "its plain form", "loop": "plain loop", "k² rows": "k² rows"}
@@ -50,13 +52,18 @@ def memory(entries: list[Entry], names: list[str]) -> list[str]:
     return lines_of(" | ".join(["method", "N", "k", *(PAPER[name] for name in names)]), rows)
 
 
+def growing(cases: list[Entry]) -> list[Entry]:
+    """Points of the growth plot, those that are in the table too."""
+    return sorted((entry for entry in cases if grows(entry)), key=lambda entry: entry["visual"])
+
+
 def page(result: Entry, source: str, picture: str | None) -> str:
     settings, machine, cases = result["settings"], result["machine"], result["cases"]
     on_gpu = "gpu" in machine
     names = ["ours", "plain form", "loop", "k² rows"] if on_gpu else ["ours", "loop", "k² rows"]
     where = machine.get("gpu") or f"{machine['cpu']}, {settings['threads']} thread(s) of {machine['cores']} cores"
     clock = "CUDA events" if on_gpu else "CPU time" if settings["threads"] == 1 else "wall-clock time"
-    table, growth = ([entry for entry in cases if entry["part"] == part] for part in ("table", "growth"))
+    table, growth = [entry for entry in cases if entry["part"] == "table"], growing(cases)
     omitted = sorted({(entry["visual"], name) for entry in cases for name in entry["left_out"]})
     alike = [share for entry in cases for share in entry["chosen_alike"].values()]
     text = [
@@ -121,7 +128,7 @@ def draw(result: Entry, picture: Path) -> bool:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    growth = [entry for entry in result["cases"] if entry["part"] == "growth"]
+    growth = growing(result["cases"])
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, colour in COLOURS.items():

@@ -56,11 +56,12 @@ def clear(row: tuple[list[list[float]], list[float], int, list[bool], list[bool]
     return all(bool((values.sort().values.diff() > 1e-6).all()) for values in (near, pairs))
 
 
-def test_both_forms_agree_on_many_tokens() -> None:
+@pytest.mark.parametrize("many", [1, 2048])
+def test_both_forms_agree_on_many_tokens(many: int) -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, 1000, 24, generator=generator, dtype=torch.float64)
     k = torch.tensor([300, 170])
-    with mock.patch.object(farthest, "WORTH", 0):
+    with mock.patch.object(farthest, "WORTH", 0), mock.patch.object(lazy, "MANY", many):
         lazily = select.max_min_diversity(features, k)
     assert torch.equal(select.max_min_diversity(features, k), lazily)  # few enough for the loop
     with mock.patch.object(diversity, "_lazily", diversity._one_by_one):

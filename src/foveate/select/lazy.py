@@ -22,6 +22,7 @@ from foveate.select.cosine import Rows
 CROWD = 64  # tokens of which picks are made at a time
 READY = 16  # fewer in date and above all bounds: others are brought in date first
 CHUNK = 96  # tokens brought in date at a time
+MANY = 2048  # tokens of a sample, from which on all three are doubled: larger products are worth more than fewer
 Array = npt.NDArray[np.floating]
 
 
@@ -42,6 +43,7 @@ class LazyGreedy(abc.ABC):
         self.rows, self.gain = rows, gain.numpy().copy()
         self.seen = np.zeros(len(gain), dtype=np.int64)  # picks that a token was compared with
         self.taken = 0
+        self.size = 2 if len(gain) >= MANY else 1
         self.basis = gain.new_empty(
             most, rows.features.shape[1]
         )  # what the tokens are compared with, a row for each pick
@@ -81,14 +83,14 @@ class LazyGreedy(abc.ABC):
             stale = np.where(fresh, -np.inf, self.gain)
             bound = stale.max(initial=-np.inf)
             ready = np.flatnonzero(fresh & (self.gain > max(bound, floor)))
-            if len(ready) >= READY or bound <= floor:
+            if len(ready) >= READY * self.size or bound <= floor:
                 break
-            self._catch_up(_best(stale, np.flatnonzero(stale > floor), CHUNK))
+            self._catch_up(_best(stale, np.flatnonzero(stale > floor), CHUNK * self.size))
         if not len(ready):
             return ready, 0, bound
         first = int(ready[self.gain[ready].argmax()])  # of equal ones the lowest index
-        if len(ready) > CROWD:
-            index = _best(self.gain, ready, CROWD)
+        if len(ready) > CROWD * self.size:
+            index = _best(self.gain, ready, CROWD * self.size)
             left = np.setdiff1d(ready, index, assume_unique=True)
             bound = max(bound, self.gain[left].max())
             if first not in index:  # then all of them are as good as it
