@@ -6,6 +6,8 @@ median over the rounds of times of one round. An arm whose call would take more 
 estimate is left out, and the result says so; nothing is extrapolated. With the defaults it takes about 8 minutes on
 one thread. Peak memory is what torch's allocator held above what was there before, over the features' bytes.
 
+`--device cuda` has not been run yet: no GPU was at hand.
+
     python benchmarks/selection.py --out benchmarks/results/selection.json
     python benchmarks/selection_table.py benchmarks/results/selection.json
 """
