@@ -1,0 +1,45 @@
+"""sdpa keeps its causal kernel after a cut: no layer is handed a mask that is not needed."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.laws.methods import METHODS
+from tests.tiny_models import build, generate, inputs
+
+
+def masks(model, batch, pruner) -> list[object]:
+    """What each decoder layer was handed as its mask, prefill first."""
+    seen = []
+    with pruner(model):
+        handles = [
+            layer.register_forward_pre_hook(
+                lambda module, args, kwargs: seen.append(kwargs["attention_mask"]), with_kwargs=True
+            )
+            for layer in model.get_decoder().layers
+        ]
+        try:
+            generate(model, batch, 3)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("method", ["random mid", "greedyprune compacted", "btp", "glimpseprune"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_a_sample_alone_needs_no_mask(family, method):
+    found = masks(build(family), inputs(family, "one image"), METHODS[method])
+    assert found
+    assert all(mask is None for mask in found)
+
+
+def test_nor_does_a_batch_of_samples_alike():
+    batch = inputs("llava", [[3, None, 4], [5, None, 2]])
+    assert batch["attention_mask"].all()
+    assert all(mask is None for mask in masks(build("llava"), batch, METHODS["random mid"]))
+
+
+def test_samples_of_several_lengths_do_need_one():
+    found = masks(build("llava"), inputs("llava", "ragged"), METHODS["random mid"])
+    assert all(mask is not None for mask in found)
