@@ -34,11 +34,9 @@ class Ladder(Pruner):
     def select(self, tokens: VisualTokens) -> Tensor:
         if self.keep == 1.0:
             return tokens.valid
-        left = tokens.valid.sum(-1)
-        k = (left * self.keep).long() - tokens.dense % 3
-        score = torch.sin(torch.arange(tokens.valid.shape[1], device=left.device) * 7.0 + tokens.layer).expand(
-            tokens.valid.shape
-        )
+        k = (tokens.present * self.keep).long() - tokens.dense % 3
+        place = torch.arange(tokens.valid.shape[1], device=tokens.valid.device)
+        score = torch.sin(place * 7.0 + tokens.layer).expand(tokens.valid.shape)
         return select.top_k(score, k.clamp(min=0), tokens.valid)
 
 
