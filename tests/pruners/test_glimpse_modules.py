@@ -57,7 +57,8 @@ def test_rotation_by_rows_and_columns():
     query, key = torch.randn(2, 1, 1, 24)
 
     def product(first, second):
-        turned = [rotate(x, rotary_angles(torch.tensor([cell]), 24)) for x, cell in ((query, first), (key, second))]
+        angles = [rotary_angles(torch.tensor([cell]), 24)[:, None] for cell in (first, second)]
+        turned = [rotate(x, (angle.cos(), angle.sin())) for x, angle in zip((query, key), angles, strict=True)]
         return float((turned[0] * turned[1]).sum())
 
     assert product((0, 0), (2, 3)) == pytest.approx(product((5, 1), (7, 4)), abs=1e-4)

@@ -314,8 +314,7 @@ class Hooks:
                 check_cache(cache, self.depth)
             hidden = self._cut(number, hidden, cache, frame, frame.prompt)
         if frame.extra and self.extra is not None and 0 < number < len(self.extra):
-            own = hidden[:, -frame.extra :] + self.extra[number].to(hidden)
-            hidden = torch.cat([hidden[:, : -frame.extra], own], 1)
+            hidden = _add_rows(hidden, self.extra[number].to(hidden))
         cached = None if cache is None else cache_layer(cache, number)
         if self.parts.attention[number] is None:
             picked = pick_state_inputs(kwargs, frame, hidden, cached)
@@ -354,3 +353,11 @@ class Hooks:
                 lengths = [sum(counts) + frame.extra for counts in zip(prompt.record.text, prompt.counts, strict=True)]
         compact(cache, self.group[:number], survivors, lengths)
         return hidden
+
+
+def _add_rows(hidden: Tensor, rows: Tensor) -> Tensor:
+    """`hidden` (B, n, D) with `rows` (G, D) added to its last ones; in place where no gradient is wanted."""
+    if torch.is_grad_enabled():
+        return torch.cat([hidden[:, : -len(rows)], hidden[:, -len(rows) :] + rows], 1)
+    hidden[:, -len(rows) :] += rows
+    return hidden

@@ -14,6 +14,7 @@ from foveate.pruners.segments import Segments
 
 THETA = 1e4
 EPS = 1e-6
+Turn = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -145,12 +146,12 @@ class PredictorBlock(nn.Module):
         self.feed_norm = RMSNorm(size)
         self.gate, self.up, self.down = _linear(size, 2 * size), _linear(size, 2 * size), _linear(2 * size, size)
 
-    def forward(self, x: Tensor, vision: Tensor | None, angles: Tensor, segments: Segments) -> Tensor:
-        """(T, E) of all tokens, with their (T, C) vision features and (T, d/2) rotary angles."""
+    def forward(self, x: Tensor, vision: Tensor | None, turn: Turn, segments: Segments) -> Tensor:
+        """(T, E) of all tokens, with their (T, C) vision features and rotary angles, see `rotate`."""
         z = self.norm(x)
         steered = z if self.condition is None or vision is None else torch.cat([z, self.condition(vision)], -1)
-        query = rotate(self.query(steered).unflatten(-1, (self.heads, -1)), angles)
-        key = rotate(self.key(steered).unflatten(-1, (self.heads, -1)), angles)
+        query = rotate(self.query(steered).unflatten(-1, (self.heads, -1)), turn)
+        key = rotate(self.key(steered).unflatten(-1, (self.heads, -1)), turn)
         value = self.value(z).unflatten(-1, (self.heads, -1))
         x = x + self.out(segments.attend(query, key, value).flatten(1))
         z = self.feed_norm(x)
@@ -187,10 +188,11 @@ class Predictor(nn.Module):
             (T,) logits.
         """
         angles = rotary_angles(cell, (self.config.size + self.config.condition_size) // self.config.predictor_heads)
+        turn = angles.cos()[:, None], angles.sin()[:, None]
         x = self.attention_in(attention)
         features = iter(vision)
         for block in self.blocks:
-            x = block(x, next(features, None), angles, segments)
+            x = block(x, next(features, None), turn, segments)
         return self.out(x)[:, 0]
 
 
@@ -246,11 +248,12 @@ def rotary_angles(cell: Tensor, width: int) -> Tensor:
     return (cell.float()[:, :, None] * frequency).flatten(1)
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn (T, heads, d) by (T, d / 2) angles; entry i goes with entry i + d / 2."""
+def rotate(x: Tensor, turn: Turn) -> Tensor:
+    """Turn (T, heads, d) by angles whose cosine and sine are (T, 1, d / 2); entry i goes with entry i + d / 2."""
     first, second = x.float().chunk(2, -1)
-    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
+    cos, sin = turn
+    turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
+    return torch.cat(turned, -1).to(x.dtype)
 
 
 def _linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:

@@ -30,7 +30,16 @@ def title(result: dict[str, Any]) -> str:
 
 def _gains(result: dict[str, Any]) -> Cells:
     gpu = result["clock"] == "wall" and result["machine"]["device"] != "cpu"
-    heads = ["TTFT, × faster", "FLOPs imply ×", "formula ×", "got / implied", "decode, × faster", "KV cache", "peak memory", "kept"]
+    heads = [
+        "TTFT, × faster",
+        "FLOPs imply ×",
+        "formula ×",
+        "got / implied",
+        "decode, × faster",
+        "KV cache",
+        "peak memory",
+        "kept",
+    ]
     if gpu:
         heads += ["TTFT, ms", "token, ms", "peak, MiB"]
     rows = []
