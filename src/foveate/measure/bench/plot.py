@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def draw(result: dict[str, Any], picture: Path) -> None:
     axes.plot(edge, edge, color="0.6", linestyle="--", linewidth=1, label="all of it is time")
     axes.axhline(1, color="tab:red", linewidth=0.8, label="dense")
     axes.set(xlim=edge, ylim=edge, xlabel="FLOPs imply, × faster", ylabel="time to first token, × faster")
-    axes.set_title(title(result), fontsize=8)
+    axes.set_title(textwrap.fill(title(result), 90), fontsize=8)
     axes.legend(fontsize=8)
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=120)
