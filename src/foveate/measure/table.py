@@ -110,8 +110,8 @@ def markdown(result: dict[str, Any]) -> str:
     """Return a result as a Markdown page."""
     lines: list[str] = []
     for table in result_tables(result):
-        lines += [f"## {table.title}", "", _line(table.columns)]
-        lines += [_line([":---", *["---:"] * (len(table.columns) - 1)]), *map(_line, table.rows), ""]
+        lines += [f"## {table.title}", "", markdown_row(table.columns)]
+        lines += [markdown_row([":---", *["---:"] * (len(table.columns) - 1)]), *map(markdown_row, table.rows), ""]
     lines += [f"* {note}" for note in result_notes(result)]
     shared, machine = result["configuration"], result["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in shared["versions"].items())
@@ -125,5 +125,6 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _line(cells: list[str]) -> str:
+def markdown_row(cells: list[str]) -> str:
+    """Return one line of a Markdown table."""
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

@@ -162,14 +162,14 @@ def published(model: Any, variant: str = "paper", **options: Any) -> BTP:
     Parameters
     ----------
     model : PreTrainedModel
-        A Qwen takes the stages of Qwen2.5-VL-7B, any other those of LLaVA-1.5-7B.
+        One of a type that has published stages takes those, any other the first, LLaVA-1.5-7B's.
     variant : str
         ``paper`` or ``released``; the released ones drop every visual token in the end.
     **options
         Of BTP.
     """
-    base = "qwen2.5-vl-7b" if model.config.model_type.startswith("qwen") else "llava-1.5-7b"
-    made_for = next(depth for (_, depth, _), name in MADE_FOR.items() if name == base)
+    kinds = {kind: (name, depth) for (kind, depth, _), name in MADE_FOR.items()}
+    base, made_for = kinds.get(model.config.model_type) or next(iter(kinds.values()))
     depth = model.config.get_text_config().num_hidden_layers
     stages: list[BTPStage] = []
     for stage in PRESETS[f"{variant}-{base}"]:

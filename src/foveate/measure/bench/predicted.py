@@ -13,7 +13,7 @@ import torch
 from foveate.errors import ModelNotReachable
 from foveate.measure import environment
 from foveate.measure.bench.arms import make_arms
-from foveate.measure.bench.prompts import _usual, tokens_of
+from foveate.measure.bench.prompts import tokens_of, usual_tokens
 from foveate.measure.bench.settings import BenchSettings
 from foveate.measure.choosing import SIZES, measure_choosing
 from foveate.measure.loading import TINY, LoadError, _check_family, _line, hub_answers
@@ -102,7 +102,7 @@ def predictions(
     """
     text, started = text_config(config), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     arms = [arm for arm in make_arms(_weightless(config), settings.methods, settings.keeps, True) if arm.pruner]
-    visuals = [_real(config, visual) for visual in settings.visual or (_usual(config),)]
+    visuals = [_real(config, visual) for visual in settings.visual or (usual_tokens(config),)]
     steps, done, entries = len(arms) * len(settings.batch), 0, []
     for batch in settings.batch:
         for arm in arms:

@@ -8,7 +8,7 @@ from foveate.measure.bench.arms import AGAIN, DENSE
 from foveate.measure.bench.check import noise
 from foveate.measure.bench.result import dense_entry
 from foveate.measure.bench.timing import PARTS
-from foveate.measure.table import Cells, percent
+from foveate.measure.table import Cells, markdown_row, percent
 
 WORDS = 2  # columns
 
@@ -132,14 +132,14 @@ def markdown(result: dict[str, Any]) -> str:
     """Return a result as a Markdown page."""
     lines: list[str] = []
     for table in tables(result):
-        lines += [f"## {table.title}", "", _line(table.columns)]
-        lines += [_line([":---"] * WORDS + ["---:"] * (len(table.columns) - WORDS)), *map(_line, table.rows), ""]
+        lines += [f"## {table.title}", "", markdown_row(table.columns)]
+        lines += [
+            markdown_row([":---"] * WORDS + ["---:"] * (len(table.columns) - WORDS)),
+            *map(markdown_row, table.rows),
+            "",
+        ]
     lines += [f"* {note}" for note in notes(result)]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     machine = result["machine"]
     lines += [f"* {machine['device']} ({machine.get('gpu', machine['cpu'])}); {versions}; {result['started']}.", ""]
     return "\n".join([*lines, "```", result["command"], "```", ""])
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
