@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from foveate.engine.arguments import cache_of
 from foveate.measure import check_noise, loading
 from foveate.testing.laws import ALONE, KEEP_ALL, MASKED
 from tests.cli.test_run import in_one_line
@@ -34,7 +35,7 @@ def positions_by_count(model):
     """Each attention layer makes its own rotary tables, from the number of tokens it is given."""
 
     def count(module, args, kwargs):
-        hidden, cache = kwargs["hidden_states"], kwargs.get("past_key_values")
+        hidden, cache = kwargs["hidden_states"], cache_of(kwargs)
         past = cache.get_seq_length(module.layer_idx) if cache is not None else 0
         positions = torch.arange(past, past + hidden.shape[1])[None]
         return args, {**kwargs, "position_embeddings": model.get_decoder().rotary_emb(hidden, positions)}

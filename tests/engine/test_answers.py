@@ -7,6 +7,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from foveate import Random
+from foveate.engine.arguments import cache_of, with_cache
 from tests.tiny_models import IMAGE, build, generate, inputs
 
 pytestmark = pytest.mark.oldest
@@ -54,6 +55,6 @@ def test_an_answer_with_a_placeholder_is_passed_on(family):
             model,
             {"input_ids": more, "attention_mask": torch.ones_like(more)},
             2,
-            past_key_values=first.past_key_values,
+            **with_cache(model, cache_of(first)),
         )
     assert len(pruned.report.prefills) == 1

@@ -11,6 +11,7 @@ from transformers.modeling_utils import AttentionInterface
 
 import foveate
 from foveate import FastV, GreedyPrune, Random
+from foveate.engine.arguments import cache_of, with_cache
 from foveate.errors import AlreadyAttachedError, BudgetError, UnsupportedCacheError, UnsupportedModelError
 from foveate.families import Family
 from tests.laws.methods import Ladder
@@ -169,7 +170,7 @@ def test_pruned_cache_outside_its_block(model, batch):
     with Random(keep=0.3, layer=2)(model):
         out = generate(model, batch, 2)
     with pytest.raises(UnsupportedCacheError, match="inside one"), torch.no_grad():
-        model(input_ids=out.sequences[:, -1:], past_key_values=out.past_key_values)
+        model(input_ids=out.sequences[:, -1:], **with_cache(model, cache_of(out)))
 
 
 def test_unknown_family(model):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from foveate import select
+from foveate.engine.arguments import cache_of
 from foveate.pruners import PromptRows, Pruner, VisualTokens
 from foveate.testing import NEVER, prompt_positions, reference_logits
 from tests.tiny_models import ATTENTIVE, IMAGE, build, generate, inputs
@@ -60,7 +61,7 @@ def test_the_answer_does_not_see_them(family, attention, layout, compact, cuts):
         assert all(torch.equal(x, y) for x, y in zip(a.kept, b.kept, strict=True))
     for a, b in zip(ours.logits, theirs.logits, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
-    assert [x.keys.shape for x in ours.past_key_values.layers] == [x.keys.shape for x in theirs.past_key_values.layers]
+    assert [x.keys.shape for x in cache_of(ours).layers] == [x.keys.shape for x in cache_of(theirs).layers]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -98,4 +99,4 @@ def test_reference_agrees():
     expected = reference_logits(model, batch, out.sequences[:, :-1], gone)
     torch.testing.assert_close(torch.stack(out.logits, 1), expected, atol=1e-4, rtol=0)
     assert prompt_positions(model, batch, 0).shape[-1] == visual.shape[1]
-    assert len(out.past_key_values.layers) == LAYERS
+    assert len(cache_of(out).layers) == LAYERS

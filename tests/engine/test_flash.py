@@ -13,6 +13,7 @@ from transformers.masking_utils import flash_attention_mask
 
 from foveate import Random
 from foveate.engine import attach
+from foveate.engine.arguments import cache_of, with_cache
 from foveate.engine.backend import takes_flat_masks
 from foveate.errors import UnsupportedCacheError, UnsupportedModelError
 from foveate.testing import hidden_from, reference_logits
@@ -109,7 +110,7 @@ def test_a_window_shorter_than_the_prompt_is_refused():
     cache = DynamicCache(config=flash.config.get_text_config())
     message = "prompt of 25 tokens in layers with a window of 24"
     with pytest.raises(UnsupportedModelError, match=message), Random(keep=0.3)(flash):
-        generate(flash, batch, 1, past_key_values=cache)
+        generate(flash, batch, 1, **with_cache(flash, cache))
     assert cache.get_seq_length() == 0
     _, flash, batch = windowed(25)
     with Random(keep=0.3)(flash):
@@ -117,7 +118,7 @@ def test_a_window_shorter_than_the_prompt_is_refused():
         more = torch.cat([out.sequences, torch.tensor([[5, 6]])], 1)
         turn = {"input_ids": more, "attention_mask": torch.ones_like(more)}
         with pytest.raises(UnsupportedModelError, match="29 tokens in layers with a window of 25"):
-            generate(flash, turn, 1, past_key_values=out.past_key_values)
+            generate(flash, turn, 1, **with_cache(flash, cache_of(out)))
 
 
 @pytest.mark.parametrize("attention", [NAME, "flex_attention"])
@@ -127,7 +128,7 @@ def test_static_caches_are_refused(attention):
     cache = StaticCache(config=model.config.get_text_config(), max_cache_len=64)
     message = f"with sdpa and eager attention, not with {attention}"
     with pytest.raises(UnsupportedCacheError, match=message), Random(keep=0.3)(model), torch.no_grad():
-        model(**inputs("llava", "one image"), past_key_values=cache)
+        model(**inputs("llava", "one image"), **with_cache(model, cache))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from transformers.cache_utils import DynamicLayer, QuantizedLayer
 
 from foveate import Random
 from foveate.engine import attach
+from foveate.engine.arguments import with_cache
 from foveate.errors import UnsupportedCacheError
 from tests.engine import window_models
 from tests.tiny_models import build, generate, inputs
@@ -65,7 +66,7 @@ def test_unsupported_cache(what):
     make, message = CACHES[what]
     cache = make()
     with pytest.raises(UnsupportedCacheError, match=message), Random(keep=0.5, layer=2)(model), torch.no_grad():
-        model(**batch, past_key_values=cache)
+        model(**batch, **with_cache(model, cache))
     if what not in ("not a cache", "encoder and decoder"):
         assert {type(layer) for layer in cache.layers} <= {Quantised, Indexed, DynamicLayer}
         assert cache.get_seq_length() == 0
@@ -81,7 +82,7 @@ def test_static_window():
     cache = StaticCache(config=model.config.get_text_config(), max_cache_len=64)
     message = "does not support static caches with sliding windows"
     with pytest.raises(UnsupportedCacheError, match=message), attach(model, pruner, family=family):
-        generate(model, batch, 3, past_key_values=cache)
+        generate(model, batch, 3, **with_cache(model, cache))
     assert not any(layer.get_seq_length() for layer in cache.layers)
     with pytest.raises(UnsupportedCacheError, match=message), attach(model, pruner, family=family):
         generate(model, batch, 3, cache_implementation="static")

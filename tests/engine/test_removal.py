@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from foveate import DivPrune, FastV, GreedyPrune, Random
+from foveate.engine.arguments import cache_of, with_cache
 from foveate.testing import NEVER, hidden_from, reference_logits
 from tests.laws.methods import Ladder
 from tests.tiny_models import ATTENTIVE, BUILDERS, IMAGE, build, generate, inputs
@@ -28,13 +29,13 @@ def test_kv_cache_lengths_per_layer(family, attention):
             out = generate(pruned.model, batch, 4)
         full, short = prompt + 3, prompt - visual + kept + 3  # the last token is never fed back
         expected = [full] * layer + [short] * (LAYERS - layer)
-        cached = out.past_key_values.layers
+        cached = cache_of(out).layers
         seen = [
             min(length, one.keys.shape[-2]) if one.is_sliding else length
             for one, length in zip(cached, expected, strict=True)
         ]
-        assert lengths(out.past_key_values) == seen  # no more than that where a window has passed on
-        assert [cached.get_seq_length() for cached in out.past_key_values.layers] == [full] * LAYERS
+        assert lengths(cache_of(out)) == seen  # no more than that where a window has passed on
+        assert [cached.get_seq_length() for cached in cache_of(out).layers] == [full] * LAYERS
 
 
 def test_three_stages_and_compaction():
@@ -44,11 +45,11 @@ def test_three_stages_and_compaction():
     kept = [len(stage.kept[0]) for stage in pruned.report.stages]
     assert 16 > kept[0] > kept[1] > kept[2]
     expected = [9 + count for count in [16, kept[0], kept[0], kept[1], kept[1], kept[2]]]
-    assert lengths(out.past_key_values) == expected
+    assert lengths(cache_of(out)) == expected
     assert pruned.report.tokens_per_layer == [count - 9 for count in expected]
     with Ladder(cuts=(1, 3, 5), compact_cache=True)(build("llava")) as pruned:
         out = generate(pruned.model, batch, 1)
-    assert lengths(out.past_key_values) == [9 + kept[2]] * LAYERS
+    assert lengths(cache_of(out)) == [9 + kept[2]] * LAYERS
     assert pruned.report.kv_share == kept[2] / 16
     assert pruned.report.mean_tokens_per_layer == pytest.approx(sum(expected) / LAYERS / 16 - 9 / 16)
 
@@ -57,7 +58,7 @@ def test_ragged_batch_is_as_long_as_its_longest_sample():
     batch = inputs("llava", [[40, None, 1], [3, None, None, None, 1]])  # 57 and 52 tokens dense
     with Random(keep=4)(build("llava")) as pruned:
         out = generate(pruned.model, batch, 1)
-    assert lengths(out.past_key_values) == [45] * LAYERS  # padding in front of the second sample has gone too
+    assert lengths(cache_of(out)) == [45] * LAYERS  # padding in front of the second sample has gone too
 
 
 @pytest.mark.parametrize("family", BUILDERS)
@@ -96,7 +97,7 @@ def test_plain_forward_prunes_too_and_keeps_its_output_shape(family, pruner):
     with torch.no_grad(), pruner(model) as pruned:
         out = model(**batch)
     assert out.logits.shape[:2] == batch["input_ids"].shape
-    assert lengths(out.past_key_values)[-1] < batch["input_ids"].shape[1]
+    assert lengths(cache_of(out))[-1] < batch["input_ids"].shape[1]
     with pruner(model) as again:
         generated = generate(model, batch, 1)
     assert again.report.stages[0].kept[0].tolist() == pruned.report.stages[0].kept[0].tolist()
@@ -146,7 +147,7 @@ def test_second_turn_on_a_pruned_cache(layer):
         first = generate(model, batch, 3)
         more = torch.cat([first.sequences, torch.tensor([[5, 6, 7]])], 1)
         mask = torch.ones_like(more)
-        second = generate(model, {"input_ids": more, "attention_mask": mask}, 3, past_key_values=first.past_key_values)
+        second = generate(model, {"input_ids": more, "attention_mask": mask}, 3, **with_cache(model, cache_of(first)))
         whole = generate(model, {**batch, "input_ids": more, "attention_mask": mask}, 3)
     assert len(pruned.report.prefills) == 2  # the turn without an image is none
     for ours, theirs in zip(second.logits, whole.logits, strict=True):

@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
 
 from foveate import Random
 from foveate.engine import attach
+from foveate.engine.arguments import cache_of, with_cache
 from foveate.engine.cache_sliding import PrunedSlidingLayer
 from foveate.errors import UnsupportedCacheError
 from foveate.testing import hidden_from, reference_logits
@@ -74,7 +75,7 @@ def test_keep_all_is_bit_identical(name, attention, layout):
 @pytest.mark.parametrize("name", BUILDERS)
 def test_what_left_the_window_leaves_the_cache(name):
     model, batch = build(name), window_inputs(name, "one image")
-    windows = [getattr(layer, "is_sliding", False) for layer in generate(model, batch, 1).past_key_values.layers]
+    windows = [getattr(layer, "is_sliding", False) for layer in cache_of(generate(model, batch, 1)).layers]
     assert any(windows)
     with attach(model, Random(keep=4, layer=0), family=FAMILY[name]) as pruned:
         out = generate(model, batch, 1)
@@ -83,7 +84,7 @@ def test_what_left_the_window_leaves_the_cache(name):
     stay = ~visual(batch)[0]
     stay[kept] = True
     inside = int(stay[length - WINDOW + 1 :].sum())
-    for layer, after, slides in zip(out.past_key_values.layers, longer.past_key_values.layers, windows, strict=True):
+    for layer, after, slides in zip(cache_of(out).layers, cache_of(longer).layers, windows, strict=True):
         assert isinstance(layer, PrunedSlidingLayer) == slides
         assert layer.keys.shape[-2] == layer.slots.shape[1] == (inside if slides else int(stay.sum()))
         assert layer.get_seq_length() == length
@@ -118,7 +119,7 @@ def test_prompt_lookup_takes_back_what_it_guessed(name):
 def test_crop_without_a_record_is_refused():
     model, batch = build("mistral"), window_inputs("mistral", "one image")
     with attach(model, Random(keep=4, layer=0), family=FAMILY["mistral"]):
-        cache = generate(model, batch, 2).past_key_values
+        cache = cache_of(generate(model, batch, 2))
     layer = cache.layers[3]
     before = layer.keys.shape
     with pytest.raises(UnsupportedCacheError, match="left the sliding window"):
@@ -130,7 +131,7 @@ def test_batch_operations_and_reset():
     model, batch = build("mistral"), window_inputs("mistral", "ragged")
     with attach(model, Random(keep=0.3, layer=0), family=FAMILY["mistral"]) as pruned:
         first = generate(model, batch, 3)
-        layer = first.past_key_values.layers[4]
+        layer = cache_of(first).layers[4]
         slots, keys = layer.slots, layer.keys
         order = torch.tensor([2, 0, 1])
         layer.reorder_cache(order)
@@ -139,9 +140,9 @@ def test_batch_operations_and_reset():
         layer.batch_select_indices(torch.tensor([0, 2]))
         assert torch.equal(layer.slots, slots[[2, 0]])
         assert torch.equal(layer.keys, keys[[2, 0]])
-        first.past_key_values.reset()
-        assert [one.get_seq_length() for one in first.past_key_values.layers] == [0] * LAYERS
-        again = generate(model, batch, 3, past_key_values=first.past_key_values)
+        cache_of(first).reset()
+        assert [one.get_seq_length() for one in cache_of(first).layers] == [0] * LAYERS
+        again = generate(model, batch, 3, **with_cache(model, cache_of(first)))
     assert len(pruned.report.prefills) == 2
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(first.logits, again.logits, strict=True))
 
@@ -154,7 +155,7 @@ def test_second_turn(name):
         first = generate(model, batch, 3)
         more = torch.cat([first.sequences, torch.tensor([[5, 6, 7]])], 1)
         mask = torch.ones_like(more)
-        second = generate(model, {"input_ids": more, "attention_mask": mask}, 3, past_key_values=first.past_key_values)
+        second = generate(model, {"input_ids": more, "attention_mask": mask}, 3, **with_cache(model, cache_of(first)))
         whole = generate(model, {**batch, "input_ids": more, "attention_mask": mask}, 3)
     for ours, theirs in zip(second.logits, whole.logits, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
@@ -170,13 +171,13 @@ def test_window_of_the_cache_alone(layout):
         made.layers = [DynamicSlidingWindowLayer(sliding_window=8) for _ in range(LAYERS)]
         return made
 
-    dense = generate(model, batch, 9, past_key_values=cache())
+    dense = generate(model, batch, 9, **with_cache(model, cache()))
     with attach(model, Random(keep=1.0, layer=0), _always_gather=True):
-        same = generate(model, batch, 9, past_key_values=cache())
+        same = generate(model, batch, 9, **with_cache(model, cache()))
     for ours, theirs in zip(same.logits, dense.logits, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     with attach(model, Random(keep=2, layer=0)) as handle:
-        pruned = generate(model, batch, 9, past_key_values=cache())
+        pruned = generate(model, batch, 9, **with_cache(model, cache()))
     gone, length = hidden_from(handle.report, visual(batch)), batch["input_ids"].shape[1]
 
     def window(module, args, kwargs):

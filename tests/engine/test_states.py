@@ -7,6 +7,7 @@ import torch
 
 from foveate import BTP, FastV, PyramidDrop, Random
 from foveate.engine import attach, hooks, state_inputs
+from foveate.engine.arguments import cache_of, with_cache
 from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelError
 from foveate.learn.states import refuse_states
 from tests.laws import test_laws
@@ -43,9 +44,7 @@ def test_states_have_seen_what_was_there_and_keys_are_short(layer):
     report = pruned.report
     prompt, kept = batch["input_ids"].shape[1], len(report.stages[0].kept[0])
     short = prompt - report.stages[0].dense[0] + kept
-    for number, (ours, theirs) in enumerate(
-        zip(out.past_key_values.layers, dense.past_key_values.layers, strict=True)
-    ):
+    for number, (ours, theirs) in enumerate(zip(cache_of(out).layers, cache_of(dense).layers, strict=True)):
         if number in (0, 2, 5):
             same = torch.equal(ours.recurrent_states[0], theirs.recurrent_states[0])
             assert same == (number < layer)
@@ -66,7 +65,7 @@ def test_a_second_turn(family, compact):
         first = generate(model, batch, 3)
         more = torch.cat([first.sequences, torch.tensor([[5, 6, 7]])], 1)
         mask = torch.ones_like(more)
-        second = generate(model, {"input_ids": more, "attention_mask": mask}, 3, past_key_values=first.past_key_values)
+        second = generate(model, {"input_ids": more, "attention_mask": mask}, 3, **with_cache(model, cache_of(first)))
         if compact:
             return
         types = torch.nn.functional.pad(batch["mm_token_type_ids"], (0, more.shape[1] - batch["input_ids"].shape[1]))
@@ -85,11 +84,11 @@ def test_a_later_turn_whose_samples_keep_different_numbers_is_refused():
 
     def turns(keep):
         with Random(keep=keep)(model), torch.no_grad():
-            cache = model(input_ids=words, use_cache=True).past_key_values
+            cache = cache_of(model(input_ids=words, use_cache=True))
             mask = torch.ones(2, size, dtype=torch.long)
             mask[:, 3:] = batch["attention_mask"]
             positions = torch.arange(3, size).expand(4, 2, -1)
-            model(**{**batch, "attention_mask": mask, "position_ids": positions}, past_key_values=cache)
+            model(**{**batch, "attention_mask": mask, "position_ids": positions}, **with_cache(model, cache))
 
     with pytest.raises(UnsupportedCacheError, match="in a later turn, samples of a batch that keep different numbers"):
         turns(0.3)

@@ -11,6 +11,7 @@ from transformers.cache_utils import StaticLayer
 
 from foveate import FastV, Random
 from foveate.engine import attach
+from foveate.engine.arguments import cache_of, with_cache
 from foveate.engine.cache_static import STEP, PrunedStaticLayer
 from foveate.errors import UnsupportedCacheError
 from tests.laws.methods import METHODS
@@ -44,9 +45,9 @@ def test_static_equals_dynamic(family, attention, layout, method):
         dynamic = generate(model, batch, STEPS)
         static = generate(model, batch, STEPS, cache_implementation="static", disable_compile=True)
     assert pruned.report.prefills[0].stages
-    assert any(isinstance(layer, PrunedStaticLayer) for layer in static.past_key_values.layers)
+    assert any(isinstance(layer, PrunedStaticLayer) for layer in cache_of(static).layers)
     same(static, dynamic)
-    for one, other in zip(static.past_key_values.layers, dynamic.past_key_values.layers, strict=True):
+    for one, other in zip(cache_of(static).layers, cache_of(dynamic).layers, strict=True):
         if isinstance(one, PrunedStaticLayer):
             assert torch.equal(one.slots[:, : other.slots.shape[1]], other.slots)
             assert (one.slots[:, other.slots.shape[1] :] == -1).all()
@@ -73,7 +74,7 @@ def test_buffers_are_smaller(method):
         out = generate(model, batch, STEPS, cache_implementation="static", disable_compile=True)
     most = batch["input_ids"].shape[1] + STEPS
     text = most - int(visual(batch).sum())
-    for layer, left in zip(out.past_key_values.layers, pruned.report.tokens_per_layer, strict=True):
+    for layer, left in zip(cache_of(out).layers, pruned.report.tokens_per_layer, strict=True):
         needed = text + (pruned.report.tokens_per_layer[-1] if "random" not in method else left)
         assert needed <= layer.keys.shape[2] + 1 <= needed + STEP
         assert layer.keys.shape[2] < most - 1
@@ -138,10 +139,10 @@ def test_a_cache_that_was_reset_is_a_static_cache():
     for pruner in (Random(keep=0.3, layer=0), Random(keep=0.6, layer=2)):
         with pruner(model):
             expected = generate(model, batch, 3)
-            same(generate(model, batch, 3, past_key_values=cache, disable_compile=True), expected)
+            same(generate(model, batch, 3, **with_cache(model, cache), disable_compile=True), expected)
         cache.reset()
         assert {type(layer) for layer in cache.layers} == {StaticLayer}
-    same(generate(model, batch, 3, past_key_values=cache, disable_compile=True), dense)
+    same(generate(model, batch, 3, **with_cache(model, cache), disable_compile=True), dense)
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -149,11 +150,11 @@ def test_second_turn(layer):
     model, batch = build("llava"), inputs("llava", "one image")
     cache = StaticCache(config=model.config.get_text_config(), max_cache_len=96)
     with Random(keep=0.3, layer=layer)(model):
-        first = generate(model, batch, 3, past_key_values=cache, disable_compile=True)
+        first = generate(model, batch, 3, **with_cache(model, cache), disable_compile=True)
         more = torch.cat([first.sequences, torch.tensor([[5, 6, 7]])], 1)
         mask = torch.ones_like(more)
         again = {"input_ids": more, "attention_mask": mask}
-        second = generate(model, again, 3, past_key_values=cache, disable_compile=True)
+        second = generate(model, again, 3, **with_cache(model, cache), disable_compile=True)
         whole = generate(model, {**batch, **again}, 3)
     same(second, whole, 1e-4)
 
@@ -163,4 +164,4 @@ def test_pruned_static_cache_outside_its_block():
     with Random(keep=0.3, layer=0)(model):
         out = generate(model, batch, 2, cache_implementation="static", disable_compile=True)
     with pytest.raises(UnsupportedCacheError, match="inside one"), torch.no_grad():
-        model(input_ids=out.sequences[:, -1:], past_key_values=out.past_key_values)
+        model(input_ids=out.sequences[:, -1:], **with_cache(model, cache_of(out)))

@@ -16,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 import foveate
 from foveate.engine import attach
+from foveate.engine.arguments import cache_of, with_cache
 from foveate.engine.vision import MOST_CALLS, VisionFeatures
 from foveate.errors import VisionFeaturesError
 from foveate.families import family_of
@@ -75,9 +76,9 @@ def test_encoded_beforehand(family, layout):
         generate(model, batch, 1)
         given = without_pixels(batch, encode(model, batch))
         text = model.config.get_text_config()
-        model(**given, past_key_values=DynamicCache(config=text))
+        model(**given, **with_cache(model, DynamicCache(config=text)))
         with pytest.raises(VisionFeaturesError, match="were not seen"):
-            model(**given, past_key_values=DynamicCache(config=text))  # a prompt takes what was seen with it
+            model(**given, **with_cache(model, DynamicCache(config=text)))  # a prompt takes what was seen with it
     assert len(look.seen) == 8
     for tokens in look.seen[2::2]:
         for ours, theirs in zip(tokens.vision, look.seen[0].vision, strict=True):
@@ -156,9 +157,9 @@ def test_a_second_turn_takes_its_own(family):
     first, second = inputs(family, "one image"), inputs(family, "two images", seed=3)
     look = Look()
     with attach(model, look), torch.no_grad():
-        cache = model(**first, use_cache=True).past_key_values
+        cache = cache_of(model(**first, use_cache=True))
         mask = torch.cat([first["attention_mask"], second["attention_mask"]], -1)
-        model(**{**second, "attention_mask": mask}, past_key_values=cache)
+        model(**{**second, "attention_mask": mask}, **with_cache(model, cache))
     assert torch.equal(look.seen[2].vision[0], looked(model, second, "forward")[0].vision[0])
 
 

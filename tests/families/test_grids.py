@@ -12,6 +12,7 @@ from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 
 from foveate import BTP, Random
 from foveate.engine import attach
+from foveate.engine.arguments import cache_of, with_cache
 from foveate.families import FAMILIES, Family, Grid, Run, find_runs
 from foveate.pruners import Pruner
 from tests.tiny_models import BUILDERS, IMAGE, LAYOUTS, WITH_VIDEOS, build, generate, inputs, pictures, visual
@@ -130,9 +131,9 @@ def test_a_second_turn_with_other_images(family):
     first, second = inputs(family, "one image"), inputs(family, "two images")
     probe = Probe()
     with attach(model, probe), torch.no_grad():
-        cache = model(**first, use_cache=True).past_key_values
+        cache = cache_of(model(**first, use_cache=True))
         mask = torch.cat([first["attention_mask"], second["attention_mask"]], -1)
-        model(**{**second, "attention_mask": mask}, past_key_values=cache)
+        model(**{**second, "attention_mask": mask}, **with_cache(model, cache))
     tokens, (seen,) = probe.seen[2], pictures(family, "two images")
     past = first["input_ids"].shape[1]
     assert tokens.grids == (tuple(grid for one in seen for grid in one.grids),)

@@ -6,6 +6,7 @@ import pytest
 import transformers
 
 from foveate import DivPrune, FastV, GreedyPrune, Random
+from foveate.engine.arguments import cache_of
 from tests.tiny_models import ATTENTIVE, IMAGE, build, generate, inputs
 from tests.tiny_sizes import LAYERS
 
@@ -35,5 +36,5 @@ def test_generate_shortens_the_cache(family, layout, pruner):
     full = batch["input_ids"].shape[1] + 3
     short = max(int(words) + number for words, number in zip(text, kept, strict=True)) + 3
     expected = [full] * pruner.layer + [short] * (LAYERS - pruner.layer)
-    for layer, number in zip(out.past_key_values.layers, expected, strict=True):
+    for layer, number in zip(cache_of(out).layers, expected, strict=True):
         assert layer.keys.shape[-2] <= number if layer.is_sliding else layer.keys.shape[-2] == number

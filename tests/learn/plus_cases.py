@@ -6,6 +6,7 @@ import functools
 
 import torch
 
+from foveate.engine.arguments import cache_of
 from foveate.learn.grounded import GroundedSamples, from_scenes
 from foveate.learn.plus_config import PlusSettings
 from foveate.learn.plus_setup import load_for, make_trainer
@@ -74,7 +75,7 @@ def watch_sampling(trainer, monkeypatch):
         asked = copy.deepcopy(generation_config)
         asked.output_logits = asked.return_dict_in_generate = True
         output = plain(*args, generation_config=asked, **kwargs)
-        seen.append((output.sequences, torch.stack(output.logits, 1), output.past_key_values))
+        seen.append((output.sequences, torch.stack(output.logits, 1), cache_of(output)))
         return output.sequences
 
     monkeypatch.setattr(base, "generate", generate)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import foveate
+from foveate.engine.arguments import cache_of
 from foveate.errors import BudgetError, IncompatibleWeightsError, ModelNotReachable
 from foveate.families import Grid
 from foveate.pruners import VisualTokens
@@ -229,7 +230,7 @@ def test_while_decoding_every_layer_holds_survivors_and_text(family):
     text = int((~visual(batch)).sum())
     kept = len(pruned.report.stages[0].kept[0])
     assert 0 < kept <= 0.3 * int(visual(batch).sum())
-    for layer in out.past_key_values.layers:
+    for layer in cache_of(out).layers:
         held = layer.keys.shape[2]  # in a window what left it is gone, too
         assert held < text + kept + 2 if layer.window else held == text + kept + 2
     assert pruned.report.prefills[0].kv_share == pytest.approx(kept / int(visual(batch).sum()))

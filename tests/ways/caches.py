@@ -11,6 +11,7 @@ from transformers import CompileConfig, DynamicCache, QuantizedCache
 from transformers.cache_utils import Cache, QuantizedLayer
 
 from foveate import FastV
+from foveate.engine.arguments import with_cache
 from foveate.pruners import Pruner
 from tests.tiny_models import build
 from tests.ways.checks import agree, run, unless_dense_fails
@@ -69,7 +70,7 @@ def quantised(family: str) -> None:
     depth = len(build(family).get_decoder().layers)
     cache = object.__new__(QuantizedCache)
     Cache.__init__(cache, layers=[Unquantised(residual_length=4) for _ in range(depth)])
-    agree(run(family, past_key_values=cache))
+    agree(run(family, **with_cache(build(family), cache)))
 
 
 @way("offloaded cache")
@@ -79,7 +80,7 @@ def offloaded(family: str) -> None:
         cache = DynamicCache(config=build(family).config.get_text_config(decoder=True), offloading=True)
     except (RuntimeError, AssertionError) as error:
         raise NotApplicable(f"needs a GPU ({error})") from None
-    agree(run(family, past_key_values=cache))
+    agree(run(family, **with_cache(build(family), cache)))
 
 
 @way("chunked prefill")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from foveate import FastV
+from foveate.engine.arguments import cache_of, with_cache
 from foveate.pruners import Pruner
 from tests.tiny_models import _samples, build, generate, inputs, model_inputs, visual
 from tests.tiny_pictures import Picture
@@ -51,7 +52,7 @@ def _then(batch: dict[str, Tensor], words: Tensor) -> dict[str, Tensor]:
 def _asked(model: Any, batch: dict[str, Tensor], cache: Any) -> Any:
     """A turn whose images are in the cache already."""
     words = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    return generate(model, words, STEPS, past_key_values=cache)
+    return generate(model, words, STEPS, **with_cache(model, cache))
 
 
 def _first(report: Any) -> Any:
@@ -71,7 +72,7 @@ def _text_turn(family: str, pruner: Pruner | None) -> None:
     with _attached(model, pruner) as pruned:
         first = generate(model, batch, STEPS)
         said = _then(batch, torch.cat([first.sequences[:, length:], QUESTIONS[0]], 1))
-        second = _asked(model, said, first.past_key_values)
+        second = _asked(model, said, cache_of(first))
     report = None if pruned is None else pruned.report
     agree(Run(family, said, second, _first(report)))
 
@@ -93,12 +94,12 @@ def _image_turn(family: str, pruner: Pruner | None) -> None:
     later |= model_inputs(family, [[second]])
     positions = prompt_positions(model, whole, 0)
     with _attached(model, pruner) as pruned, torch.no_grad():
-        cache = model(**begin, use_cache=True).past_key_values
+        cache = cache_of(model(**begin, use_cache=True))
         logits = model(
             input_ids=whole["input_ids"][:, past:],
             attention_mask=whole["attention_mask"],
             position_ids=positions[..., past:],
-            past_key_values=cache,
+            **with_cache(model, cache),
             **later,
         ).logits[:, -1]
     seen = visual(whole)
@@ -136,9 +137,9 @@ def text_prefix(family: str) -> None:
 def _text_prefix(family: str, pruner: Pruner | None) -> None:
     batch, model = inputs(family, [[9, None, 5]]), build(family)
     with _attached(model, pruner) as pruned, torch.no_grad():
-        cache = model(input_ids=batch["input_ids"][:, :6], use_cache=True).past_key_values
-        out = generate(model, batch, STEPS, past_key_values=copy.deepcopy(cache))
-        again = generate(model, batch, STEPS, past_key_values=copy.deepcopy(cache))
+        cache = cache_of(model(input_ids=batch["input_ids"][:, :6], use_cache=True))
+        out = generate(model, batch, STEPS, **with_cache(model, copy.deepcopy(cache)))
+        again = generate(model, batch, STEPS, **with_cache(model, copy.deepcopy(cache)))
     assert torch.equal(out.sequences, again.sequences)
     agree(Run(family, batch, out, None if pruned is None else pruned.report))
 
@@ -152,7 +153,7 @@ def image_prefix(family: str) -> None:
 def _image_prefix(family: str, pruner: Pruner | None) -> None:
     batch, model = inputs(family, "one image"), build(family)
     with _attached(model, pruner) as pruned, torch.no_grad():
-        cache = model(**batch, use_cache=True).past_key_values
+        cache = cache_of(model(**batch, use_cache=True))
         found = [_asked(model, _then(batch, words), copy.deepcopy(cache)) for words in QUESTIONS]
     report = None if pruned is None else pruned.report
     for words, out in zip(QUESTIONS, found, strict=True):
@@ -169,7 +170,7 @@ def _dense_prefix(family: str, pruner: Pruner | None) -> None:
     batch, model = inputs(family, "one image"), build(family)
     with _attached(model, pruner) as pruned, torch.no_grad():
         with contextlib.nullcontext() if pruned is None else pruned.paused():
-            cache = model(**batch, use_cache=True).past_key_values
+            cache = cache_of(model(**batch, use_cache=True))
         found = [_asked(model, _then(batch, words), copy.deepcopy(cache)) for words in QUESTIONS]
     if pruned is not None:
         assert [prefill.skipped for prefill in pruned.report.prefills] == ["the pruner was paused"]

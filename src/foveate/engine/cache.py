@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,12 +17,13 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
+from foveate.engine.arguments import versions
 from foveate.engine.cache_dynamic import PrunedLayer
 from foveate.engine.cache_linear import STATE_LAYERS, holds_state
 from foveate.engine.cache_sliding import PrunedSlidingLayer
 from foveate.engine.cache_static import PrunedStaticLayer
 from foveate.engine.gather import align_right
-from foveate.errors import UnsupportedCacheError
+from foveate.errors import UnsupportedCacheError, UnsupportedModelError
 
 AnyPrunedLayer = PrunedLayer | PrunedStaticLayer
 KINDS: dict[type, type[AnyPrunedLayer]] = {
@@ -105,3 +107,52 @@ def compact(cache: Cache, groups: list[int], survivors: Tensor, lengths: list[in
             slots = layer.slots.gather(1, index).masked_fill(~stay.gather(1, index), -1)
             picked[held] = index, slots, min(counts) != max(counts)
         layer.keep_slots(*picked[held])
+
+
+def lengths_held(cache: Cache, depth: int) -> list[int | None]:
+    """Tokens that each layer of the cache holds; None where telling would ask the device, or a state is held."""
+    return [_held(cache.layers[number]) if number < len(cache.layers) else 0 for number in range(depth)]
+
+
+def check_lengths(cache: Any, before: Sequence[int | None], coming: Sequence[int | None]) -> None:
+    """Raise unless every layer of the cache holds what the report says was left for it, after a pruned prefill.
+
+    The proof, before an answer is given, that nothing the engine relies on has changed its name or its place.
+
+    Parameters
+    ----------
+    cache
+        As the model left it; None where it keeps none.
+    before
+        Tokens that each layer held before, see `lengths_held`.
+    coming
+        Tokens of the longest sample that each layer was given; None: not known.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Naming the first layer that holds another number.
+    """
+    if not isinstance(cache, Cache):
+        return
+    for number, (old, new) in enumerate(zip(before, coming, strict=True)):
+        layer = cache.layers[number]
+        held = _held(layer)
+        if held is None or old is None or new is None:
+            continue
+        window = getattr(layer, "sliding_window", None) if getattr(layer, "is_sliding", False) else None
+        if held > old + new or (window is None and held != old + new):
+            raise UnsupportedModelError(
+                f"after a pruned prefill the KV cache of layer {number} holds {held} tokens instead of {old + new}: "
+                f"this model keeps its cache in a way that foveate does not see; {versions()}"
+            )
+
+
+def _held(layer: Any) -> int | None:
+    if holds_state(layer):
+        return None
+    if isinstance(layer, StaticLayer):
+        used = layer.cumulative_length
+        return int(used) if used.device.type == "cpu" else None
+    keys = getattr(layer, "keys", None)
+    return keys.shape[-2] if isinstance(keys, Tensor) and keys.numel() else 0

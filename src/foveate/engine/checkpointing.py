@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from foveate.engine.arguments import CACHE
+
 
 @contextlib.contextmanager
 def hooks_around_checkpoints(layers: Iterable[nn.Module]) -> Iterator[None]:
@@ -42,7 +44,7 @@ def _swapped(layer: Any) -> Iterator[None]:
 
 
 def _checkpointed(checkpoint: Callable, forward: Callable, *args: Any, **kwargs: Any) -> Any:
-    for name, value in (("use_cache", False), ("past_key_values", None)):  # it would be filled a second time
+    for name, value in (("use_cache", False), *((name, None) for name in CACHE)):  # it would be filled a second time
         if name in kwargs:
             kwargs[name] = value
     return checkpoint(partial(forward, **kwargs), *args)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from foveate.engine.arguments import cache_of
+
 NOTE = "the model is compiled: while a pruner is attached it runs uncompiled"
 
 
@@ -80,7 +82,7 @@ def _compiled_step(kwargs: Mapping[str, Any]) -> bool:
     tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
     if tokens is None or tokens.shape[1] > 1:
         return False
-    return bool(getattr(kwargs.get("past_key_values"), "is_compileable", False))
+    return bool(getattr(cache_of(kwargs), "is_compileable", False))
 
 
 def _restore(module: nn.Module, forward: Any) -> None:

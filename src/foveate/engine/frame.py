@@ -21,7 +21,8 @@ from foveate.families import LayerAdditions
 class StageRecord:
     """One cut as it happened; tensors stay where they are until the report is read.
 
-    `elapsed` tells the milliseconds of choosing, `passed` those of all that was done before the layer.
+    `elapsed` tells the milliseconds of choosing, `passed` those of all that was done before the layer. `length` is how
+    many prompt tokens the longest sample has left for the layers after it; None where nothing was taken out.
     """
 
     layer: int
@@ -31,6 +32,7 @@ class StageRecord:
     kept: list[int]
     elapsed: Callable[[], float]
     passed: Callable[[], float] | None = None
+    length: int | None = None
 
 
 @dataclass
@@ -112,6 +114,10 @@ class Frame:
         (B, n) bool, False for padding; None where there is none.
     extra
         How many tokens of the method's own are there.
+    held
+        Tokens in each layer of the KV cache before this forward pass; None without a cache.
+    cache
+        The KV cache, once a layer has been given one.
     device
         Where all this is, once a layer has asked; None: where the prompt came from.
     tap
@@ -126,6 +132,8 @@ class Frame:
     index: Tensor | None = None
     alive: Tensor | None = None
     extra: int = 0
+    held: list[int | None] | None = None
+    cache: Any = None
     device: torch.device | None = None
     additions: LayerAdditions | None = None
     attention: Tensor | None = None

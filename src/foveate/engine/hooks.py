@@ -12,9 +12,19 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import StaticLayer
 
+from foveate.engine.arguments import cache_of, find_arguments, refuse_unknown_cache
 from foveate.engine.attention import attention_rows, attention_tap
 from foveate.engine.backend import check_backend, takes_flat_masks
-from foveate.engine.cache import AnyPrunedLayer, PrunedStaticLayer, cache_layer, check_cache, compact, pruned_layer
+from foveate.engine.cache import (
+    AnyPrunedLayer,
+    PrunedStaticLayer,
+    cache_layer,
+    check_cache,
+    check_lengths,
+    compact,
+    lengths_held,
+    pruned_layer,
+)
 from foveate.engine.checkpointing import hooks_around_checkpoints
 from foveate.engine.chunked import refuse_chunks
 from foveate.engine.compiled import NOTE, in_python, run_as_python, set_compiled_aside
@@ -58,6 +68,7 @@ class Hooks:
     ) -> None:
         self.model, self.pruner, self.family, self.always_gather = model, pruner, family, always_gather
         self.parts = family.parts(model)
+        self.names = find_arguments(self.parts)
         self.config: Any = model.config
         self.text_config: Any = self.parts.decoder.config
         self.depth = len(self.parts.layers)
@@ -109,7 +120,8 @@ class Hooks:
             if number >= first:
                 before = self._before_stage if number in self.stages else self._before_layer
                 self._before(layer, partial(before, number))
-                self.handles.append(layer.register_forward_pre_hook(partial(static_step, number), with_kwargs=True))
+                step = partial(static_step, number, self.names)
+                self.handles.append(layer.register_forward_pre_hook(step, with_kwargs=True))
             if number + 1 in self.stages:
                 self._before(layer, partial(self._open_tap, number))
                 self._after(layer, self._close_tap, always_call=True)
@@ -195,12 +207,15 @@ class Hooks:
         frame = self.frame
         if frame is None:
             return None
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(kwargs)
         pruned = any(isinstance(layer, AnyPrunedLayer) for layer in getattr(cache, "layers", ()))
         if self.paused and pruned:
             raise UnsupportedCacheError(PRUNED_WHILE_PAUSED)
-        if frame.prompt is not None and cache is not None:
-            check_cache(cache, self.depth)
+        if frame.prompt is not None:
+            refuse_unknown_cache(kwargs)
+            if cache is not None:
+                check_cache(cache, self.depth)
+                frame.held = lengths_held(cache, self.depth)
         if frame.length > 1:
             check_backend(self.text_config, frame, cache, pruned)
         if frame.prompt is None:
@@ -229,11 +244,25 @@ class Hooks:
             self.records.append(frame.record)
         if frame.index is None:
             return None
+        if frame.prompt is not None:
+            cache = cache_of(output)
+            check_lengths(frame.cache if cache is None else cache, frame.held or [0] * self.depth, self._left(frame))
         full = at_dense_length(output[0], frame)
         if isinstance(output, tuple):
             return (full, *output[1:])
         output["last_hidden_state"] = full
         return output
+
+    def _left(self, frame: Frame) -> list[int | None]:
+        """Tokens of this prefill that the report leaves to each layer's cache; None where earlier turns count in."""
+        rows, now = [], frame.length
+        stages = {} if frame.record is None else {stage.layer: stage.length for stage in frame.record.stages}
+        for layer in range(self.depth):
+            now = stages.get(layer) or now
+            rows.append(now)
+        compacted = 0 if frame.record is None else frame.record.compacted
+        left = None if frame.past else rows[compacted]
+        return [left if layer < compacted else count for layer, count in enumerate(rows)]
 
     # -- tokens that the method adds
 
@@ -258,7 +287,8 @@ class Hooks:
         frame = self.frame
         if frame is None or frame.prompt is None:
             return
-        hidden = args[0] if args else kwargs["hidden_states"]
+        given = self.names.by_name(number, args, kwargs)
+        hidden, cache = given[self.names.hidden], given.get(self.names.cache)
         frame.follow(hidden)
         places = frame.places(hidden.shape[0], hidden.device)
         last = (places == frame.prompt.query[:, None]).to(torch.uint8).argmax(-1)
@@ -269,7 +299,7 @@ class Hooks:
         if rows is None or attention is None:
             return
 
-        cached = None if kwargs.get("past_key_values") is None else cache_layer(kwargs["past_key_values"], number)
+        cached = None if cache is None else cache_layer(cache, number)
 
         def listen(query: Tensor, key: Tensor, mask: Any, options: dict) -> None:
             with torch.no_grad():
@@ -293,19 +323,20 @@ class Hooks:
         if frame is None or frame.prompt is None:
             return self._before_layer(number, layer, args, kwargs)
         stages = frame.prompt.record.stages
-        watch, cuts = stopwatch((args[0] if args else kwargs["hidden_states"]).device), len(stages)
+        watch, cuts = stopwatch((args[0] if args else kwargs[self.names.hidden]).device), len(stages)
         picked = self._before_layer(number, layer, args, kwargs)
         if len(stages) > cuts:
             stages[-1].passed = watch()
         return picked
 
     def _before_layer(self, number: int, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        frame = self.frame
+        frame, names = self.frame, self.names
         if frame is None:
             return None
-        hidden = args[0] if args else kwargs["hidden_states"]
+        given = names.by_name(number, args, kwargs)
+        hidden, cache = given[names.hidden], given.get(names.cache)
+        frame.cache = cache
         frame.follow(hidden)
-        cache = kwargs.get("past_key_values")
         if number == 0 and frame.extra and self.extra is not None:
             hidden = torch.cat([hidden, self.extra[0].to(hidden).expand(hidden.shape[0], -1, -1)], 1)
             frame.cut(torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1), None)
@@ -317,17 +348,18 @@ class Hooks:
             hidden = _add_rows(hidden, self.extra[number].to(hidden))
         cached = None if cache is None else cache_layer(cache, number)
         if self.parts.attention[number] is None:
-            picked = pick_state_inputs(kwargs, frame, hidden, cached)
-            return ((hidden, *args[1:]), picked) if args else (args, {**picked, "hidden_states": hidden})
-        if hidden.shape[1] == 1 and isinstance(cached, PrunedStaticLayer):
+            given = pick_state_inputs(given, names, frame, hidden, cached)
+        elif hidden.shape[1] == 1 and isinstance(cached, PrunedStaticLayer):
             return None  # `static_step` sees to it
-        if frame.index is None and not isinstance(cached, AnyPrunedLayer):
+        elif frame.index is None and not isinstance(cached, AnyPrunedLayer):
             return None
-        if cached is not None:
-            cached = pruned_layer(cache, number, hidden.shape[0], hidden.device)
-        flat = frame.once("flat", None, lambda: takes_flat_masks(self.text_config))
-        picked = pick_inputs(kwargs, frame, hidden, cached, self.group[number], flat)
-        return ((hidden, *args[1:]), picked) if args else (args, {**picked, "hidden_states": hidden})
+        else:
+            if cached is not None:
+                cached = pruned_layer(cache, number, hidden.shape[0], hidden.device)
+            flat = frame.once("flat", None, lambda: takes_flat_masks(self.text_config))
+            given = pick_inputs(given, names, frame, hidden, cached, self.group[number], flat)
+        del given[names.hidden]
+        return (hidden,), given
 
     def _cut(self, number: int, hidden: Tensor, cache: Any, frame: Frame, prompt: Prompt) -> Tensor:
         """The stage before layer `number`, and what it means for the caches of the layers before."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from foveate.engine.arguments import NAMES, Arguments
 from foveate.engine.cache import AnyPrunedLayer, PrunedStaticLayer
 from foveate.engine.frame import Frame
 from foveate.engine.gather import gather_positions, gather_rotary
@@ -13,19 +14,17 @@ from foveate.engine.mask import pick_mask
 from foveate.errors import UnsupportedModelError
 
 # labels: some models hand all they are given to every layer
-KNOWN = {
-    "hidden_states",
-    "attention_mask",
-    "position_ids",
-    "position_embeddings",
-    "past_key_values",
-    "use_cache",
-    "labels",
-}
+KNOWN = {*(name for names in NAMES.values() for name in names), "use_cache", "labels"}
 
 
 def pick_inputs(
-    kwargs: dict[str, Any], frame: Frame, hidden: Tensor, cached: AnyPrunedLayer | None, group: int, flat: bool
+    kwargs: dict[str, Any],
+    names: Arguments,
+    frame: Frame,
+    hidden: Tensor,
+    cached: AnyPrunedLayer | None,
+    group: int,
+    flat: bool,
 ) -> dict[str, Any]:
     """Rotary tables, position ids and mask picked for the tokens in `hidden`, and the cache layer told what comes.
 
@@ -33,6 +32,8 @@ def pick_inputs(
     ----------
     kwargs
         The arguments as the model made them, for the dense prompt.
+    names
+        What the layer calls them.
     hidden
         (B, n, D), the tokens that are there.
     cached
@@ -46,12 +47,12 @@ def pick_inputs(
     kwargs = dict(kwargs)
     if frame.index is not None:
         refuse_unknown(kwargs, frame.length)
-        tables, ids = kwargs.get("position_embeddings"), kwargs.get("position_ids")
+        tables, ids = kwargs.get(names.rotary), kwargs.get(names.positions)
         if tables is not None:
-            kwargs["position_embeddings"] = frame.once("rotary", tables, lambda: gather_rotary(tables, places))
+            kwargs[names.rotary] = frame.once("rotary", tables, lambda: gather_rotary(tables, places))
         if ids is not None:
             picked = frame.once("ids", ids, lambda: gather_positions(frame.continued(ids), places, -1))
-            kwargs["position_ids"] = picked
+            kwargs[names.positions] = picked
     past = frame.past if cached is None else frame.once("past", None, lambda: cached.dense_length)
     padded = frame.alive is not None or (cached is not None and cached.padded)
     rows = frame.once("rows", None, lambda: frame.positions(places, past))
@@ -65,8 +66,8 @@ def pick_inputs(
         cached.expect(slots, end, padded, stay)
     first = 0 if cached is None else cached.get_mask_sizes(frame.length)[1]
     last = frame.prompt.query + past if frame.prompt is not None and frame.extra else None
-    mask = kwargs.get("attention_mask")
-    kwargs["attention_mask"] = frame.once(
+    mask = kwargs.get(names.mask)
+    kwargs[names.mask] = frame.once(
         ("mask", held), mask, lambda: pick_mask(mask, rows, slots, end, last, padded, flat, first, column)
     )
     return kwargs
@@ -83,13 +84,15 @@ def refuse_unknown(kwargs: dict[str, Any], length: int) -> None:
             )
 
 
-def static_step(number: int, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+def static_step(
+    number: int, names: Arguments, layer: nn.Module, args: tuple, kwargs: dict
+) -> tuple[tuple, dict] | None:
     """One token more in a static cache. This is compiled with the model: it reads no state but the cache's tensors."""
-    cache = kwargs.get("past_key_values")
-    hidden = args[0] if args else kwargs["hidden_states"]
+    cache = kwargs.get(names.cache)
+    hidden = args[0] if args else kwargs[names.hidden]
     if cache is None or hidden.shape[1] > 1 or len(cache.layers) <= number:
         return None
     cached = cache.layers[number]
     if not isinstance(cached, PrunedStaticLayer):
         return None
-    return args, {**kwargs, "attention_mask": cached.place(kwargs.get("attention_mask"))}
+    return args, {**kwargs, names.mask: cached.place(kwargs.get(names.mask))}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from foveate.engine.arguments import cache_of
 from foveate.engine.frame import Frame, PrefillRecord, Prompt
 from foveate.engine.layout import lay_out
 from foveate.families import Family, Parts, find_runs, visual_mask
@@ -42,7 +43,7 @@ def read_prompt(
     if visual is None or _is_answer(kwargs):
         return frame
     placeholders = visual
-    real = real_tokens(kwargs.get("attention_mask"), frame.length, kwargs.get("past_key_values"))
+    real = real_tokens(kwargs.get("attention_mask"), frame.length, cache_of(kwargs))
     if real is not None:
         real = real.expand_as(visual)
         visual = visual & real
@@ -75,7 +76,7 @@ def _is_answer(kwargs: Mapping[str, Any]) -> bool:
 
     Prompt lookup and assistants propose such ids, and an answer that is passed on to the next turn may hold some.
     """
-    cache = kwargs.get("past_key_values")
+    cache = cache_of(kwargs)
     if kwargs.get("input_ids") is None or not _seen(cache):
         return False
     if kwargs.get("mm_encoder_outputs"):

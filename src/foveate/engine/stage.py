@@ -63,7 +63,7 @@ def cut(
     if min(lengths) != max(lengths):
         alive = stay.gather(1, picked)
         left = left.masked_fill(~alive, 0)  # any place will do, but one that every tensor has
-    prompt.counts = kept
+    prompt.counts, prompt.record.stages[-1].length = kept, max(lengths) - (frame.extra - leaving)
     frame.extra -= leaving
     frame.cut(left, alive)
     return gather_positions(hidden, picked, 1), True

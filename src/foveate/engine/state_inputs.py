@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate.engine.arguments import Arguments
 from foveate.engine.cache_linear import has_state
 from foveate.engine.frame import Frame
 from foveate.engine.layer_inputs import refuse_unknown
@@ -20,13 +21,17 @@ from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelE
 from foveate.pruners.base import PromptRows, Pruner
 
 
-def pick_state_inputs(kwargs: dict[str, Any], frame: Frame, hidden: Tensor, cached: Any) -> dict[str, Any]:
+def pick_state_inputs(
+    kwargs: dict[str, Any], names: Arguments, frame: Frame, hidden: Tensor, cached: Any
+) -> dict[str, Any]:
     """The arguments of a layer with a state, for the tokens that are there.
 
     Parameters
     ----------
     kwargs
         The arguments as the model made them, for the dense prompt.
+    names
+        What the layer calls them.
     hidden
         (B, n, D), the tokens that are there.
     cached
@@ -48,9 +53,9 @@ def pick_state_inputs(kwargs: dict[str, Any], frame: Frame, hidden: Tensor, cach
             "in a later turn, samples of a batch that keep different numbers of visual tokens cannot go through "
             "linear attention or convolutions: run each alone, or choose a fixed number of tokens"
         )
-    mask = kwargs.get("attention_mask")
+    mask = kwargs.get(names.mask)
     picked = frame.once("state mask", mask, lambda: _pick_mask(mask, frame, hidden))
-    return {**kwargs, "attention_mask": picked}
+    return {**kwargs, names.mask: picked}
 
 
 def _pick_mask(mask: Tensor | None, frame: Frame, hidden: Tensor) -> Tensor | None:

@@ -21,6 +21,11 @@ def recorded() -> dict[str, Any]:
     return {version: found[version] for version in sorted(found, key=release)}
 
 
+def newest_tested() -> str:
+    """The newest release of transformers that foveate was tested with."""
+    return [*recorded()][-1]
+
+
 def cells_of(model_type: str) -> dict[str, dict[str, Any]]:
     """For each release that was tested with this family, oldest first: torch, and the cells of each table."""
     return {

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from foveate.engine.arguments import cache_of, with_cache
 from foveate.engine.attention import attention_rows, attention_tap
 from foveate.families import Parts, family_of
 from foveate.learn.divergence import IGNORE
@@ -123,7 +124,7 @@ class GlimpseForTraining(nn.Module):
                 input_ids=inputs["input_ids"][:, start:],
                 position_ids=behind.expand(*behind.shape[:-2], batch, -1),
                 attention_mask=inputs["attention_mask"],
-                past_key_values=read.cache,
+                **with_cache(self.base, read.cache),
                 labels=labels[:, start:],
                 use_cache=True,
             )
@@ -173,7 +174,7 @@ def read_prompt(model: Any, config: GlimpseConfig, inputs: dict[str, Any], start
     }
     looking = Looking(config=config)
     with looking(model), positions_of(family_of(model).parts(model)) as positions:
-        cache = model(**prompt, use_cache=True).past_key_values
+        cache = cache_of(model(**prompt, use_cache=True))
     return ReadPrompt(cache, positions[0][..., -1:], looking.seen[0] if looking.seen else None)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from foveate.engine.arguments import with_cache
 from foveate.learn.states import refuse_states
 
 PER_TOKEN = ("token_type_ids", "mm_token_type_ids")  # inputs of the processor with one entry a token
@@ -58,7 +59,7 @@ def answer_logps(
         input_ids=prompt,
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=cache,
+        **with_cache(model, cache),
         use_cache=True,
         logits_to_keep=1,
         **inputs,
@@ -72,7 +73,7 @@ def answer_logps(
             input_ids=words,
             attention_mask=attention_mask[:, :-1],
             position_ids=positions[..., -1:] + torch.arange(1, answer, device=positions.device),
-            past_key_values=cache,
+            **with_cache(model, cache),
             use_cache=True,
             **types,
         )

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from foveate.engine.arguments import with_cache
+
 
 def without_the_dropped(layer: nn.Module, stay: Tensor) -> Any:
     """Let `layer` work on each sample alone, on the tokens `stay` (B, L) bool says are there; a handle to undo it.
@@ -20,7 +22,7 @@ def without_the_dropped(layer: nn.Module, stay: Tensor) -> Any:
             if not bool(mine.any()):
                 continue
             others = {name: _pick(value, row, mine, len(stay)) for name, value in kwargs.items()}
-            others |= {"attention_mask": None, "past_key_values": None}
+            others |= {"attention_mask": None, **with_cache(module, None)}
             others.pop("hidden_states", None)
             alone = module.forward(hidden[row : row + 1, mine], *args[1:], **others)
             out[row, mine] = (alone[0] if isinstance(alone, tuple) else alone)[0]

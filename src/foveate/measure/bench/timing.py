@@ -31,11 +31,13 @@ class Times:
     decode: dict[str, list[float]] = field(default_factory=lambda: {WALL: [], CPU: []})
 
 
-def new_cache(model: Any) -> Any:
-    """Return an empty KV cache, as `generate()` makes it."""
+def new_cache(model: Any) -> dict[str, Any]:
+    """Return an empty KV cache, as `generate()` makes it, by the name that the model's argument has."""
     from transformers import DynamicCache
 
-    return DynamicCache(config=model.config.get_text_config())
+    from foveate.engine.arguments import with_cache
+
+    return with_cache(model, DynamicCache(config=model.config.get_text_config()))
 
 
 @contextlib.contextmanager
@@ -45,9 +47,9 @@ def attached(model: Any, pruner: Any) -> Iterator[Any]:
         yield handle
 
 
-def prefill(model: Any, inputs: Mapping[str, Any], cache: Any) -> Any:
-    """Return what the model makes of a prompt."""
-    return model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+def prefill(model: Any, inputs: Mapping[str, Any], cache: Mapping[str, Any]) -> Any:
+    """Return what the model makes of a prompt; `cache` is what `new_cache` gives."""
+    return model(**inputs, **cache, use_cache=True, logits_to_keep=1)
 
 
 @torch.inference_mode()
@@ -68,7 +70,7 @@ def timed_run(model: Any, inputs: Mapping[str, Any], pruner: Any, steps: int, ti
         marks.append(clock())
         for _ in range(steps):
             token = out.logits[:, -1].argmax(-1, keepdim=True)
-            out = model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            out = model(input_ids=token, **cache, use_cache=True, logits_to_keep=1)
             marks.append(clock())
     for kind in (WALL, CPU):
         first, *rest = [after[kind] - before[kind] for before, after in itertools.pairwise(marks)]
