@@ -25,8 +25,9 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
-from tests.tiny_more import EAGER_ONLY, MORE, MORE_WITH_VIDEOS, more, more_types
-from tests.tiny_newer import NEWER, NEWER_WITH_VIDEOS, UNSEEN, WITH_STATES, newer
+from tests.models import TINY, TINY_ABSENT
+from tests.tiny_more import AVERAGED, EAGER_ONLY, MORE, MORE_ABSENT, MORE_WITH_VIDEOS, VARIANTS, more, more_types
+from tests.tiny_newer import ABSENT, NEWER, NEWER_WITH_VIDEOS, RELATIVES, UNSEEN, WITH_STATES, newer
 from tests.tiny_pictures import IMAGE, SIZED, VIDEO, Picture, film, model_inputs, picture
 from tests.tiny_sizes import CROP_VISION, MROPE, PAD, QWEN_IDS, QWEN_VISION, TEXT
 
@@ -123,10 +124,25 @@ BUILDERS = {
     "smolvlm": _smolvlm,
     **{family: functools.partial(more, family, TEXT) for family in MORE},
     **{family: functools.partial(newer, family) for family in NEWER},
+    **{family: tiny.make for family, tiny in TINY.items()},
 }
+ABSENT = {*ABSENT, *MORE_ABSENT, *TINY_ABSENT}
+RELATIVES = (*RELATIVES, *(family for family, tiny in TINY.items() if tiny.relative))
+UNSEEN = (*UNSEEN, *(family for family, tiny in TINY.items() if tiny.unseen))
+WITH_STATES = (*WITH_STATES, *(family for family, tiny in TINY.items() if tiny.states))
+EAGER_ONLY = (*EAGER_ONLY, *(family for family, tiny in TINY.items() if tiny.eager_only))
+VARIANTS = (*VARIANTS, *(family for family, tiny in TINY.items() if tiny.variant))
+AVERAGED = (*AVERAGED, *((family, layout) for family, tiny in TINY.items() for layout in tiny.averaged))
 SEEING = tuple(family for family in BUILDERS if family not in UNSEEN)  # the vision encoder
 ATTENTIVE = tuple(family for family in BUILDERS if family not in WITH_STATES)  # in every layer
-WITH_VIDEOS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", *MORE_WITH_VIDEOS, *NEWER_WITH_VIDEOS)
+WITH_VIDEOS = (
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    *MORE_WITH_VIDEOS,
+    *NEWER_WITH_VIDEOS,
+    *(f for f in TINY if TINY[f].film),
+)
 
 
 @functools.cache
@@ -212,11 +228,14 @@ def _batch(family: str, samples: list[list[list[int] | Picture]]) -> dict[str, t
     mask = torch.tensor([[0] * (length - len(words)) + [1] * len(words) for words in sequences])
     seen = [[part for part in sample if isinstance(part, Picture)] for sample in samples]
     batch = {"input_ids": ids, "attention_mask": mask, **model_inputs(family, seen), **more_types(family, ids)}
-    if family.startswith((*SIZED, "gemma4")):
+    tiny = TINY.get(family)
+    if tiny.types is not None if tiny else family.startswith((*SIZED, "gemma4")):
         films = [
             [isinstance(part, Picture) and part.video for part in sample for _ in _words(part)] for sample in samples
         ]
         video = torch.tensor([[False] * (length - len(row)) + row for row in films])
+        if tiny and tiny.types is not None:
+            return batch | tiny.types(ids, video)
         batch["mm_token_type_ids"] = visual(batch).int() * (1 + video.int())
     return batch
 

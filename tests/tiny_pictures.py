@@ -55,7 +55,10 @@ def picture(family: str, number: int, generator: Generator, several: bool = Fals
     `several`: whether its sample has others.
     """
     from tests import tiny_more
+    from tests.models import TINY
 
+    if family in TINY:
+        return TINY[family].picture(number, generator, several)
     if family in tiny_more.MORE:
         return tiny_more.more_picture(family, number, generator, several)
 
@@ -104,7 +107,10 @@ def crop_grids(rows: int, columns: int) -> tuple[Grid, ...]:
 def film(family: str, generator: Generator) -> Picture:
     """A video of two frames; Qwen3-VL says before each frame when it was."""
     from tests import tiny_more
+    from tests.models import TINY
 
+    if family in TINY:
+        return TINY[family].film(generator)
     if family in tiny_more.MORE:
         return tiny_more.more_film(family, generator)
     pixels = torch.randn(2 * 8 * 8, 3 * 2 * 4 * 4, generator=generator)
@@ -121,7 +127,10 @@ def film(family: str, generator: Generator) -> Picture:
 def model_inputs(family: str, samples: Sequence[Sequence[Picture]]) -> dict[str, Tensor]:
     """What the models take beside the ids, from the images and videos of each sample."""
     from tests import tiny_more
+    from tests.models import TINY
 
+    if family in TINY:
+        return TINY[family].inputs(samples)
     if family in tiny_more.MORE:
         return tiny_more.more_inputs(family, samples)
     images = [one for sample in samples for one in sample if not one.video]

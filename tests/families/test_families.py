@@ -9,15 +9,13 @@ from foveate import GreedyPrune, Random, errors
 from foveate.engine.layout import lay_out
 from foveate.engine.prompt import last_prompt_token
 from foveate.families import FAMILIES, Grid, family_of, find_runs, visual_mask
-from tests.tiny_models import BUILDERS, IMAGE, WITH_VIDEOS, build, generate, inputs, pictures
-from tests.tiny_more import MORE_ABSENT, VARIANTS
-from tests.tiny_newer import ABSENT
+from tests.tiny_models import ABSENT, BUILDERS, IMAGE, VARIANTS, WITH_VIDEOS, build, generate, inputs, pictures
 
 CROPS_APART = ("idefics3", "smolvlm")
 
 
 def test_every_listed_family_has_a_tiny_model():
-    assert set(FAMILIES) == (set(BUILDERS) | ABSENT | MORE_ABSENT) - set(VARIANTS)
+    assert set(FAMILIES) == (set(BUILDERS) | ABSENT) - set(VARIANTS)
 
 
 @pytest.mark.parametrize("family", BUILDERS)

@@ -15,8 +15,7 @@ from foveate.engine import attach
 from foveate.engine.arguments import cache_of, with_cache
 from foveate.families import FAMILIES, Family, Grid, Run, find_runs
 from foveate.pruners import Pruner
-from tests.tiny_models import BUILDERS, IMAGE, LAYOUTS, WITH_VIDEOS, build, generate, inputs, pictures, visual
-from tests.tiny_newer import UNSEEN
+from tests.tiny_models import BUILDERS, IMAGE, LAYOUTS, UNSEEN, WITH_VIDEOS, build, generate, inputs, pictures, visual
 from tests.tiny_pictures import VISION_END, VISION_START
 
 

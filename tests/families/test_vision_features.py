@@ -10,8 +10,7 @@ from foveate import errors
 from foveate.families import Family, family_of
 from foveate.families.qwen2_5_vl import _window_order
 from foveate.families.vision import average_squares
-from tests.tiny_models import LAYOUTS, SEEING, WITH_VIDEOS, build, inputs, pictures, visual
-from tests.tiny_more import AVERAGED
+from tests.tiny_models import AVERAGED, LAYOUTS, SEEING, WITH_VIDEOS, build, inputs, pictures, visual
 from tests.tiny_pictures import LLAVA_NEXT_SIZES, SIZED
 from tests.vision_probe import ENCODES_FIRST, MIXED_UP, hooked, looked
 

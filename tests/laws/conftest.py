@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.tiny_more import AVERAGED
+from tests.tiny_models import AVERAGED
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from foveate.engine import attach
 from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.pruners import Pruner, VisualTokens
 from foveate.pruners.glimpse_modules import GlimpseConfig, GlimpseModules
-from tests.tiny_newer import UNSEEN, WITH_STATES
+from tests.tiny_models import UNSEEN, WITH_STATES
 from tests.tiny_sizes import LAYERS
 
 

@@ -9,8 +9,7 @@ import pytest
 from foveate.testing import Law, check_laws, dense_run
 from foveate.testing.laws import NOTHING
 from tests.laws.methods import METHODS, REFUSED, assert_refused
-from tests.tiny_models import BUILDERS, LAYOUTS, WITH_VIDEOS, build, inputs, single
-from tests.tiny_newer import RELATIVES
+from tests.tiny_models import BUILDERS, LAYOUTS, RELATIVES, WITH_VIDEOS, build, inputs, single
 
 STEPS = 4
 # the third law is worth its time where samples differ

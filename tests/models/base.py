@@ -1,0 +1,70 @@
+"""What a tiny model of a family is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import transformers
+from torch import Generator, Tensor
+
+from tests.tiny_pictures import Picture
+
+
+@dataclass(frozen=True)
+class TinyFamily:
+    """A tiny model of a real class, with its images.
+
+    Attributes
+    ----------
+    model, config
+        Names of the classes in transformers.
+    settings
+        Makes the arguments of the config.
+    picture
+        The image `number` of a batch; the next one has another shape where the family has shapes. The last argument
+        says whether its sample has others.
+    inputs
+        What the model takes beside ids and mask, from the images and videos of each sample.
+    film
+        A video; None for a family that takes none.
+    types
+        What the model wants to know of each token, from ids (B, L) and where videos are (B, L); None: nothing.
+    needs
+        Whether this transformers can make the model, beyond having its classes.
+    variant
+        Another tiny model of a family that has one under its own name.
+    relative
+        Its hooks meet the same code as those of a relative: fewer laws are run.
+    unseen
+        Its vision encoder's features cannot be lined up with the visual tokens, and `generate()` reports no layout.
+    states
+        Some of its layers have a running state in the place of attention.
+    eager_only
+        Its attention cannot be had as sdpa.
+    averaged
+        Layouts whose vision features cannot be lined up with the visual tokens.
+    """
+
+    model: str
+    config: str
+    settings: Callable[[], dict]
+    picture: Callable[[int, Generator, bool], Picture]
+    inputs: Callable[[Sequence[Sequence[Picture]]], dict[str, Tensor]]
+    film: Callable[[Generator], Picture] | None = None
+    types: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None
+    needs: Callable[[], bool] = lambda: True
+    variant: bool = False
+    relative: bool = False
+    unseen: bool = False
+    states: bool = False
+    eager_only: bool = False
+    averaged: tuple[str, ...] = ()
+
+    def available(self) -> bool:
+        """Whether the installed transformers can make it."""
+        return hasattr(transformers, self.model) and hasattr(transformers, self.config) and self.needs()
+
+    def make(self) -> tuple[type[transformers.PreTrainedModel], object]:
+        """Class and config of the tiny model."""
+        return getattr(transformers, self.model), getattr(transformers, self.config)(**self.settings())
