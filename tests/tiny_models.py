@@ -136,15 +136,12 @@ AVERAGED = (*AVERAGED, *((family, layout) for family, tiny in TINY.items() for l
 SEEING = tuple(family for family in BUILDERS if family not in UNSEEN)  # the vision encoder
 ATTENTIVE = tuple(family for family in BUILDERS if family not in WITH_STATES)  # in every layer
 WITH_VIDEOS = (
-    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", *MORE_WITH_VIDEOS, *NEWER_WITH_VIDEOS,
-    *(family for family, tiny in TINY.items() if tiny.film),
-)
     "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",
     *MORE_WITH_VIDEOS,
     *NEWER_WITH_VIDEOS,
-    *(f for f in TINY if TINY[f].film),
+    *(family for family, tiny in TINY.items() if tiny.film),
 )
 
 
