@@ -24,6 +24,7 @@ from foveate.families.llava_next_video import LLAVA_NEXT_VIDEO
 from foveate.families.llava_onevision import LLAVA_ONEVISION
 from foveate.families.mistral3 import MISTRAL3
 from foveate.families.paligemma import PALIGEMMA
+from foveate.families.perception_lm import PERCEPTION_LM
 from foveate.families.qwen2_5_vl import QWEN2_5_VL
 from foveate.families.qwen2_vl import QWEN2_VL
 from foveate.families.qwen3_5 import QWEN3_5
@@ -67,6 +68,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             INTERNVL,
             IDEFICS3,
             SMOLVLM,
+            PERCEPTION_LM,
         )
     }
 )

@@ -38,7 +38,6 @@ UNTESTED = frozenset(
         "muse_spark",
         "ovis2",
         "paddleocr_vl",
-        "perception_lm",
         "pixtral",
         "pp_chart2table",
         "qianfan_ocr",
