@@ -32,6 +32,8 @@ class Parts:
         Module that makes `position_embeddings` from `position_ids`.
     visual_ids
         Placeholder token ids that stand for visual tokens.
+    more_rotary
+        Modules like it, that make the tables of some of the layers.
     """
 
     base: nn.Module
@@ -40,6 +42,7 @@ class Parts:
     attention: tuple[nn.Module | None, ...]
     rotary: nn.Module
     visual_ids: tuple[int, ...]
+    more_rotary: tuple[nn.Module, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,14 @@ class Family:
     def vision_sizes(self, args: tuple, kwargs: Mapping[str, Any]) -> Tensor | None:
         """What `vision_order` must know of the images in a call of the encoder, (images, ...), from its arguments."""
         return None
+
+    def projector_sizes(self, args: tuple, kwargs: Mapping[str, Any]) -> Tensor | None:
+        """The same for encoders that are not told, from the arguments of the projector."""
+        return None
+
+    def inserted(self, model: Any, projected: Tensor) -> Tensor:
+        """What the language model is given for visual tokens that the projector put out, (M, first channels): these."""
+        return projected
 
     def merge_patches(self, config: Any, output: Tensor, projected: Tensor) -> Tensor:
         """Features (M, C) of the visual tokens, in the encoder's order, from what a block put out in one call.
