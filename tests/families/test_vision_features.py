@@ -10,8 +10,8 @@ from foveate import errors
 from foveate.families import Family, family_of
 from foveate.families.qwen2_5_vl import _window_order
 from foveate.families.vision import average_squares
-from tests.tiny_models import AVERAGED, LAYOUTS, SEEING, WITH_VIDEOS, build, inputs, pictures, visual
-from tests.tiny_pictures import LLAVA_NEXT_SIZES, SIZED
+from tests.tiny_models import AVERAGED, LAYOUTS, SEEING, VARIANTS, WITH_VIDEOS, build, inputs, pictures, visual
+from tests.tiny_pictures import IMAGE, LLAVA_NEXT_SIZES, SIZED
 from tests.vision_probe import ENCODES_FIRST, MIXED_UP, hooked, looked
 
 CASES = [
@@ -34,6 +34,7 @@ MERGED = dict.fromkeys(
         "paligemma2",
         "vipllava",
         "deepseek_vl",
+        "granite_vision",
     ),
     1,
 )
@@ -47,6 +48,8 @@ WITHOUT_CLASS_TOKEN = (
     "deepseek_vl",
     "aya_vision",
     "cohere2_vision",
+    "granite_vision",
+    "molmo2",
 )
 FRAMES_APART = {"llava_next_video": 4, "perception_lm": 8}  # encoded behind the images; patches along their side
 HOWS = pytest.mark.parametrize("how", ["generate", "forward", "beams"])
@@ -54,7 +57,7 @@ HOWS = pytest.mark.parametrize("how", ["generate", "forward", "beams"])
 
 def one_by_one(family, layout):
     """Whether images that are repeated one by one are also repeated sample by sample."""
-    return layout == "one image" and family not in ("llava_next", "internvl")
+    return layout == "one image" and family not in ("llava_next", "internvl", *VARIANTS)
 
 
 # -- codes: each patch says which grid it lies on, in which row, in which column
@@ -79,6 +82,20 @@ def codes(family, samples):
                 frame = code(numbers[id(one)], high, wide).view(high // 2, 2, wide // 2, 2, 3).transpose(1, 2)
                 frames += [frame.reshape(-1, 3)] * time
             calls.append(torch.cat(frames))
+        return calls
+    if family == "molmo2":  # each image small, then in crops that overlap by half
+        calls = []
+        for kind in filter(None, images):
+            crops = []
+            for one in kind:
+                number, small = numbers[id(one)], code(numbers[id(one)], 8, 8)
+                crops += [small] * (len(one.grids) if one.video else 1)
+                if not one.video:
+                    high, wide = 2 * one.grids[1].height, 2 * one.grids[1].width
+                    large = code(number, high, wide).view(high, wide, 3)
+                    starts = [(top, left) for top in range(0, high - 7, 4) for left in range(0, wide - 7, 4)]
+                    crops += [large[top : top + 8, left : left + 8].reshape(64, 3) for top, left in starts]
+            calls.append(torch.stack(crops))
         return calls
     if family in ("mistral3", "pixtral"):  # one row of all
         merged = MERGED.get(family, 2)
@@ -193,6 +210,11 @@ def averaging(family, model):
             mean = torch.cat(squares)
         elif family in ("gemma3", "aya_vision", "cohere2_vision", "perception_lm"):
             mean = patches.reshape(-1, 4, 2, 4, 2, 32).mean((2, 4)).flatten(1, 2)
+        elif family == "molmo2":  # four patches a token, by a list; of two blocks side by side the last is the first
+            mean = patches[..., :32].flatten(0, -2)[args[1]].mean(1)
+            return type(out)(last_hidden_state=torch.nn.functional.pad(mean, (0, out[0].shape[-1] - 32)))
+        elif family == "granite_vision":  # several blocks side by side, the last of them behind the others
+            mean = patches[..., -32:]
         else:
             mean = patches.unflatten(-1, (-1, 32)).mean(-2)
         return torch.nn.functional.pad(mean, (0, out.shape[-1] - 32))
@@ -224,8 +246,10 @@ def own_way(family, model, batch, how):
     """What a method is shown first, and (B, L, 32) what the language model got."""
     given = []
 
+    placeholder = model.get_input_embeddings().weight[IMAGE, :32] if family == "molmo2" else 0  # which it adds to
+
     def keep(module, args, kwargs):
-        given.append(kwargs["inputs_embeds"][..., :32])
+        given.append(kwargs["inputs_embeds"][..., :32] - placeholder)
 
     handles = averaging(family, model)
     handles.append(model.get_decoder().register_forward_pre_hook(keep, with_kwargs=True))

@@ -9,7 +9,17 @@ from torch import Generator, Tensor
 
 from foveate.families import Grid
 from tests.models.base import TinyFamily
-from tests.tiny_pictures import IMAGE, PART, SIDE, VIDEO, VISION_END, VISION_START, Picture
+from tests.tiny_pictures import (
+    IMAGE,
+    PART,
+    SIDE,
+    VIDEO,
+    VISION_END,
+    VISION_START,
+    Picture,
+    model_inputs,
+    picture,
+)
 from tests.tiny_sizes import CROP_VISION, TEXT
 
 
@@ -44,6 +54,80 @@ def _pixels(samples: Sequence[Sequence[Picture]]) -> dict[str, Tensor]:
     return {name: torch.cat(pixels) for name, pixels in found.items() if pixels}
 
 
+def _granite_vision() -> dict:
+    """Granite Vision 3.x: SigLIP, several of its blocks joined, and a Granite decoder, all as a LLaVA-NeXT."""
+    return dict(
+        vision_config=dict(CROP_VISION, model_type="siglip_vision_model", patch_size=8, vision_use_head=False),
+        text_config=dict(
+            TEXT,
+            model_type="granite",
+            attention_multiplier=0.1,
+            embedding_multiplier=2.0,
+            residual_multiplier=0.5,
+            logits_scaling=2.0,
+        ),
+        image_token_index=IMAGE,
+        image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]],
+        vision_feature_layer=[-3, -2, -1],
+        vision_feature_select_strategy="full",
+        image_seq_length=16,
+        multimodal_projector_bias=True,
+        projector_hidden_act="gelu",
+        use_image_newline_parameter=True,
+    )
+
+
+def _tiles_of_a_grid(number: int, generator: Generator, several: bool) -> Picture:
+    """As LLaVA-NeXT's."""
+    return picture("llava_next", number, generator, several)
+
+
+def _pixels_and_sizes(samples: Sequence[Sequence[Picture]]) -> dict[str, Tensor]:
+    return model_inputs("llava_next", samples)
+
+
+def _internvl3_5(text: dict) -> dict:
+    """InternVL3.5: its vision encoder as before, around Qwen3 or one of two mixtures of experts."""
+    return dict(
+        vision_config=dict(CROP_VISION, image_size=[32, 32], patch_size=[4, 4]),
+        text_config=dict(TEXT, head_dim=16, **text),
+        image_token_id=IMAGE,
+        image_seq_length=16,
+        downsample_ratio=0.5,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+    )
+
+
+QWEN3_EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=True)
+# windows, and in each head a score that takes its share of the attention (sinks)
+GPT_OSS = dict(
+    num_local_experts=4,
+    num_experts_per_tok=2,
+    sliding_window=12,
+    layer_types=["sliding_attention", "full_attention"] * 3,
+    rope_parameters=dict(rope_type="default", rope_theta=150000.0),
+)
+
+
+def _tiles(number: int, generator: Generator, several: bool) -> Picture:
+    """As InternVL3's."""
+    return picture("internvl", number, generator, several)
+
+
+def _internvl(text: dict, eager_only: bool = False) -> TinyFamily:
+    return TinyFamily(
+        model="InternVLForConditionalGeneration",
+        config="InternVLConfig",
+        settings=lambda: _internvl3_5(text),
+        picture=_tiles,
+        inputs=_pixels,
+        variant=True,
+        relative=True,
+        eager_only=eager_only,
+    )
+
+
 FAMILIES = {
     "perception_lm": TinyFamily(
         model="PerceptionLMForConditionalGeneration",
@@ -54,4 +138,16 @@ FAMILIES = {
         film=_frames,
         relative=True,
     ),
+    "granite_vision": TinyFamily(
+        model="LlavaNextForConditionalGeneration",
+        config="LlavaNextConfig",
+        settings=_granite_vision,
+        picture=_tiles_of_a_grid,
+        inputs=_pixels_and_sizes,
+        variant=True,
+        relative=True,
+    ),
+    "internvl3_5": _internvl(dict(model_type="qwen3")),
+    "internvl3_5_moe": _internvl(dict(QWEN3_EXPERTS, model_type="qwen3_moe")),
+    "internvl3_5_gpt_oss": _internvl(dict(GPT_OSS, model_type="gpt_oss"), eager_only=True),
 }

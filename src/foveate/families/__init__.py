@@ -23,6 +23,7 @@ from foveate.families.llava_next import LLAVA_NEXT
 from foveate.families.llava_next_video import LLAVA_NEXT_VIDEO
 from foveate.families.llava_onevision import LLAVA_ONEVISION
 from foveate.families.mistral3 import MISTRAL3
+from foveate.families.molmo2 import MOLMO2
 from foveate.families.paligemma import PALIGEMMA
 from foveate.families.perception_lm import PERCEPTION_LM
 from foveate.families.qwen2_5_vl import QWEN2_5_VL
@@ -69,6 +70,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             IDEFICS3,
             SMOLVLM,
             PERCEPTION_LM,
+            MOLMO2,
         )
     }
 )

@@ -87,7 +87,6 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "mistral4": "this is the language model without its vision encoder",
         "mistral_large4": INDEXED,
         "mllama": CROSS,
-        "molmo2": "the tokens of all its images see one another in both directions, which nobody has tested",
         "nemotron_h_omni": STATES,
         "pi0": "it is a policy for robots and gives actions instead of words",
         "pix2struct": ENCODER,
