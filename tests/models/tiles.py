@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import transformers
 from torch import Generator, Tensor
 
-from foveate.families import Grid
 from tests.models.base import TinyFamily
 from tests.tiny_pictures import (
     IMAGE,
@@ -34,6 +34,12 @@ def _perception_lm() -> dict:
         image_token_id=IMAGE,
         video_token_id=VIDEO,
     )
+
+
+def _any_encoder() -> bool:
+    """Whether its config takes other encoders than timm's: not in 5.4."""
+    config = transformers.PerceptionLMConfig(**_perception_lm())
+    return isinstance(config.vision_config, transformers.CLIPVisionConfig)
 
 
 def _whole_and_tiles(number: int, generator: Generator, several: bool) -> Picture:
@@ -136,6 +142,7 @@ FAMILIES = {
         picture=_whole_and_tiles,
         inputs=_pixels,
         film=_frames,
+        needs=_any_encoder,
         relative=True,
     ),
     "granite_vision": TinyFamily(

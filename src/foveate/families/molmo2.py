@@ -29,7 +29,7 @@ class Molmo2(Family):
     def parts(self, model: Any) -> Parts:
         found = super().parts(model)
         other: Any = found.decoder
-        return dataclasses.replace(found, more_rotary=(other.rotary_emb_unscaled,))
+        return dataclasses.replace(found, more_rotary=(other.rotary_emb_unscaled,), marked_around=True)
 
     def image_grids(
         self, config: Any, kwargs: Mapping[str, Any], runs: Sequence[Run]
@@ -52,8 +52,9 @@ class Molmo2(Family):
         return kwargs["pooled_patches_idx"] if "pooled_patches_idx" in kwargs else args[1]
 
     def merge_call(self, config: Any, output: Tensor, projected: Tensor, sizes: Tensor | None) -> Tensor:
+        if sizes is None:
+            return super().merge_call(config, output, projected, sizes)
         patches = output.flatten(0, -2)
-        assert sizes is not None
         there = sizes >= 0
         some = there.any(-1)
         found = patches[sizes[some].clamp(min=0)] * there[some][..., None].to(patches.dtype)

@@ -17,8 +17,8 @@ class PerceptionLM(Family):
     """Differs from the default in its grids and in where its config says how wide the vision encoder is.
 
     All images of a call have as many tiles, the whole image first. `generate()` of current transformers hands the base
-    model all tiles of images in one row: there each run of tokens counts as one image, and so do two that no token parts. How
-    many tiles stand side by side is not in the prompt.
+    model the tiles of all images in one row: there each run of tokens counts as one image, and so do two images that
+    no token parts. How many tiles stand side by side is not in the prompt.
     """
 
     def image_grids(

@@ -13,11 +13,13 @@ INDEXED = "its attention looks only at tokens that an index chooses from the cac
 CONVOLUTIONS = "convolutions inside its layers take masks of their own, one entry a token, which foveate cannot cut"
 STATES = "its decoder has layers with a running state in the place of attention, of a kind that nobody has tested"
 ADDED = "features are added to its visual tokens between the layers (deep-stack), in a way that nobody has tested"
+LOOPED = "some of its layers run over the sequence again and again, each time with a cache of their own"
 CODES = "its images are codes of the vocabulary and not features of an encoder, which nobody has tested"
 
 # of these `family_of` says what the default finds in the model, and how to try it
 UNTESTED = frozenset(
     {
+        "apertus1p5",
         "aria",
         "cosmos3_edge",
         "deepseek_ocr2",
@@ -71,8 +73,10 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "glm5_next": INDEXED,
         "granite4_vision": ADDED,
         "granite_docling": ADDED,
+        "hy_v4_vl": INDEXED,
         "idefics": CROSS,
         "inkling2": CONVOLUTIONS,
+        "inkling2_loop": LOOPED,
         "inkling_mm_model": CONVOLUTIONS,
         "instructblip": QUERIES,
         "instructblipvideo": QUERIES,
