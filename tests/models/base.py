@@ -42,6 +42,8 @@ class TinyFamily:
         Some of its layers have a running state in the place of attention.
     eager_only
         Its attention cannot be had as sdpa.
+    decoder_only
+        Its decoder alone takes other attention backends than eager.
     averaged
         Layouts whose vision features cannot be lined up with the visual tokens.
     """
@@ -59,6 +61,7 @@ class TinyFamily:
     unseen: bool = False
     states: bool = False
     eager_only: bool = False
+    decoder_only: bool = False
     averaged: tuple[str, ...] = ()
 
     def available(self) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from foveate.errors import UnsupportedModelError
+from foveate.families.apertus1p5 import APERTUS1P5
 from foveate.families.aya_vision import AYA_VISION, COHERE2_VISION
 from foveate.families.base import Family, LayerAdditions, Parts, visual_mask
 from foveate.families.deepseek_vl import DEEPSEEK_VL
@@ -71,6 +72,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             SMOLVLM,
             PERCEPTION_LM,
             MOLMO2,
+            APERTUS1P5,
         )
     }
 )

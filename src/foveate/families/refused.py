@@ -19,7 +19,6 @@ CODES = "its images are codes of the vocabulary and not features of an encoder, 
 # of these `family_of` says what the default finds in the model, and how to try it
 UNTESTED = frozenset(
     {
-        "apertus1p5",
         "aria",
         "cosmos3_edge",
         "deepseek_ocr2",
