@@ -1,5 +1,7 @@
-"""Checkpoints that load as a family of another name, by configs written like theirs; and what Molmo 2, PerceptionLM
-and Apertus 1.5 do that no other family does."""
+"""Checkpoints that load as a family of another name, by configs written like theirs.
+
+And what Molmo 2, PerceptionLM and Apertus 1.5 do that no other family does.
+"""
 
 from __future__ import annotations
 
