@@ -21,8 +21,14 @@ FLASH = "flash_like"
 
 @way("sdpa", table="backends")
 def sdpa(family: str) -> None:
-    if build(family).get_decoder().config._attn_implementation != "sdpa":
-        raise NotApplicable("this model caps its attention's logits, which sdpa cannot")
+    config = build(family).get_decoder().config
+    if config._attn_implementation != "sdpa":
+        capped = getattr(config, "attn_logit_softcapping", None)
+        raise NotApplicable(
+            "this model caps its attention's logits, which sdpa cannot"
+            if capped
+            else "transformers has no sdpa attention for this model"
+        )
     agree(run(family))
 
 

@@ -1,4 +1,4 @@
-"""Apertus 1.5: an image is codes of the vocabulary, one for each square of pixels, with a text token between its rows."""
+"""Apertus 1.5: an image is codes of the vocabulary, one for each square of pixels, a text token between its rows."""
 
 from __future__ import annotations
 
