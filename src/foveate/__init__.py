@@ -7,7 +7,7 @@ first time it is used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.2.0"
 
 # name -> where it lives; None: the name is a sub-module itself
 _PUBLIC: dict[str, str | None] = {
