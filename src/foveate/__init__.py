@@ -46,15 +46,15 @@ if TYPE_CHECKING:
     from foveate.pruners import Random as Random
     from foveate.pruners import load as load
     from foveate.pruners import make as make
+else:  # a type checker that saw this function would take every name, misspelt ones too
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'foveate' has no attribute {name!r}")
-    home = _PUBLIC[name]
-    value = import_module(f"foveate.{name}") if home is None else getattr(import_module(home), name)
-    globals()[name] = value  # next time without this function
-    return value
+    def __getattr__(name: str) -> Any:
+        if name not in _PUBLIC:
+            raise AttributeError(f"module 'foveate' has no attribute {name!r}")
+        home = _PUBLIC[name]
+        value = import_module(f"foveate.{name}") if home is None else getattr(import_module(home), name)
+        globals()[name] = value  # next time without this function
+        return value
 
 
 def __dir__() -> list[str]:
