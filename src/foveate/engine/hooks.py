@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import StaticLayer
+from transformers.cache_utils import Cache, StaticLayer
 
 from foveate.engine.arguments import cache_of, find_arguments, refuse_unknown_cache
 from foveate.engine.attention import attention_rows, attention_tap
@@ -28,6 +28,7 @@ from foveate.engine.cache import (
 from foveate.engine.checkpointing import hooks_around_checkpoints
 from foveate.engine.chunked import refuse_chunks
 from foveate.engine.compiled import NOTE, in_python, run_as_python, set_compiled_aside
+from foveate.engine.continuous import refuse_continuous_batching
 from foveate.engine.dense import add_features, at_dense_length
 from foveate.engine.frame import Frame, PrefillRecord, Prompt
 from foveate.engine.layer_inputs import pick_inputs, static_step
@@ -97,6 +98,7 @@ class Hooks:
                 self.notes = (*self.notes, NOTE)
             self.undo.append(run_as_python(model, self._before_model))
             self.undo.append(refuse_chunks(model, self.parts.visual_ids, lambda: not self.paused))
+            self.undo += refuse_continuous_batching(model, lambda: not self.paused)
             self._register()
         except BaseException:
             self.remove()
@@ -337,6 +339,8 @@ class Hooks:
         hidden, cache = given[names.hidden], given.get(names.cache)
         frame.cache = cache
         frame.follow(hidden)
+        if frame.prompt is None and frame.index is None and cache is not None and not isinstance(cache, Cache):
+            return None  # the paged cache of continuous batching, paused: with a prompt to prune it was refused
         if number == 0 and frame.extra and self.extra is not None:
             hidden = torch.cat([hidden, self.extra[0].to(hidden).expand(hidden.shape[0], -1, -1)], 1)
             frame.cut(torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1), None)
