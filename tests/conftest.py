@@ -12,7 +12,7 @@ torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported, whoever does that first
 
-# a proxy would answer for the closed ports of this machine that stand for servers; what asks the Hub where it may would
+# a proxy would answer for the closed ports that stand for servers here; what asks the Hub where it may would
 # wait for it, or find what another machine does not
 for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "hf_token", "hf_endpoint"):
     for spelled in (name, name.upper()):
