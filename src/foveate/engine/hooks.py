@@ -284,8 +284,13 @@ class Hooks:
         if frame is None or not frame.extra:
             return None
         if "position_ids" in kwargs:
-            return args, {**kwargs, "position_ids": frame.continued(kwargs["position_ids"])}
-        return (args[0], frame.continued(args[1]), *args[2:]), kwargs
+            return args, {**kwargs, "position_ids": self._with_extra(frame, kwargs["position_ids"])}
+        return (args[0], self._with_extra(frame, args[1]), *args[2:]), kwargs
+
+    @staticmethod
+    def _with_extra(frame: Frame, position_ids: Tensor) -> Tensor:
+        """Position ids with those of the method's own tokens in front: a decoder may cut the tables to the last."""
+        return frame.continued(position_ids).roll(frame.extra, -1)
 
     def _add_features(self, number: int, layer: nn.Module, args: tuple, output: Any) -> Any:
         frame = self.frame
@@ -368,7 +373,7 @@ class Hooks:
         elif frame.index is None and not isinstance(cached, AnyPrunedLayer):
             return None
         else:
-            batch, tables = self.family.shown_states(hidden).shape[0], given.get(names.rotary)
+            batch, tables = hidden.shape[-3], given.get(names.rotary)
             if tables is not None and frame.newest is None and table_length(tables) < frame.length:
                 frame.keep_last(table_length(tables), batch, hidden.device)
             if source != number:

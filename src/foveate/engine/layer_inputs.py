@@ -40,7 +40,7 @@ def pick_inputs(
     names
         What the layer calls them.
     hidden
-        (B, n, D), the tokens that are there.
+        (..., B, n, D), the tokens that are there.
     cached
         The layer's KV cache; None without one, and for a layer that reads the keys and values of another.
     group
@@ -57,20 +57,20 @@ def pick_inputs(
     tuple
         The arguments, and the keys that the layer attends to.
     """
-    places = frame.once("places", None, lambda: frame.places(hidden.shape[0], hidden.device))
+    places = frame.once("places", None, lambda: frame.places(hidden.shape[-3], hidden.device))
     kwargs = dict(kwargs)
     if frame.index is not None:
         refuse_unknown(kwargs, frame.length, tokens)
         tables, ids = kwargs.get(names.rotary), kwargs.get(names.positions)
         if tables is not None:
-            picked = frame.once("rotary", tables, lambda: gather_rotary(tables, _inside(table_length(tables), frame)))
-            kwargs[names.rotary] = picked
+            index = _inside(table_length(tables), frame, places)
+            kwargs[names.rotary] = frame.once("rotary", tables, lambda: gather_rotary(tables, index))
         if ids is not None:
             picked = frame.once("ids", ids, lambda: gather_positions(frame.continued(ids), places, -1))
             kwargs[names.positions] = picked
         for name, axis in tokens.items():
             if isinstance(kwargs.get(name), Tensor):
-                kwargs[name] = _pick_tokens(kwargs[name], axis, frame)
+                kwargs[name] = _pick_tokens(kwargs[name], axis, frame, places)
     keys = _coming_keys(frame, places, cached, group) if read is None else read
     padded = frame.alive is not None or keys.padded
     rows = frame.once("rows", None, lambda: frame.positions(places, keys.past))
@@ -100,21 +100,26 @@ def _coming_keys(frame: Frame, places: Tensor, cached: AnyPrunedLayer | None, gr
     return Keys(slots, column + coming, past, padded, cached.get_mask_sizes(frame.length)[1], cached.window)
 
 
-def _inside(length: int, frame: Frame) -> Tensor:
-    """(B, n) places in a table of the last `length` dense places; the engine has made the others padding."""
-    index = frame.index
-    assert index is not None
-    return index if length >= frame.length else (index - (frame.length - length)).clamp(min=0)
+def _inside(length: int, frame: Frame, index: Tensor) -> Tensor:
+    """(B, n) where to find the places `index` among the `length` entries of what the decoder hands to a layer.
+
+    They are those of the last dense places, where it goes on with no others (then those before are padding), or of
+    all of them behind those of the tokens that the method adds.
+    """
+    if length == frame.length:
+        return index
+    if length > frame.length:
+        return (index + (length - frame.length)) % length
+    return (index - (frame.length - length)).clamp(min=0)
 
 
-def _pick_tokens(value: Tensor, axis: int, frame: Frame) -> Tensor:
+def _pick_tokens(value: Tensor, axis: int, frame: Frame, places: Tensor) -> Tensor:
     """The entries of an argument for the tokens that are there; zeros for those that the method added."""
-    index = _inside(value.shape[axis], frame)
     if frame.extra:
         shape = list(value.shape)
         shape[axis] = frame.extra
-        value = torch.cat([value, value.new_zeros(shape)], axis)
-    return gather_positions(value, index, axis)
+        value = torch.cat([value.new_zeros(shape), value], axis)
+    return gather_positions(value, _inside(value.shape[axis], frame, places), axis)
 
 
 def refuse_unknown(kwargs: dict[str, Any], length: int, tokens: Collection[str] = ()) -> None:
