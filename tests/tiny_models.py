@@ -129,6 +129,7 @@ BUILDERS = {
 ABSENT = {*ABSENT, *MORE_ABSENT, *TINY_ABSENT}
 RELATIVES = (*RELATIVES, *(family for family, tiny in TINY.items() if tiny.relative))
 UNSEEN = (*UNSEEN, *(family for family, tiny in TINY.items() if tiny.unseen))
+UNPLACED = tuple(family for family in UNSEEN if not (family in TINY and TINY[family].placed))  # in `generate()`
 WITH_STATES = (*WITH_STATES, *(family for family, tiny in TINY.items() if tiny.states))
 EAGER_ONLY = (*EAGER_ONLY, *(family for family, tiny in TINY.items() if tiny.eager_only))
 VARIANTS = (*VARIANTS, *(family for family, tiny in TINY.items() if tiny.variant))

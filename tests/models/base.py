@@ -43,6 +43,10 @@ class TinyFamily:
         Some of its layers have a running state in the place of attention.
     eager_only
         Its attention cannot be had as sdpa.
+    placed
+        Though it is unseen, `generate()` reports its layout.
+    streams
+        Its layers hand on several states for each token, which added tokens do not have.
     last_stage
         Before which layer the last stage can lie: layers behind it read the keys and values of those before.
     averaged
@@ -62,6 +66,8 @@ class TinyFamily:
     unseen: bool = False
     states: bool = False
     eager_only: bool = False
+    placed: bool = False
+    streams: bool = False
     last_stage: int = LAYERS - 1
     averaged: tuple[str, ...] = ()
 

@@ -134,6 +134,11 @@ class Hooks:
                 self._before(layer, partial(before, number))
                 step = partial(static_step, number, self.names)
                 self.handles.append(layer.register_forward_pre_hook(step, with_kwargs=True))
+            attention = parts.attention[number]
+            scaled = None if attention is None or number < min(self.stages, default=self.depth) else attention
+            scaled = scaled and self.family.scaled_rows(scaled)
+            if scaled:
+                self._after(scaled[0], partial(self._scale_rows, scaled[1]))
             if number + 1 in self.stages:
                 self._before(layer, partial(self._open_tap, number))
                 self._after(layer, self._close_tap, always_call=True)
@@ -298,6 +303,15 @@ class Hooks:
             return None
         hidden = add_features(output[0] if isinstance(output, tuple) else output, frame, number)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    def _scale_rows(self, scale: Callable[[Tensor], Tensor], module: nn.Module, args: tuple, rows: Tensor) -> Any:
+        """Undo what an attention that counts the rows it is given will do to these (B, n, …), for their own places."""
+        frame = self.frame
+        if frame is None or frame.index is None:
+            return None
+        places = frame.index.to(rows.device) + frame.past
+        counted = torch.arange(places.shape[1], device=rows.device) + frame.past
+        return rows * (scale(places) / scale(counted))[..., None].to(rows.dtype)
 
     # -- attention rows
 

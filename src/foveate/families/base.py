@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, cast
@@ -147,6 +147,14 @@ class Family:
                 )
             sources.append(makers[kind])
         return tuple(sources)
+
+    def scaled_rows(self, attention: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Tensor]] | None:
+        """A linear map of an attention that scales what comes out of it by each row's place; None: there is none.
+
+        For an attention that counts places by the rows it is given. Returned are the module, with one row a token, and
+        the scale as a function of positions in the conversation.
+        """
+        return None
 
     def shown_states(self, hidden: Tensor) -> Tensor:
         """(B, n, D) for methods to look at, of what one decoder layer hands to the next; tokens on the axis -2."""
