@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers.models.llama4 import modeling_llama4
 
 from tests.models.base import TinyFamily
 from tests.tiny_pictures import AROUND, IMAGE, LINE, SIDE, VISION_END, VISION_START, WHOLE, Picture, crop_grids
@@ -51,6 +52,15 @@ def _inputs(samples: Sequence[Sequence[Picture]]) -> dict[str, Tensor]:
     return {"pixel_values": torch.cat(images)} if images else {}
 
 
+def _runs() -> bool:
+    """Of 5.24.0 the model asks its language model's output for a field that it does not have, whatever it is given."""
+    names = (f"{name}CausalLMOutputWithPast" for name in ("Llama4", "Moe"))
+    ours, inner = (getattr(modeling_llama4, name).__dataclass_fields__ for name in names)
+    return "image_outputs" not in ours or "image_outputs" in inner
+
+
 FAMILIES = {
-    "llama4": TinyFamily("Llama4ForConditionalGeneration", "Llama4Config", _settings, picture=_picture, inputs=_inputs)
+    "llama4": TinyFamily(
+        "Llama4ForConditionalGeneration", "Llama4Config", _settings, picture=_picture, inputs=_inputs, needs=_runs
+    )
 }

@@ -97,7 +97,7 @@ class Family:
             Naming each piece that is missing.
         """
         base = getattr(model, "base_model", model)
-        decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+        decoder = self.decoder(model)
         layers = getattr(decoder, "layers", None)
         rotary = getattr(decoder, "rotary_emb", None)
         attention = tuple(getattr(layer, "self_attn", None) for layer in layers or ())
@@ -117,6 +117,10 @@ class Family:
         if missing:
             raise UnsupportedModelError(f"{type(model).__name__} cannot be pruned: it lacks {'; '.join(missing)}")
         return Parts(base, cast(nn.Module, decoder), cast(nn.ModuleList, layers), found, cast(nn.Module, rotary), ids)
+
+    def decoder(self, model: Any) -> Any:
+        """The language model without its head; None if it is not found."""
+        return model.get_decoder() if hasattr(model, "get_decoder") else None
 
     def has_state(self, layer: nn.Module) -> bool:
         """Whether a decoder layer has, in the place of attention, a state that runs along the sequence.

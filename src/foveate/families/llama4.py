@@ -29,6 +29,9 @@ class Llama4(Family):
     each run with the same token before it ends an image.
     """
 
+    def decoder(self, model: Any) -> Any:
+        return model.language_model.model  # `get_decoder()` gives it with its head
+
     def scaled_rows(self, attention: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Tensor]] | None:
         layer: Any = attention
         if layer.use_rope or not layer.attn_temperature_tuning:
