@@ -133,7 +133,59 @@ def _shares_by_argument() -> bool:
     return hasattr(transformers.cache_utils, "KVSharingDict")
 
 
+def _unified() -> dict:
+    """As published, without layers that share keys and values."""
+    types = [f"{kind}_attention" for kind in ("sliding", "sliding", "full") * 2]
+    text = dict(
+        TEXT, head_dim=16, global_head_dim=32, num_global_key_value_heads=1, layer_types=types, sliding_window=12
+    )
+    return dict(
+        vision_config=dict(
+            patch_size=4, pooling_kernel_size=2, mm_embed_dim=32, mm_posemb_size=16, output_proj_dims=32
+        ),
+        text_config=dict(text, attention_k_eq_v=True),
+        audio_config=None,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        audio_token_id=127,
+    )
+
+
+def _patches(number: int, generator: torch.Generator, several: bool) -> Picture:
+    """Patches of 8 x 8 pixels in 36 places; those without one are padding."""
+    high, wide = [(4, 6), (6, 6)][number % 2]
+    pixels = torch.zeros(1, 36, 3 * 8 * 8)
+    pixels[:, : high * wide] = torch.rand(1, high * wide, 3 * 8 * 8, generator=generator)
+    return Picture([VISION_START, *[IMAGE] * (high * wide), VISION_END], pixels, (Grid(high, wide),), (high, wide))
+
+
+def _patch_inputs(samples: Sequence[Sequence[Picture]]) -> dict[str, Tensor]:
+    images = [one for sample in samples for one in sample]
+    if not images:
+        return {}
+    places = torch.full((len(images), 36, 2), -1)
+    for image, place in zip(images, places, strict=True):
+        high, wide = image.size
+        number = torch.arange(high * wide)
+        place[: high * wide] = torch.stack([number % wide, number // wide], -1)
+    return {"pixel_values": torch.cat([image.pixels for image in images]), "image_position_ids": places}
+
+
+def _types(ids: Tensor, video: Tensor) -> dict[str, Tensor]:
+    return {"mm_token_type_ids": (ids == IMAGE).int()}
+
+
 FAMILIES = {
+    "gemma4_unified": TinyFamily(
+        "Gemma4UnifiedForConditionalGeneration",
+        "Gemma4UnifiedConfig",
+        _unified,
+        picture=_patches,
+        inputs=_patch_inputs,
+        types=_types,
+        relative=True,
+        unseen=True,
+    ),
     "gemma3n": TinyGemma3n(
         "Gemma3nForConditionalGeneration",
         "Gemma3nConfig",

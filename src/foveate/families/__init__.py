@@ -15,6 +15,7 @@ from foveate.families.deepseek_vl import DEEPSEEK_VL
 from foveate.families.gemma3 import GEMMA3
 from foveate.families.gemma3n import GEMMA3N
 from foveate.families.gemma4 import GEMMA4
+from foveate.families.gemma4_unified import GEMMA4_UNIFIED
 from foveate.families.glm4v import GLM4V, GLM4V_MOE, GLM46V, GLM_OCR
 from foveate.families.grids import Grid, Run, find_runs
 from foveate.families.idefics3 import IDEFICS3
@@ -52,6 +53,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             GEMMA3,
             GEMMA3N,
             GEMMA4,
+            GEMMA4_UNIFIED,
             PALIGEMMA,
             VIPLLAVA,
             DEEPSEEK_VL,

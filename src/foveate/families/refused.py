@@ -66,7 +66,6 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         ),
         "evolla": CROSS,
         "florence2": ENCODER,
-        "gemma4_unified": "some of its layers share keys and values, which foveate cannot cut",
         "git": "it puts images before the prompt, without placeholder tokens that would say where",
         "glm5_next": INDEXED,
         "granite4_vision": ADDED,
