@@ -29,7 +29,7 @@ SHARED = dict(
 )
 
 
-def _gemma4_e(kinds: str, shared: int) -> dict:
+def gemma4_e(kinds: str, shared: int) -> dict:
     """Settings of a small model, whose layers are "s"liding or "f"ull, and the last `shared` of which share keys."""
     types = [f"{'sliding' if kind == 's' else 'full'}_attention" for kind in kinds]
     text = dict(TEXT, **SHARED, layer_types=types, num_kv_shared_layers=shared)
@@ -201,7 +201,7 @@ FAMILIES = {
     "gemma4_e2b": TinyFamily(
         "Gemma4ForConditionalGeneration",
         "Gemma4Config",
-        lambda: _gemma4_e("ssfsff", 1),
+        lambda: gemma4_e("ssfsff", 1),
         picture=lambda number, generator, several: gemma4_picture(number, generator),
         inputs=_gemma4_inputs,
         needs=_there,

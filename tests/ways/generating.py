@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList, TextIteratorStreamer
 
 from foveate.pruners import FastV, Pruner
-from tests.tiny_models import build, generate, inputs
+from tests.tiny_models import build, decoder, generate, inputs
 from tests.tiny_sizes import LAYERS
 from tests.ways.checks import (
     CLOSE,
@@ -84,7 +84,7 @@ def attends(layer: torch.nn.Module) -> bool:
 
 def unless_stateful(family: str) -> None:
     """Words that were wrong can be taken out of a cache, but not out of a state: transformers refuses."""
-    if not all(map(attends, build(family).get_decoder().layers)):
+    if not all(map(attends, decoder(build(family)).layers)):
         raise NotApplicable("transformers does not crop what linear attention has seen, also without pruning")
 
 
@@ -177,9 +177,7 @@ def internals(family: str) -> None:
     short = length - pruned.report.stages[0].dense[0] + len(pruned.report.stages[0].kept[0])
     assert short < length
     assert [states.shape[1] for states in out.hidden_states[:LAYERS]] == [length] * 3 + [short] * 3
-    seen = [
-        length if number < 2 else short for number, layer in enumerate(model.get_decoder().layers) if attends(layer)
-    ]
+    seen = [length if number < 2 else short for number, layer in enumerate(decoder(model).layers) if attends(layer)]
     assert [weights.shape[-1] for weights in out.attentions] == seen
     assert out.logits.shape[1] == length
 

@@ -19,7 +19,7 @@ from tests.fake_devices import FakeDevices, spread
 from tests.int8 import Int8Linear, quantise
 from tests.laws.methods import Ladder
 from tests.threads import at_once
-from tests.tiny_models import build, generate, inputs, visual
+from tests.tiny_models import build, decoder, generate, inputs, visual
 from tests.tiny_sizes import LAYERS
 from tests.ways.checks import CLOSE, LADDER, STEPS, Run, agree, dropped, run
 from tests.ways.masked import masked
@@ -57,7 +57,7 @@ def offloaded(family: str) -> None:
 
     model = own(family)
     with tempfile.TemporaryDirectory() as folder:
-        for number, layer in enumerate(model.get_decoder().layers):
+        for number, layer in enumerate(decoder(model).layers):
             disk_offload(layer, f"{folder}/{number}", execution_device="cpu")
         agree(run(family, model=model))
 
@@ -80,7 +80,7 @@ def lora(family: str) -> None:
     import peft
 
     bare = own(family)
-    inside = set(bare.get_decoder().modules())
+    inside = set(decoder(bare).modules())
     names = [name for name, module in bare.named_modules() if module in inside and name.endswith("q_proj")]
     config = peft.LoraConfig(target_modules=names, r=2, init_lora_weights=False)
     torch.manual_seed(0)

@@ -19,8 +19,8 @@ class Gemma4Unified(Gemma4):
 
     def vision_parts(self, model: Any) -> VisionParts:
         raise UnsupportedModelError(
-            f"{type(model).__name__} has no vision encoder: its visual tokens are patches of pixels, through one linear "
-            "map"
+            f"{type(model).__name__} has no vision encoder: its visual tokens are patches of pixels, through one "
+            "linear map"
         )
 
 
