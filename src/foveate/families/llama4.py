@@ -54,7 +54,7 @@ class Llama4(Family):
             images[-1].append(run)
             if run.before == whole[run.sample]:
                 images.append([])
-        ids = kwargs.get("input_ids")
+        ids = kwargs["input_ids"].cpu()
         return [tuple(Grid(side, side, region=region) for region in _regions(image, ids)) for image in images[:-1]]
 
     def merge_patches(self, config: Any, output: Tensor, projected: Tensor) -> Tensor:
@@ -72,17 +72,24 @@ def _side(vision: Any) -> int:
     return int(vision.image_size // vision.patch_size * vision.pixel_shuffle_ratio)
 
 
-def _regions(runs: Sequence[Run], ids: Any) -> Sequence[Region | None]:
-    """What each run of an image covers, the whole last."""
+def _regions(runs: Sequence[Run], ids: Tensor) -> Sequence[Region | None]:
+    """What each run of an image covers, the whole last.
+
+    Parameters
+    ----------
+    ids
+        (B, L) long, of the prompt, on the CPU.
+    """
     *parts, whole = runs
+    if not parts:
+        return [WHOLE]
     gaps = [after.start - run.start - run.length for run, after in itertools.pairwise(runs)]
-    if not isinstance(ids, Tensor) or gaps != [1] * (len(parts) - 1) + [2] * bool(parts):
-        return [*([None] * len(parts)), WHOLE] if ids is not None or not parts else [None] * len(runs)
-    new_row = ids[whole.sample, whole.start - 2]  # the separator behind the last row
-    rows = 1 + sum(bool(part.before == new_row) for part in parts[1:])
-    if parts and len(parts) % rows:
-        return [*([None] * len(parts)), WHOLE]
-    return [*(tiles(rows, len(parts) // rows) if parts else ()), WHOLE]
+    new_row = int(ids[whole.sample, whole.start - 2])  # the separator behind the last row
+    starts = [number for number, part in enumerate(parts) if number and part.before == new_row]
+    columns = starts[0] if starts else len(parts)
+    known = gaps == [1] * (len(parts) - 1) + [2] and [0, *starts] == list(range(0, len(parts), columns))
+    known = known and len(parts) % columns == 0
+    return [*(tiles(len(parts) // columns, columns) if known else [None] * len(parts)), WHOLE]
 
 
 LLAMA4 = Llama4("llama4", "Llama 4", "meta-llama/Llama-4-Scout-17B-16E-Instruct")
