@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -69,6 +70,7 @@ def spread(model: Any, first: int) -> None:
 
 
 def _moving(forward: Any, place: torch.device) -> Any:
+    @functools.wraps(forward)  # as accelerate does it
     def moved(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = tree_map(lambda one: one.to(place) if hasattr(one, "to") else one, (args, kwargs))
         return forward(*args, **kwargs)

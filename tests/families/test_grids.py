@@ -85,6 +85,8 @@ def by_hand(seen):
 def test_a_method_sees_where_each_token_lies(family, layout, how):
     if how == "beams" and family.startswith("glm") and layout != "one image":
         pytest.skip("generate() of this transformers mixes up the images of beams")
+    if how == "beams" and family == "llama4":
+        pytest.skip("generate() of this transformers does not repeat the images of beams")
     if how != "forward" and family in UNPLACED:
         pytest.skip("generate() takes away what says how many rows an image has")
     batch = inputs(family, layout)

@@ -16,12 +16,12 @@ from tests.tiny_models import build, decoder, generate, inputs
 from tests.tiny_sizes import LAYERS
 from tests.ways.checks import (
     CLOSE,
-    LADDER,
     RAGGED,
     STEPS,
     Run,
     agree,
     dropped,
+    fitting,
     prompt_positions,
     reference,
     run,
@@ -123,7 +123,7 @@ def streaming(family: str) -> None:
     batch, model = inputs(family, "one image"), build(family)
     streamer = TextIteratorStreamer(Words(), skip_prompt=True, timeout=60)
     found = []
-    with LADDER(model) as pruned:
+    with fitting(family)(model) as pruned:
         thread = threading.Thread(target=lambda: found.append(generate(model, batch, streamer=streamer)))
         thread.start()
         words = "".join(streamer).split()
@@ -176,7 +176,7 @@ def internals(family: str) -> None:
     length = batch["input_ids"].shape[1]
     short = length - pruned.report.stages[0].dense[0] + len(pruned.report.stages[0].kept[0])
     assert short < length
-    assert [states.shape[1] for states in out.hidden_states[:LAYERS]] == [length] * 3 + [short] * 3
+    assert [states.shape[-2] for states in out.hidden_states[:LAYERS]] == [length] * 3 + [short] * 3
     seen = [length if number < 2 else short for number, layer in enumerate(decoder(model).layers) if attends(layer)]
     assert [weights.shape[-1] for weights in out.attentions] == seen
     assert out.logits.shape[1] == length
@@ -208,7 +208,7 @@ def embeddings(family: str) -> None:
         given["inputs_embeds"] = model.get_input_embeddings()(ids)
         if "mm_token_type_ids" in batch:  # without ids these models count images as text, also unpruned
             given["position_ids"] = prompt_positions(model, batch, 0)
-    with LADDER(model) as pruned:
+    with fitting(family)(model) as pruned:
         out = generate(model, given, STEPS)
     out.sequences = torch.cat([ids, out.sequences[:, -STEPS:]], 1)
     agree(Run(family, batch, out, pruned.report))
@@ -226,7 +226,7 @@ def right_padding(family: str) -> None:
         else value
         for name, value in batch.items()
     }
-    with LADDER(model) as pruned, torch.no_grad():
+    with fitting(family)(model) as pruned, torch.no_grad():
         left, right = model(**batch).logits, model(**turned).logits
     assert not pruned.report.skipped
     for row, pad in enumerate(padding):

@@ -31,7 +31,7 @@ from foveate.engine.compiled import NOTE, in_python, run_as_python, set_compiled
 from foveate.engine.dense import add_features, at_dense_length
 from foveate.engine.frame import Frame, PrefillRecord, Prompt
 from foveate.engine.gather import table_length
-from foveate.engine.layer_inputs import pick_inputs, static_step
+from foveate.engine.layer_inputs import pick_inputs, row_scale, static_step
 from foveate.engine.prompt import LABELLED, read_prompt
 from foveate.engine.shared_kv import check_stages
 from foveate.engine.stage import cut, stopwatch, text_rows
@@ -45,6 +45,7 @@ UNKNOWN_LAYOUT = (
     "where the visual tokens lie in their images is unknown here; each image was taken for one row of tokens"
 )
 TYPES = "mm_token_type_ids"
+SCALE = "foveate_row_scale"  # what a layer is given to hand on to its attention
 REPLICA = (
     "DataParallel runs copies of the model, which a pruner cannot be attached to: use one process for each device, or "
     "device_map"
@@ -101,6 +102,7 @@ class Hooks:
         self.paused = False
         self.group = [sum(stage <= layer for stage in self.stages) for layer in range(self.depth)]
         self.base_takes = inspect.signature(self.parts.base.forward).parameters
+        self.scales: dict[int, Callable[[Tensor], Tensor]] = {}
         self.handles: list[Any] = []
         self.undo: list[Callable[[], None]] = []
         try:
@@ -134,16 +136,21 @@ class Hooks:
                 self._before(layer, partial(before, number))
                 step = partial(static_step, number, self.names)
                 self.handles.append(layer.register_forward_pre_hook(step, with_kwargs=True))
-            attention = parts.attention[number]
-            scaled = None if attention is None or number < min(self.stages, default=self.depth) else attention
-            scaled = scaled and self.family.scaled_rows(scaled)
-            if scaled:
-                self._after(scaled[0], partial(self._scale_rows, scaled[1]))
+            self._register_scale(number)
             if number + 1 in self.stages:
                 self._before(layer, partial(self._open_tap, number))
                 self._after(layer, self._close_tap, always_call=True)
             if self.family.has_additions:
                 self._after(layer, partial(self._add_features, number))
+
+    def _register_scale(self, number: int) -> None:
+        """For an attention that scales its rows by their number: see `Family.scaled_rows`."""
+        attention = self.parts.attention[number]
+        scaled = None if attention is None else self.family.scaled_rows(attention)
+        if attention is not None and scaled is not None and number >= min(self.stages, default=self.depth):
+            self.scales[number] = scaled[1]
+            self._before(attention, self._take_scale)
+            self._after(scaled[0], self._scale_rows)
 
     def _before(self, module: nn.Module, hook: Callable) -> None:
         self.handles.append(module.register_forward_pre_hook(in_python(hook), with_kwargs=True))
@@ -304,14 +311,16 @@ class Hooks:
         hidden = add_features(output[0] if isinstance(output, tuple) else output, frame, number)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-    def _scale_rows(self, scale: Callable[[Tensor], Tensor], module: nn.Module, args: tuple, rows: Tensor) -> Any:
-        """Undo what an attention that counts the rows it is given will do to these (B, n, …), for their own places."""
-        frame = self.frame
-        if frame is None or frame.index is None:
-            return None
-        places = frame.index.to(rows.device) + frame.past
-        counted = torch.arange(places.shape[1], device=rows.device) + frame.past
-        return rows * (scale(places) / scale(counted))[..., None].to(rows.dtype)
+    # -- queries that an attention scales by the number of their row
+
+    def _take_scale(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """Take what `row_scale` gave the layer to hand on: gradient checkpointing keeps it for when it runs again."""
+        self.thread.scale = kwargs.get(SCALE)
+        return args, {name: value for name, value in kwargs.items() if name != SCALE}
+
+    def _scale_rows(self, module: nn.Module, args: tuple, rows: Tensor) -> Tensor | None:
+        scale, self.thread.scale = getattr(self.thread, "scale", None), None
+        return None if scale is None else rows * scale[..., None].to(rows)
 
     # -- attention rows
 
@@ -400,6 +409,8 @@ class Hooks:
             given, keys = pick_inputs(given, names, frame, hidden, cached, self.group[number], flat, tokens, read)
             if number in self.read:
                 frame.keys[number] = keys
+            if number in self.scales:
+                given[SCALE] = row_scale(frame, self.scales[number], keys.past)
         del given[names.hidden]
         return (hidden,), given
 

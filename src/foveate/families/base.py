@@ -156,7 +156,7 @@ class Family:
         """A linear map of an attention that scales what comes out of it by each row's place; None: there is none.
 
         For an attention that counts places by the rows it is given. Returned are the module, with one row a token, and
-        the scale as a function of positions in the conversation.
+        the scale as a function of positions in the conversation, which nowhere falls.
         """
         return None
 
