@@ -62,6 +62,8 @@ def spread(model: Any, first: int) -> None:
         for value in (*layer.parameters(), *layer.buffers()):
             value.said = place
         layer.forward = _moving(layer.forward, place)
+    for module in getattr(decoder, "altup_unembed_projections", ()):  # behind the last layer, on the first device
+        module.forward = _moving(module.forward, FIRST)
     norm, head = decoder.norm, model.get_output_embeddings()
     for value in norm.parameters():
         value.said = SECOND

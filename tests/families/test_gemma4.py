@@ -75,7 +75,7 @@ def shared(kinds: str, number: int, attention: str = "sdpa"):
 def test_no_stage_between_keys_and_their_readers(layers):
     """Of "sfsfsf", 3 shared: layers 3 and 5 read what layer 1 makes, layer 4 what layer 2 does."""
     model = shared("sfsfsf", 3)
-    says = "layers 3 to 5 of this model read the keys and values of layers 1, 2.*before 0, 1$"
+    says = "keys and values that layers 1 and 2 .* in layers 3 to 5, .* before layers 0 and 1$"
     with pytest.raises(BudgetError, match=says) as caught:
         foveate.attach(model, Ladder(cuts=layers))
     assert "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import threading
@@ -199,6 +200,10 @@ def _without_cache(family: str, pruner: Pruner | None) -> None:
 @way("inputs_embeds")
 def embeddings(family: str) -> None:
     """The prompt as embeddings of its ids, images as pixels; the model's own positions come along."""
+    unless_dense_fails(partial(_embeddings, family), "without ids this model answers otherwise, also without pruning")
+
+
+def _embeddings(family: str, pruner: Pruner | None) -> None:
     batch, model = inputs(family, RAGGED), build(family)
     if "inputs_embeds" not in inspect.signature(model.prepare_inputs_for_generation).parameters:
         raise NotApplicable("transformers' generate() takes none for this model")
@@ -208,10 +213,10 @@ def embeddings(family: str) -> None:
         given["inputs_embeds"] = model.get_input_embeddings()(ids)
         if "mm_token_type_ids" in batch:  # without ids these models count images as text, also unpruned
             given["position_ids"] = prompt_positions(model, batch, 0)
-    with fitting(family)(model) as pruned:
+    with contextlib.nullcontext() if pruner is None else fitting(family)(model) as pruned:
         out = generate(model, given, STEPS)
     out.sequences = torch.cat([ids, out.sequences[:, -STEPS:]], 1)
-    agree(Run(family, batch, out, pruned.report))
+    agree(Run(family, batch, out, None if pruned is None else pruned.report))
 
 
 @way("right padding")

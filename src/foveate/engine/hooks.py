@@ -188,6 +188,8 @@ class Hooks:
 
     def _before_base(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         labels, self.thread.labels = getattr(self.thread, "labels", None), None
+        if module is self.model:  # one that calls its decoder itself: `_before_model` comes after this
+            labels = kwargs.get("labels")
         self.thread.frame = None
         given = {"input_ids": args[0], **kwargs} if args else kwargs
         self.thread.frame = read_prompt(given, labels, self.family, self.parts, self.config)
