@@ -53,7 +53,7 @@ HOWS = pytest.mark.parametrize("how", ["generate", "forward", "beams"])
 
 def one_by_one(family, layout):
     """Whether images that are repeated one by one are also repeated sample by sample."""
-    return layout == "one image" and family not in ("llava_next", "internvl")
+    return layout == "one image" and family not in ("llava_next", "internvl", "llama4")
 
 
 # -- codes: each patch says which grid it lies on, in which row, in which column
@@ -101,6 +101,8 @@ def codes(family, samples):
         calls.append(torch.stack([code(numbers[id(one)], 4, 4) for one in images[1] for _ in one.grids]))
     if family in WITHOUT_CLASS_TOKEN:
         return calls
+    if family == "llama4":  # where it comes last
+        return [torch.nn.functional.pad(call, (0, 0, 0, 1), value=-99) for call in calls]
     return [torch.nn.functional.pad(call, (0, 0, 1, 0), value=-99) for call in calls]
 
 
@@ -117,6 +119,16 @@ def planted(family, model, samples):
         return torch.nn.functional.pad(found, (0, hidden.shape[-1] - 3))
 
     blocks = family_of(model).vision_blocks(model)
+    if family == "llama4":  # whose blocks are called by keywords
+
+        def begin(module, args, kwargs):
+            return args, {**kwargs, "hidden_state": plant(kwargs["hidden_state"])}
+
+        def go_on(module, args, kwargs, out):
+            return (kwargs["hidden_state"], *out[1:])
+
+        handles = [block.register_forward_hook(go_on, with_kwargs=True) for block in blocks]
+        return [blocks[0].register_forward_pre_hook(begin, with_kwargs=True), *handles]
     handles = [block.register_forward_hook(lambda _, args, out: args[0]) for block in blocks]
     if family.startswith("qwen"):  # before the encoder's own reordering; positions are added to nothing
         encoder = model.model.visual
@@ -202,6 +214,14 @@ def averaging(family, model):
                 lambda _, args, out: torch.nn.functional.pad(args[0].mean((2, 3)), (0, 32))[..., None, None]
             ),
             projector.register_forward_hook(lambda _, args, out: args[0]),
+        ]
+    if family == "llama4":  # an MLP makes one of four patches, before the projector
+        return [
+            model.vision_model.layernorm_post.register_forward_hook(lambda _, args, out: args[0]),
+            model.vision_model.vision_adapter.mlp.register_forward_hook(average),
+            projector.register_forward_hook(
+                lambda _, args, out: torch.nn.functional.pad(args[0][..., :32], (0, out.shape[-1] - 32))
+            ),
         ]
     if family in ("idefics3", "smolvlm"):
         norm = model.model.vision_model.post_layernorm

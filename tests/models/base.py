@@ -9,6 +9,7 @@ import transformers
 from torch import Generator, Tensor
 
 from tests.tiny_pictures import Picture
+from tests.tiny_sizes import LAYERS
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,12 @@ class TinyFamily:
         Some of its layers have a running state in the place of attention.
     eager_only
         Its attention cannot be had as sdpa.
+    placed
+        Though it is unseen, `generate()` reports its layout.
+    streams
+        Its layers hand on several states for each token, which added tokens do not have.
+    last_stage
+        Before which layer the last stage can lie: layers behind it read the keys and values of those before.
     averaged
         Layouts whose vision features cannot be lined up with the visual tokens.
     """
@@ -59,6 +66,9 @@ class TinyFamily:
     unseen: bool = False
     states: bool = False
     eager_only: bool = False
+    placed: bool = False
+    streams: bool = False
+    last_stage: int = LAYERS - 1
     averaged: tuple[str, ...] = ()
 
     def available(self) -> bool:

@@ -13,11 +13,14 @@ from foveate.families.aya_vision import AYA_VISION, COHERE2_VISION
 from foveate.families.base import Family, LayerAdditions, Parts, visual_mask
 from foveate.families.deepseek_vl import DEEPSEEK_VL
 from foveate.families.gemma3 import GEMMA3
+from foveate.families.gemma3n import GEMMA3N
 from foveate.families.gemma4 import GEMMA4
+from foveate.families.gemma4_unified import GEMMA4_UNIFIED
 from foveate.families.glm4v import GLM4V, GLM4V_MOE, GLM46V, GLM_OCR
 from foveate.families.grids import Grid, Run, find_runs
 from foveate.families.idefics3 import IDEFICS3
 from foveate.families.internvl import INTERNVL
+from foveate.families.llama4 import LLAMA4
 from foveate.families.llava import LLAVA
 from foveate.families.llava_next import LLAVA_NEXT
 from foveate.families.llava_next_video import LLAVA_NEXT_VIDEO
@@ -48,7 +51,9 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             LLAVA_ONEVISION,
             MISTRAL3,
             GEMMA3,
+            GEMMA3N,
             GEMMA4,
+            GEMMA4_UNIFIED,
             PALIGEMMA,
             VIPLLAVA,
             DEEPSEEK_VL,
@@ -67,6 +72,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             INTERNVL,
             IDEFICS3,
             SMOLVLM,
+            LLAMA4,
         )
     }
 )
