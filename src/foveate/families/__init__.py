@@ -15,14 +15,18 @@ from foveate.families.deepseek_vl import DEEPSEEK_VL
 from foveate.families.gemma3 import GEMMA3
 from foveate.families.gemma4 import GEMMA4
 from foveate.families.glm4v import GLM4V, GLM4V_MOE, GLM46V, GLM_OCR
+from foveate.families.got_ocr2 import GOT_OCR2
 from foveate.families.grids import Grid, Run, find_runs
 from foveate.families.idefics3 import IDEFICS3
 from foveate.families.internvl import INTERNVL
+from foveate.families.lighton_ocr import LIGHTON_OCR
 from foveate.families.llava import LLAVA
 from foveate.families.llava_next import LLAVA_NEXT
 from foveate.families.llava_next_video import LLAVA_NEXT_VIDEO
 from foveate.families.llava_onevision import LLAVA_ONEVISION
 from foveate.families.mistral3 import MISTRAL3
+from foveate.families.ovis2 import OVIS2
+from foveate.families.paddleocr_vl import PADDLEOCR_VL
 from foveate.families.paligemma import PALIGEMMA
 from foveate.families.qwen2_5_vl import QWEN2_5_VL
 from foveate.families.qwen2_vl import QWEN2_VL
@@ -67,6 +71,10 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             INTERNVL,
             IDEFICS3,
             SMOLVLM,
+            PADDLEOCR_VL,
+            LIGHTON_OCR,
+            GOT_OCR2,
+            OVIS2,
         )
     }
 )

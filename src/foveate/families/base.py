@@ -72,9 +72,12 @@ class Family:
         A Hub id.
     answer_type
         What `token_type_ids` are for the tokens of an answer.
+    wants_sizes
+        Whether `image_grids` must know `vision_sizes` of the call that encoded the images: see `kept_sizes`.
     """
 
     answer_type: ClassVar[int] = 0
+    wants_sizes: ClassVar[bool] = False
 
     model_type: str
     title: str
@@ -122,6 +125,10 @@ class Family:
         """Ids of the image and video placeholder tokens."""
         names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
         return tuple(sorted({value for name in names if isinstance(value := getattr(config, name, None), int)}))
+
+    def reserved_ids(self, config: Any) -> tuple[int, ...]:
+        """Ids that the model reads in another way in a prompt with images than in an answer: the laws speak none."""
+        return self.visual_ids(config)
 
     def image_grids(
         self, config: Any, kwargs: Mapping[str, Any], runs: Sequence[Run]
