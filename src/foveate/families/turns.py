@@ -86,11 +86,15 @@ def encoded_grids(
         of_sample.setdefault(places[0][0], []).append(places)
     found: list[tuple[int, Places, Grid]] = []
     own: Sequence[Grid] = ()
+    encoded: Sequence[Tensor] = ()  # of the sample whose beams follow
     first = 0
     for sample, images in of_sample.items():
+        here = features[len(found) : len(found) + len(images)]
         if sample % beams == 0:
-            own = grids[first : first + len(images)]
+            own, encoded = grids[first : first + len(images)], here
             first += len(images)
+        elif len(here) != len(encoded) or any(a is not b for a, b in zip(here, encoded, strict=True)):
+            return None  # no beam, but another image
         if [grid.length for grid in own] != [sum(length for *_, length in places) for places in images]:
             return None
         found += [(sample, places, grid) for places, grid in zip(images, own, strict=True)]
