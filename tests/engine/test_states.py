@@ -67,8 +67,10 @@ def test_a_second_turn(family, compact):
         second = generate(model, {"input_ids": more, "attention_mask": mask}, 3, **with_cache(model, cache_of(first)))
         if compact:
             return
-        types = torch.nn.functional.pad(batch["mm_token_type_ids"], (0, more.shape[1] - batch["input_ids"].shape[1]))
-        whole = {**batch, "input_ids": more, "attention_mask": mask, "mm_token_type_ids": types}
+        whole = {**batch, "input_ids": more, "attention_mask": mask}
+        if "mm_token_type_ids" in batch:
+            longer = (0, more.shape[1] - batch["input_ids"].shape[1])
+            whole["mm_token_type_ids"] = torch.nn.functional.pad(batch["mm_token_type_ids"], longer)
         whole = generate(model, whole, 3)
     for ours, theirs in zip(second.logits, whole.logits, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)

@@ -236,7 +236,7 @@ def test_nothing_is_kept_after_a_prompt_an_error_or_detaching(family):
                 except ZeroDivisionError:
                     assert isinstance(look, Faulty)
                 assert not recorded(handle)
-    for module in (model.get_decoder().layers[0].mlp, family_of(model).vision_parts(model).projector):
+    for module in (model.get_decoder().layers[0], family_of(model).vision_parts(model).projector):
         with attach(model, Look()) as handle, hooked(module.register_forward_hook(fail)):
             for how in ("forward", "generate"):
                 with pytest.raises(ZeroDivisionError):

@@ -72,6 +72,8 @@ def codes(family, samples):
     """What the encoder takes for patches, as its processor orders them: for each call, (..., 3)."""
     images = [[one for sample in samples for one in sample if one.video == video] for video in (False, True)]
     numbers = {id(one): number for number, one in enumerate(images[0] + images[1])}
+    if family in TINY and TINY[family].codes:
+        return TINY[family].codes(images[0] + images[1], code)
     if family.startswith(SIZED):  # each frame in groups of 2 x 2 patches
         calls = []
         for kind in filter(None, images):

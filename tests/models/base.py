@@ -47,6 +47,9 @@ class TinyFamily:
         Patches along the side of a visual token.
     packed
         Its vision encoder puts out all images in one row, each in raster order.
+    codes
+        What its vision encoder takes for patches, call by call, where images differ in it: from images and a function
+        that makes (rows * columns, 3) of an image's number, rows and columns.
     average
         Hooks that make the visual tokens, in their first channels, the mean of what the last block put out for them;
         None where hooks on the projector do.
@@ -69,6 +72,7 @@ class TinyFamily:
     eager_only: bool = False
     merged: int = 2
     packed: bool = False
+    codes: Callable[[Sequence[Picture], Callable[[int, int, int], Tensor]], list[Tensor]] | None = None
     average: Callable[[Any], list[Any]] | None = None
     averaged: tuple[str, ...] = ()
 

@@ -1,4 +1,4 @@
-"""Readers of documents and small models: PaddleOCR-VL, LightOnOCR, GOT-OCR 2, Ovis2."""
+"""Readers of documents and small models: PaddleOCR-VL, LightOnOCR, GOT-OCR 2, Ovis2, LFM2-VL."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import transformers
 from torch import Generator, Tensor, nn
 
 from foveate.families import Grid
+from foveate.families.grids import WHOLE as WHOLE_IMAGE
 from tests.models.base import TinyFamily
 from tests.tiny_pictures import (
     CROPS,
+    FIRST_CROP,
     IMAGE,
     LINE,
     PART,
@@ -204,6 +207,66 @@ def _average_ovis2(model: Any) -> list[Any]:
     ]
 
 
+# -- LFM2-VL: tiles and a thumbnail, or one image; all padded to 64 patches
+
+THUMBNAIL = 97
+SHAPES = [((1, 2), (2, 6)), ((0, 0), (3, 5)), ((2, 1), (5, 3))]  # tiles, and tokens of the whole
+# attention where the methods of the laws read it, most of all: behind 1, 3 and 4
+LAYER_TYPES = ["conv", "full_attention", "conv", "full_attention", "full_attention", "conv"]
+
+
+def _lfm2_vl() -> dict:
+    vision = dict(CROP_VISION, model_type="siglip2_vision_model", patch_size=4, num_patches=64, vision_use_head=False)
+    text = dict(TEXT, model_type="lfm2", layer_types=LAYER_TYPES, block_auto_adjust_ff_dim=False)
+    ids = dict(image_token_id=IMAGE, downsample_factor=2, tie_word_embeddings=False)
+    return dict(vision_config=vision, text_config=text, projector_hidden_size=48, **ids)
+
+
+def _padded_tiles(number: int, generator: Generator, several: bool) -> Picture:
+    (rows, columns), (high, wide) = SHAPES[number % 3]
+    tiles = rows * columns
+    ids = [VISION_START]
+    for tile in range(tiles):
+        ids += [FIRST_CROP + tile, *[IMAGE] * 16]
+    ids += [THUMBNAIL] * bool(tiles) + [*[IMAGE] * (high * wide), VISION_END]
+    pixels = torch.randn(tiles + 1, 64, 3 * 4 * 4, generator=generator)
+    pixels[-1, 4 * high * wide :] = 0
+    whole = Grid(high, wide, region=None if tiles else WHOLE_IMAGE)
+    return Picture(ids, pixels, (*[PART] * tiles, whole), (8, 8) * tiles + (2 * high, 2 * wide))
+
+
+def _with_shapes(samples: Samples) -> dict[str, Tensor]:
+    if not _flat(samples):
+        return {}
+    shapes = torch.tensor([one for image in _flat(samples) for one in image.size]).view(-1, 2)
+    mask = torch.arange(64) < shapes.prod(-1, keepdim=True)
+    return {**_pixels(samples), "spatial_shapes": shapes, "pixel_attention_mask": mask.long()}
+
+
+def _codes_lfm2_vl(images: Sequence[Picture], code: Callable[[int, int, int], Tensor]) -> list[Tensor]:
+    tiles = [
+        torch.nn.functional.pad(made, (0, 0, 0, 64 - len(made)))
+        for number, image in enumerate(images)
+        for made in (code(number, *shape) for shape in zip(image.size[::2], image.size[1::2], strict=True))
+    ]
+    return [torch.stack(tiles)]
+
+
+def _average_lfm2_vl(model: Any) -> list[Any]:
+    projector = model.model.multi_modal_projector
+    passed = model.model.vision_tower.post_layernorm, projector.layer_norm, projector.act
+    return [
+        *_pass_on(*passed),
+        _replace(projector.linear_1, lambda given: _fill(_mean_of_parts(given), 48)),
+        _replace(projector.linear_2, _fill),
+    ]
+
+
+def _states_fit() -> bool:
+    """Whether this transformers keeps the states of convolutions in its own caches."""
+    return hasattr(transformers.cache_utils, "LinearAttentionLayer")
+
+
 def _class(name: str) -> dict[str, str]:
     return dict(model=f"{name}ForConditionalGeneration", config=f"{name}Config")
 
@@ -245,5 +308,15 @@ FAMILIES = {
         inputs=_pixels,
         relative=True,
         average=_average_ovis2,
+    ),
+    "lfm2_vl": TinyFamily(
+        **_class("Lfm2Vl"),
+        settings=_lfm2_vl,
+        picture=_padded_tiles,
+        inputs=_with_shapes,
+        needs=_states_fit,
+        states=True,
+        codes=_codes_lfm2_vl,
+        average=_average_lfm2_vl,
     ),
 }

@@ -19,6 +19,7 @@ from foveate.families.got_ocr2 import GOT_OCR2
 from foveate.families.grids import Grid, Run, find_runs
 from foveate.families.idefics3 import IDEFICS3
 from foveate.families.internvl import INTERNVL
+from foveate.families.lfm2_vl import LFM2_VL
 from foveate.families.lighton_ocr import LIGHTON_OCR
 from foveate.families.llava import LLAVA
 from foveate.families.llava_next import LLAVA_NEXT
@@ -75,6 +76,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             LIGHTON_OCR,
             GOT_OCR2,
             OVIS2,
+            LFM2_VL,
         )
     }
 )

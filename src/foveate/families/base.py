@@ -72,11 +72,14 @@ class Family:
         A Hub id.
     answer_type
         What `token_type_ids` are for the tokens of an answer.
+    projects_each
+        Whether the projector may be called for each image of a call of the encoder by itself.
     wants_sizes
         Whether `image_grids` must know `vision_sizes` of the call that encoded the images: see `kept_sizes`.
     """
 
     answer_type: ClassVar[int] = 0
+    projects_each: ClassVar[bool] = False
     wants_sizes: ClassVar[bool] = False
 
     model_type: str

@@ -74,7 +74,6 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "instructblip": QUERIES,
         "instructblipvideo": QUERIES,
         "kosmos-2": "a resampler has already made 64 tokens of each image, and there is little left to remove",
-        "lfm2_vl": STATES,
         "lfm3_vl": STATES,
         "llama4": "most of its layers attend within chunks of the sequence and cache no more, which nobody has tested",
         "minicpm_ocr": STATES,
