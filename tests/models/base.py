@@ -48,8 +48,10 @@ class TinyFamily:
     packed
         Its vision encoder puts out all images in one row, each in raster order.
     codes
-        What its vision encoder takes for patches, call by call, where images differ in it: from images and a function
-        that makes (rows * columns, 3) of an image's number, rows and columns.
+        What its vision encoder takes for patches, call by call, where images differ in it: from the images, or videos,
+        and a function `code` that makes (rows * columns, 3) of one of them, rows and columns.
+    between
+        Hooks that let what its vision encoder has between its blocks average patches, so that codes pass.
     average
         Hooks that make the visual tokens, in their first channels, the mean of what the last block put out for them;
         None where hooks on the projector do.
@@ -72,7 +74,8 @@ class TinyFamily:
     eager_only: bool = False
     merged: int = 2
     packed: bool = False
-    codes: Callable[[Sequence[Picture], Callable[[int, int, int], Tensor]], list[Tensor]] | None = None
+    codes: Callable[..., list[Tensor]] | None = None
+    between: Callable[[Any], list[Any]] = lambda model: []
     average: Callable[[Any], list[Any]] | None = None
     averaged: tuple[str, ...] = ()
 

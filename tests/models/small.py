@@ -1,8 +1,9 @@
-"""Readers of documents and small models: PaddleOCR-VL, LightOnOCR, GOT-OCR 2, Ovis2, LFM2-VL."""
+"""Readers of documents and small models: PaddleOCR-VL, LightOnOCR, GOT-OCR 2, Ovis2, LFM2-VL, MiniCPM-V."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from tests.tiny_pictures import (
     QWEN_SIZES,
     SIDE,
     TILES,
+    VIDEO,
     VISION_END,
     VISION_START,
     Picture,
@@ -243,13 +245,14 @@ def _with_shapes(samples: Samples) -> dict[str, Tensor]:
     return {**_pixels(samples), "spatial_shapes": shapes, "pixel_attention_mask": mask.long()}
 
 
-def _codes_lfm2_vl(images: Sequence[Picture], code: Callable[[int, int, int], Tensor]) -> list[Tensor]:
-    tiles = [
-        torch.nn.functional.pad(made, (0, 0, 0, 64 - len(made)))
-        for number, image in enumerate(images)
-        for made in (code(number, *shape) for shape in zip(image.size[::2], image.size[1::2], strict=True))
-    ]
-    return [torch.stack(tiles)]
+def _shapes(image: Picture) -> list[tuple[int, int]]:
+    """Rows and columns of patches of each of its parts."""
+    return [*zip(image.size[::2], image.size[1::2], strict=True)]
+
+
+def _codes_lfm2_vl(images: Sequence[Picture], code: Callable[..., Tensor]) -> list[Tensor]:
+    tiles = [code(image, *shape) for image in images for shape in _shapes(image)]
+    return [torch.stack([torch.nn.functional.pad(tile, (0, 0, 0, 64 - len(tile))) for tile in tiles])]
 
 
 def _average_lfm2_vl(model: Any) -> list[Any]:
@@ -265,6 +268,99 @@ def _average_lfm2_vl(model: Any) -> list[Any]:
 def _states_fit() -> bool:
     """Whether this transformers keeps the states of convolutions in its own caches."""
     return hasattr(transformers.cache_utils, "LinearAttentionLayer")
+
+
+# -- MiniCPM-V: the whole and slices of any shape, all in one row; patches are merged twice
+
+SLICE, SLICE_END = 94, 95
+# rows and columns of patches of the whole; slices down and across, and patches of each
+SLICED = [((12, 16), (2, 2), (8, 12)), ((16, 8), (0, 0), (0, 0)), ((12, 16), (1, 2), (12, 8))]
+LINEAR = dict(
+    layer_types=[f"{kind}_attention" for kind in ("linear", "full", "linear", "full", "full", "linear")],
+    linear_key_head_dim=16,
+    linear_value_head_dim=16,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    head_dim=16,
+    rope_parameters=dict(MROPE, partial_rotary_factor=1.0),
+)
+
+
+def _minicpm() -> dict:
+    return dict(
+        vision_config=dict(CROP_VISION, patch_size=4, image_size=64),
+        text_config=dict(TEXT, **LINEAR, model_type="qwen3_5_text"),
+        insert_layer_id=1,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+    )
+
+
+def _minicpm_4_7() -> dict:
+    marks = dict(image_start_id=VISION_START, image_end_id=VISION_END, slice_start_id=SLICE, slice_end_id=SLICE_END)
+    return dict(_minicpm(), **marks, newline_id=LINE)
+
+
+def _row(patches: Sequence[tuple[int, int]], generator: Generator) -> Tensor:
+    """Pixels of so many patches, side by side."""
+    return torch.randn(1, 3, 4, 4 * sum(high * wide for high, wide in patches), generator=generator)
+
+
+def _sliced(number: int, generator: Generator, several: bool) -> Picture:
+    whole, (rows, columns), part = SLICED[number % 3]
+    ids = [VISION_START, *[IMAGE] * (whole[0] * whole[1] // 16), VISION_END]
+    for row in range(rows):
+        ids += [LINE] * bool(row) + [SLICE, *[IMAGE] * (part[0] * part[1] // 16), SLICE_END] * columns
+    shapes = [whole, *[part] * (rows * columns)]
+    parts = [replace(one, height=part[0] // 4, width=part[1] // 4) for one in crop_grids(rows, columns)]
+    grids = (Grid(whole[0] // 4, whole[1] // 4), *parts)
+    return Picture(ids, _row(shapes, generator), grids, tuple(edge for shape in shapes for edge in shape))
+
+
+def _frames(generator: Generator) -> Picture:
+    shapes = [(8, 16)] * 2
+    ids = [VISION_START, *[VIDEO] * 8, VISION_END] * 2
+    return Picture(ids, _row(shapes, generator), (Grid(2, 4),) * 2, (8, 16) * 2, video=True)
+
+
+def _in_a_row(samples: Samples) -> dict[str, Tensor]:
+    batch = {}
+    for kind in ("", "_videos"):
+        seen = [one for one in _flat(samples) if one.video == bool(kind)]
+        if seen:
+            shapes = torch.tensor([shape for one in seen for shape in _shapes(one)], dtype=torch.int32)
+            batch |= {
+                f"pixel_values{kind}": torch.cat([one.pixels for one in seen], -1),
+                f"target_sizes{kind}": shapes,
+            }
+    return batch
+
+
+def _visual_types(ids: Tensor, video: Tensor) -> dict[str, Tensor]:
+    return {"mm_token_type_ids": (ids == IMAGE).int() + 2 * (ids == VIDEO).int()}
+
+
+def _codes_minicpm(images: Sequence[Picture], code: Callable[..., Tensor]) -> list[Tensor]:
+    return [torch.cat([code(image, *shape) for image in images for shape in _shapes(image)])[None]]
+
+
+def _between_minicpm(model: Any) -> list[Any]:
+    def average(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        shapes = args[1].tolist()
+        parts = args[0][0].split([high * wide for high, wide in shapes])
+        means = [
+            part.view(high // 2, 2, wide // 2, 2, -1).mean((1, 3)).flatten(0, 1)
+            for part, (high, wide) in zip(parts, shapes, strict=True)
+        ]
+        return torch.cat(means)[None]
+
+    return [model.model.vision_tower.vit_merger.register_forward_hook(average)]
+
+
+def _average_minicpm(model: Any) -> list[Any]:
+    mlp = model.model.merger.mlp[0]
+    passed = model.model.vision_tower.post_layernorm, mlp.pre_norm, mlp.linear_1, mlp.act
+    return [*_pass_on(*passed), _replace(mlp.linear_2, lambda given: _fill(_mean_of_parts(given)))]
 
 
 def _class(name: str) -> dict[str, str]:
@@ -318,5 +414,34 @@ FAMILIES = {
         states=True,
         codes=_codes_lfm2_vl,
         average=_average_lfm2_vl,
+    ),
+    "minicpmv4_6": TinyFamily(
+        **_class("MiniCPMV4_6"),
+        settings=_minicpm,
+        picture=_sliced,
+        inputs=_in_a_row,
+        film=_frames,
+        needs=_states_fit,
+        states=True,
+        relative=True,
+        merged=4,
+        codes=_codes_minicpm,
+        between=_between_minicpm,
+        average=_average_minicpm,
+    ),
+    "minicpmv4_7": TinyFamily(
+        **_class("MiniCPMV4_7"),
+        settings=_minicpm_4_7,
+        picture=_sliced,
+        inputs=_in_a_row,
+        film=_frames,
+        types=_visual_types,
+        needs=_states_fit,
+        states=True,
+        relative=True,
+        merged=4,
+        codes=_codes_minicpm,
+        between=_between_minicpm,
+        average=_average_minicpm,
     ),
 }

@@ -25,6 +25,7 @@ from foveate.families.llava import LLAVA
 from foveate.families.llava_next import LLAVA_NEXT
 from foveate.families.llava_next_video import LLAVA_NEXT_VIDEO
 from foveate.families.llava_onevision import LLAVA_ONEVISION
+from foveate.families.minicpm_v import MINICPM_V4_6, MINICPM_V4_7
 from foveate.families.mistral3 import MISTRAL3
 from foveate.families.ovis2 import OVIS2
 from foveate.families.paddleocr_vl import PADDLEOCR_VL
@@ -77,6 +78,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             GOT_OCR2,
             OVIS2,
             LFM2_VL,
+            MINICPM_V4_6,
+            MINICPM_V4_7,
         )
     }
 )

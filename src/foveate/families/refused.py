@@ -77,8 +77,6 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "lfm3_vl": STATES,
         "llama4": "most of its layers attend within chunks of the sequence and cache no more, which nobody has tested",
         "minicpm_ocr": STATES,
-        "minicpmv4_6": STATES,
-        "minicpmv4_7": STATES,
         "minimax_m3_vl": INDEXED,
         "mistral4": "this is the language model without its vision encoder",
         "mistral_large4": INDEXED,
