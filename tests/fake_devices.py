@@ -58,11 +58,16 @@ def spread(model: Any, first: int) -> None:
         for value in (*layer.parameters(), *layer.buffers()):
             value.said = place
         layer.forward = _moving(layer.forward, place)
-    norm, head = model.get_decoder().norm, model.lm_head
+    norm, head = _last_norm(model.get_decoder()), model.lm_head
     for value in norm.parameters():
         value.said = SECOND
     norm.forward = _moving(norm.forward, SECOND)
     head.forward = _moving(head.forward, FIRST)  # its weights may be those of the embeddings
+
+
+def _last_norm(decoder: nn.Module) -> nn.Module:
+    """The norm behind the layers, whatever it is called."""
+    return next(module for name, module in decoder.named_children() if name.endswith("norm"))
 
 
 def _moving(forward: Any, place: torch.device) -> Any:

@@ -133,9 +133,10 @@ def nothing_is_refused(monkeypatch):
     ("broken", "method"),
     [(the_mask_stays, "ladder"), (the_mask_stays, "random"), (nothing_is_refused, "glimpseprune")],
 )
-def test_broken_on_purpose(broken, method, monkeypatch):
+@pytest.mark.parametrize("family", [family for family in (FAMILY, "lfm2_vl") if family in WITH_STATES])
+def test_broken_on_purpose(family, broken, method, monkeypatch):
     def check():
-        test_laws.test_laws(FAMILY, "sdpa", "ragged", method)
+        test_laws.test_laws(family, "sdpa", "ragged", method)
 
     check()
     broken(monkeypatch)
