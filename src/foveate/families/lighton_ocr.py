@@ -27,7 +27,7 @@ class LightOnOCR(Mistral3):
     ) -> list[tuple[Grid, ...]] | None:
         encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
         sizes = kept_sizes(encoded)
-        if sizes is None:
+        if encoded is None or sizes is None:
             return super().image_grids(config, kwargs, runs)
         side = config.vision_config.patch_size * config.spatial_merge_size
         grids = [Grid(high // side, wide // side) for high, wide in sizes.tolist()]
