@@ -64,11 +64,16 @@ def spread(model: Any, first: int) -> None:
         layer.forward = _moving(layer.forward, place)
     for module in getattr(decoder, "altup_unembed_projections", ()):  # behind the last layer, on the first device
         module.forward = _moving(module.forward, FIRST)
-    norm, head = decoder.norm, model.get_output_embeddings()
+    norm, head = _last_norm(decoder), model.get_output_embeddings()
     for value in norm.parameters():
         value.said = SECOND
     norm.forward = _moving(norm.forward, SECOND)
     head.forward = _moving(head.forward, FIRST)  # its weights may be those of the embeddings
+
+
+def _last_norm(decoder: nn.Module) -> nn.Module:
+    """The norm behind the layers, whatever it is called."""
+    return next(module for name, module in decoder.named_children() if name.endswith("norm"))
 
 
 def _moving(forward: Any, place: torch.device) -> Any:

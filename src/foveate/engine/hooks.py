@@ -40,6 +40,7 @@ from foveate.engine.state_inputs import check_method, pick_state_inputs
 from foveate.engine.vision import VisionRecorder, vision_recorder
 from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelError
 from foveate.families import Family
+from foveate.families.vision import keep_sizes
 from foveate.pruners.base import PromptRows, Pruner
 
 UNKNOWN_LAYOUT = (
@@ -130,6 +131,9 @@ class Hooks:
             self._before(parts.rotary, self._before_rotary)
         if self.vision is not None:
             self.handles += self.vision.register()
+        if self.family.wants_sizes:
+            encoder = self.family.vision_parts(self.model).encoder
+            self.handles.append(encoder.register_forward_hook(in_python(self._keep_sizes), with_kwargs=True))
         cuts_cache = self.pruner.compact_cache or self.extra is not None
         first = 0 if cuts_cache else min(self.stages, default=self.depth)
         for number, layer in enumerate(parts.layers):
@@ -292,6 +296,9 @@ class Hooks:
         left = None if frame.past else rows[compacted]
         rows = [left if layer < compacted else count for layer, count in enumerate(rows)]
         return [None if layer in self.readers else count for layer, count in enumerate(rows)]
+
+    def _keep_sizes(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        keep_sizes(output, self.family.vision_sizes(args, kwargs))
 
     # -- tokens that the method adds
 

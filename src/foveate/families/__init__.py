@@ -17,15 +17,21 @@ from foveate.families.gemma3n import GEMMA3N
 from foveate.families.gemma4 import GEMMA4
 from foveate.families.gemma4_unified import GEMMA4_UNIFIED
 from foveate.families.glm4v import GLM4V, GLM4V_MOE, GLM46V, GLM_OCR
+from foveate.families.got_ocr2 import GOT_OCR2
 from foveate.families.grids import Grid, Run, find_runs
 from foveate.families.idefics3 import IDEFICS3
 from foveate.families.internvl import INTERNVL
+from foveate.families.lfm2_vl import LFM2_VL
+from foveate.families.lighton_ocr import LIGHTON_OCR
 from foveate.families.llama4 import LLAMA4
 from foveate.families.llava import LLAVA
 from foveate.families.llava_next import LLAVA_NEXT
 from foveate.families.llava_next_video import LLAVA_NEXT_VIDEO
 from foveate.families.llava_onevision import LLAVA_ONEVISION
+from foveate.families.minicpm_v import MINICPM_V4_6, MINICPM_V4_7
 from foveate.families.mistral3 import MISTRAL3
+from foveate.families.ovis2 import OVIS2
+from foveate.families.paddleocr_vl import PADDLEOCR_VL
 from foveate.families.paligemma import PALIGEMMA
 from foveate.families.qwen2_5_vl import QWEN2_5_VL
 from foveate.families.qwen2_vl import QWEN2_VL
@@ -73,6 +79,13 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             IDEFICS3,
             SMOLVLM,
             LLAMA4,
+            PADDLEOCR_VL,
+            LIGHTON_OCR,
+            GOT_OCR2,
+            OVIS2,
+            LFM2_VL,
+            MINICPM_V4_6,
+            MINICPM_V4_7,
         )
     }
 )

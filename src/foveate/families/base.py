@@ -78,11 +78,17 @@ class Family:
         tokens, the batch on the axis before. They are cut with the tokens; tokens that a method adds get zeros.
     has_streams
         Whether decoder layers hand on several states for each token; `shown_states` says what methods see of them.
+    projects_each
+        Whether the projector may be called for each image of a call of the encoder by itself.
+    wants_sizes
+        Whether `image_grids` must know `vision_sizes` of the call that encoded the images: see `kept_sizes`.
     """
 
     answer_type: ClassVar[int] = 0
     token_inputs: ClassVar[Mapping[str, int]] = MappingProxyType({})
     has_streams: ClassVar[bool] = False
+    projects_each: ClassVar[bool] = False
+    wants_sizes: ClassVar[bool] = False
 
     model_type: str
     title: str
@@ -168,6 +174,10 @@ class Family:
         """Ids of the image and video placeholder tokens."""
         names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
         return tuple(sorted({value for name in names if isinstance(value := getattr(config, name, None), int)}))
+
+    def reserved_ids(self, config: Any) -> tuple[int, ...]:
+        """Ids that the model reads in another way in a prompt with images than in an answer: the laws speak none."""
+        return self.visual_ids(config)
 
     def image_grids(
         self, config: Any, kwargs: Mapping[str, Any], runs: Sequence[Run]
