@@ -30,6 +30,7 @@ from foveate.families.qwen3_5 import QWEN3_5
 from foveate.families.qwen3_5_moe import QWEN3_5_MOE
 from foveate.families.qwen3_vl import QWEN3_VL
 from foveate.families.qwen3_vl_moe import QWEN3_VL_MOE
+from foveate.families.qwen_omni import QWEN2_5_OMNI, QWEN3_OMNI_MOE
 from foveate.families.refused import REFUSED
 from foveate.families.smolvlm import SMOLVLM
 from foveate.families.vipllava import VIPLLAVA
@@ -60,6 +61,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             QWEN3_VL_MOE,
             QWEN3_5,
             QWEN3_5_MOE,
+            QWEN2_5_OMNI,
+            QWEN3_OMNI_MOE,
             GLM4V,
             GLM4V_MOE,
             GLM46V,
