@@ -10,14 +10,16 @@ from torch import nn
 
 from foveate.errors import UnsupportedModelError
 from foveate.families.aya_vision import AYA_VISION, COHERE2_VISION
-from foveate.families.base import Family, LayerAdditions, Parts, visual_mask
+from foveate.families.base import ENCODED_SIZES, Family, LayerAdditions, Parts, visual_mask
 from foveate.families.deepseek_vl import DEEPSEEK_VL
+from foveate.families.exaone4_5 import EXAONE4_5
 from foveate.families.gemma3 import GEMMA3
 from foveate.families.gemma4 import GEMMA4
 from foveate.families.glm4v import GLM4V, GLM4V_MOE, GLM46V, GLM_OCR
 from foveate.families.grids import Grid, Run, find_runs
 from foveate.families.idefics3 import IDEFICS3
 from foveate.families.internvl import INTERNVL
+from foveate.families.kimi_k25 import KIMI_K25
 from foveate.families.llava import LLAVA
 from foveate.families.llava_next import LLAVA_NEXT
 from foveate.families.llava_next_video import LLAVA_NEXT_VIDEO
@@ -33,6 +35,7 @@ from foveate.families.qwen3_vl_moe import QWEN3_VL_MOE
 from foveate.families.qwen_omni import QWEN2_5_OMNI, QWEN3_OMNI_MOE
 from foveate.families.refused import REFUSED
 from foveate.families.smolvlm import SMOLVLM
+from foveate.families.step3p7 import STEP3P7
 from foveate.families.vipllava import VIPLLAVA
 from foveate.families.vision import VisionParts, same_features
 
@@ -70,11 +73,15 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             INTERNVL,
             IDEFICS3,
             SMOLVLM,
+            EXAONE4_5,
+            KIMI_K25,
+            STEP3P7,
         )
     }
 )
 
 __all__ = [
+    "ENCODED_SIZES",
     "FAMILIES",
     "Family",
     "Grid",

@@ -13,6 +13,8 @@ from foveate.errors import UnsupportedModelError
 from foveate.families.grids import Grid, Run
 from foveate.families.vision import VisionParts, average_squares, find_vision_parts
 
+ENCODED_SIZES = "mm_encoder_sizes"
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -72,9 +74,13 @@ class Family:
         A Hub id.
     answer_type
         What `token_type_ids` are for the tokens of an answer.
+    sizes_when_encoded
+        Whether `image_grids` needs `vision_sizes` where `generate()` has encoded the images first: they are noted when
+        the encoder is called.
     """
 
     answer_type: ClassVar[int] = 0
+    sizes_when_encoded: ClassVar[bool] = False
 
     model_type: str
     title: str
@@ -136,7 +142,8 @@ class Family:
             The model's config.
         kwargs
             Keyword arguments of the base model's forward: raw pixels, or, inside `generate()` of current
-            transformers, the images already encoded (`mm_encoder_outputs`).
+            transformers, the images already encoded (`mm_encoder_outputs`). With `sizes_when_encoded` also
+            `ENCODED_SIZES`: for "image" and "video", the size of each that was encoded, where it is known.
         runs
             Unbroken runs of visual tokens in prompt order over the batch.
         """

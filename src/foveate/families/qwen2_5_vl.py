@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.families.base import Family
+from foveate.families.base import ENCODED_SIZES, Family
 from foveate.families.grids import Grid, Run
 from foveate.families.turns import Places, take_turns
 
@@ -27,7 +27,7 @@ class QwenVL(Family):
     def image_grids(
         self, config: Any, kwargs: Mapping[str, Any], runs: Sequence[Run]
     ) -> list[tuple[Grid, ...]] | None:
-        given = [kwargs.get(f"{kind}_grid_thw") for kind in KINDS]
+        given = sizes_of(kwargs)
         encoded = kwargs.get("mm_encoder_outputs") or {}
         if any(sizes is not None for sizes in given):
             grids = _from_sizes(given, config.vision_config.spatial_merge_size)
@@ -65,6 +65,13 @@ class Qwen2_5VL(QwenVL):
         window = vision.window_size // vision.spatial_merge_size // vision.patch_size
         order = _window_order(sizes.tolist(), vision.spatial_merge_size, window)
         return order.to(given.device) if len(order) == len(given) else None
+
+
+def sizes_of(kwargs: Mapping[str, Any]) -> list[Tensor | None]:
+    """(n, 3) time, height and width in patches of the images, and of the videos."""
+    encoded = kwargs.get(ENCODED_SIZES) or {}
+    given = [kwargs.get(f"{kind}_grid_thw") for kind in KINDS]
+    return [encoded.get(kind) if sizes is None else sizes for kind, sizes in zip(KINDS, given, strict=True)]
 
 
 def _window_order(sizes: Sequence[Sequence[int]], merge: int, window: int) -> Tensor:

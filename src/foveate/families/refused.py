@@ -22,7 +22,6 @@ UNTESTED = frozenset(
         "cosmos3_edge",
         "deepseek_ocr2",
         "deepseek_vl_hybrid",
-        "exaone4_5",
         "fast_vlm",
         "fuyu",
         "glmga",
@@ -31,7 +30,6 @@ UNTESTED = frozenset(
         "hyperclovax_vision_v2",
         "idefics2",
         "janus",
-        "kimi_k25",
         "kosmos-2.5",
         "lighton_ocr",
         "muse_glimmer",
@@ -43,7 +41,6 @@ UNTESTED = frozenset(
         "pp_chart2table",
         "qianfan_ocr",
         "shieldgemma2",
-        "step3p7",
         "video_llama_3",
         "video_llava",
     }
