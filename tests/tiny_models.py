@@ -25,6 +25,7 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
+from foveate.families import FAMILIES
 from tests.models import TINY, TINY_ABSENT
 from tests.tiny_more import AVERAGED, EAGER_ONLY, MORE, MORE_ABSENT, MORE_WITH_VIDEOS, VARIANTS, more, more_types
 from tests.tiny_newer import ABSENT, NEWER, NEWER_WITH_VIDEOS, RELATIVES, UNSEEN, WITH_STATES, newer
@@ -247,7 +248,9 @@ def visual(batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def generate(model: PreTrainedModel, batch: dict[str, torch.Tensor], steps: int = 6, **options):
     """Greedy generation of `steps` tokens with the logits and the cache."""
-    options = {"do_sample": False, "suppress_tokens": [IMAGE, VIDEO], **options}
+    family = FAMILIES.get(model.config.model_type)
+    reserved = () if family is None else family.reserved_ids(model.config)
+    options = {"do_sample": False, "suppress_tokens": [*{IMAGE, VIDEO, *reserved}], **options}
     with torch.no_grad():
         return model.generate(
             **batch, max_new_tokens=steps, output_logits=True, return_dict_in_generate=True, **options

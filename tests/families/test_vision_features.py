@@ -10,6 +10,7 @@ from foveate import errors
 from foveate.families import Family, family_of
 from foveate.families.qwen2_5_vl import _window_order
 from foveate.families.vision import average_squares
+from tests.models import TINY
 from tests.tiny_models import AVERAGED, LAYOUTS, SEEING, WITH_VIDEOS, build, inputs, pictures, visual
 from tests.tiny_pictures import LLAVA_NEXT_SIZES, SIZED
 from tests.vision_probe import ENCODES_FIRST, MIXED_UP, hooked, looked
@@ -36,8 +37,10 @@ MERGED = dict.fromkeys(
         "deepseek_vl",
     ),
     1,
-)
+) | {family: tiny.merged for family, tiny in TINY.items()}
+PACKED = ("mistral3", "pixtral", *(family for family, tiny in TINY.items() if tiny.packed))
 WITHOUT_CLASS_TOKEN = (
+    *TINY,
     "idefics3",
     "smolvlm",
     "llava_onevision",
@@ -79,7 +82,7 @@ def codes(family, samples):
                 frames += [frame.reshape(-1, 3)] * time
             calls.append(torch.cat(frames))
         return calls
-    if family in ("mistral3", "pixtral"):  # one row of all
+    if family in PACKED:  # one row of all
         merged = MERGED.get(family, 2)
         images = [
             code(number, merged * g.height, merged * g.width) for number, (g,) in enumerate(i.grids for i in images[0])
@@ -87,7 +90,7 @@ def codes(family, samples):
         return [torch.cat(images)[None]]
     tiles = []
     for number, one in enumerate(images[0]):
-        side = 4 if family in MERGED else 8
+        side = 4 * MERGED.get(family, 2)
         if len(one.grids) == 2 and one.grids[1].row_ends:  # the tiles behind the first are cut out of one grid
             size, crops, _ = LLAVA_NEXT_SIZES[number % 3]
             down, across = (2, 2) if crops == 4 else ((1, 2) if size[0] < size[1] else (2, 1))
@@ -113,7 +116,7 @@ def planted(family, model, samples):
     calls = codes(family, samples)
 
     def plant(hidden):
-        found = next(one for one in calls if one.shape[:-1] == hidden.shape[:-1])
+        found = next(one for one in calls if one[..., 0].numel() == hidden[..., 0].numel()).view(*hidden.shape[:-1], 3)
         return torch.nn.functional.pad(found, (0, hidden.shape[-1] - 3))
 
     blocks = family_of(model).vision_blocks(model)
@@ -193,6 +196,8 @@ def averaging(family, model):
             mean = patches.unflatten(-1, (-1, 32)).mean(-2)
         return torch.nn.functional.pad(mean, (0, out.shape[-1] - 32))
 
+    if family in TINY and TINY[family].average:
+        return TINY[family].average(model)
     projector = family_of(model).vision_parts(model).projector
     if family.startswith("glm"):  # a convolution makes one of four patches, before the projector
         down, norm = model.model.visual.downsample, model.model.visual.post_layernorm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import transformers
 from torch import Generator, Tensor
@@ -42,6 +43,13 @@ class TinyFamily:
         Some of its layers have a running state in the place of attention.
     eager_only
         Its attention cannot be had as sdpa.
+    merged
+        Patches along the side of a visual token.
+    packed
+        Its vision encoder puts out all images in one row, each in raster order.
+    average
+        Hooks that make the visual tokens, in their first channels, the mean of what the last block put out for them;
+        None where hooks on the projector do.
     averaged
         Layouts whose vision features cannot be lined up with the visual tokens.
     """
@@ -59,6 +67,9 @@ class TinyFamily:
     unseen: bool = False
     states: bool = False
     eager_only: bool = False
+    merged: int = 2
+    packed: bool = False
+    average: Callable[[Any], list[Any]] | None = None
     averaged: tuple[str, ...] = ()
 
     def available(self) -> bool:

@@ -29,7 +29,6 @@ from foveate.engine.checkpointing import hooks_around_checkpoints
 from foveate.engine.chunked import refuse_chunks
 from foveate.engine.compiled import NOTE, in_python, run_as_python, set_compiled_aside
 from foveate.engine.dense import add_features, at_dense_length
-from foveate.engine.encoded import EncodedSizes
 from foveate.engine.frame import Frame, PrefillRecord, Prompt
 from foveate.engine.layer_inputs import pick_inputs, static_step
 from foveate.engine.prompt import LABELLED, read_prompt
@@ -37,7 +36,8 @@ from foveate.engine.stage import cut, stopwatch, text_rows
 from foveate.engine.state_inputs import check_method, pick_state_inputs
 from foveate.engine.vision import VisionRecorder, vision_recorder
 from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelError
-from foveate.families import ENCODED_SIZES, Family
+from foveate.families import Family
+from foveate.families.vision import keep_sizes
 from foveate.pruners.base import PromptRows, Pruner
 
 UNKNOWN_LAYOUT = (
@@ -85,7 +85,6 @@ class Hooks:
             self.extra = self.extra[None]
         check_method(self.method, self.stages, self.parts.attention, self.extra)
         self.vision: VisionRecorder | None = vision_recorder(model, self.method, family)
-        self.encoded = EncodedSizes(family) if family.sizes_when_encoded else None
         self.records: list[PrefillRecord] = []
         self.thread = threading.local()
         self.paused = False
@@ -116,9 +115,9 @@ class Hooks:
             self._before(parts.rotary, self._before_rotary)
         if self.vision is not None:
             self.handles += self.vision.register()
-        if self.encoded is not None:
+        if self.family.wants_sizes:
             encoder = self.family.vision_parts(self.model).encoder
-            self.handles.append(encoder.register_forward_hook(in_python(self.encoded.note), with_kwargs=True))
+            self.handles.append(encoder.register_forward_hook(in_python(self._keep_sizes), with_kwargs=True))
         cuts_cache = self.pruner.compact_cache or self.extra is not None
         first = 0 if cuts_cache else min(self.stages, default=self.depth)
         for number, layer in enumerate(parts.layers):
@@ -171,8 +170,6 @@ class Hooks:
         labels, self.thread.labels = getattr(self.thread, "labels", None), None
         self.thread.frame = None
         given = {"input_ids": args[0], **kwargs} if args else kwargs
-        if self.encoded is not None:
-            given = {**given, ENCODED_SIZES: self.encoded.of(given.get("mm_encoder_outputs"))}
         self.thread.frame = read_prompt(given, labels, self.family, self.parts, self.config)
         reason = PAUSED if self.paused else self._too_short()
         if reason is not None:
@@ -270,6 +267,9 @@ class Hooks:
         compacted = 0 if frame.record is None else frame.record.compacted
         left = None if frame.past else rows[compacted]
         return [left if layer < compacted else count for layer, count in enumerate(rows)]
+
+    def _keep_sizes(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        keep_sizes(output, self.family.vision_sizes(args, kwargs))
 
     # -- tokens that the method adds
 

@@ -31,6 +31,10 @@ COMPARED = 16  # of the channels of a visual token; no two images agree in so ma
 UNSEEN = (
     "vision features were not seen: encode the image while the pruner is attached, in the thread that runs the model"
 )
+UNHEARD = (
+    "what the vision encoder's tokens receive cannot be seen: its attention does not go through transformers' "
+    "attention functions; use a method that wants no attention of the vision encoder"
+)
 MISFIT = (
     "vision features were not seen: the visual tokens of this prompt are not those that the vision encoder made since "
     "the last prompt; encode the image while the pruner is attached, anew for each prompt"
@@ -162,8 +166,9 @@ class VisionRecorder:
     def _after_attention(self, module: nn.Module, args: tuple, output: Any) -> None:
         self._seen.tap.close()
 
-    def _after_projector(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+    def _after_projector(self, module: nn.Module, args: tuple, output: Any) -> None:
         if self._seen.calls and self._seen.calls[-1].projected is None:
+            output = torch.cat(output) if isinstance(output, (list, tuple)) else output  # each image by itself
             self._seen.calls[-1].projected = output.detach()
 
     # -- taking
@@ -278,4 +283,6 @@ def vision_recorder(model: Any, method: Pruner, family: Family) -> VisionRecorde
 
 def _column(call: _Call, number: int) -> Tensor:
     """What the tokens of one call received in a block, shaped as the block's output with one channel."""
+    if not call.received[number]:
+        raise UnsupportedModelError(UNHEARD)
     return torch.cat(call.received[number], -1).reshape(*call.shapes[number][:-1], 1)

@@ -10,21 +10,25 @@ from torch import nn
 
 from foveate.errors import UnsupportedModelError
 from foveate.families.aya_vision import AYA_VISION, COHERE2_VISION
-from foveate.families.base import ENCODED_SIZES, Family, LayerAdditions, Parts, visual_mask
+from foveate.families.base import Family, LayerAdditions, Parts, visual_mask
 from foveate.families.deepseek_vl import DEEPSEEK_VL
 from foveate.families.exaone4_5 import EXAONE4_5
 from foveate.families.gemma3 import GEMMA3
 from foveate.families.gemma4 import GEMMA4
 from foveate.families.glm4v import GLM4V, GLM4V_MOE, GLM46V, GLM_OCR
+from foveate.families.got_ocr2 import GOT_OCR2
 from foveate.families.grids import Grid, Run, find_runs
 from foveate.families.idefics3 import IDEFICS3
 from foveate.families.internvl import INTERNVL
 from foveate.families.kimi_k25 import KIMI_K25
+from foveate.families.lighton_ocr import LIGHTON_OCR
 from foveate.families.llava import LLAVA
 from foveate.families.llava_next import LLAVA_NEXT
 from foveate.families.llava_next_video import LLAVA_NEXT_VIDEO
 from foveate.families.llava_onevision import LLAVA_ONEVISION
 from foveate.families.mistral3 import MISTRAL3
+from foveate.families.ovis2 import OVIS2
+from foveate.families.paddleocr_vl import PADDLEOCR_VL
 from foveate.families.paligemma import PALIGEMMA
 from foveate.families.qwen2_5_vl import QWEN2_5_VL
 from foveate.families.qwen2_vl import QWEN2_VL
@@ -76,12 +80,15 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             EXAONE4_5,
             KIMI_K25,
             STEP3P7,
+            PADDLEOCR_VL,
+            LIGHTON_OCR,
+            GOT_OCR2,
+            OVIS2,
         )
     }
 )
 
 __all__ = [
-    "ENCODED_SIZES",
     "FAMILIES",
     "Family",
     "Grid",

@@ -13,8 +13,6 @@ from foveate.errors import UnsupportedModelError
 from foveate.families.grids import Grid, Run
 from foveate.families.vision import VisionParts, average_squares, find_vision_parts
 
-ENCODED_SIZES = "mm_encoder_sizes"
-
 
 @dataclass(frozen=True)
 class Parts:
@@ -74,13 +72,12 @@ class Family:
         A Hub id.
     answer_type
         What `token_type_ids` are for the tokens of an answer.
-    sizes_when_encoded
-        Whether `image_grids` needs `vision_sizes` where `generate()` has encoded the images first: they are noted when
-        the encoder is called.
+    wants_sizes
+        Whether `image_grids` must know `vision_sizes` of the call that encoded the images: see `kept_sizes`.
     """
 
     answer_type: ClassVar[int] = 0
-    sizes_when_encoded: ClassVar[bool] = False
+    wants_sizes: ClassVar[bool] = False
 
     model_type: str
     title: str
@@ -129,6 +126,10 @@ class Family:
         names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
         return tuple(sorted({value for name in names if isinstance(value := getattr(config, name, None), int)}))
 
+    def reserved_ids(self, config: Any) -> tuple[int, ...]:
+        """Ids that the model reads in another way in a prompt with images than in an answer: the laws speak none."""
+        return self.visual_ids(config)
+
     def image_grids(
         self, config: Any, kwargs: Mapping[str, Any], runs: Sequence[Run]
     ) -> list[tuple[Grid, ...]] | None:
@@ -142,8 +143,7 @@ class Family:
             The model's config.
         kwargs
             Keyword arguments of the base model's forward: raw pixels, or, inside `generate()` of current
-            transformers, the images already encoded (`mm_encoder_outputs`). With `sizes_when_encoded` also
-            `ENCODED_SIZES`: for "image" and "video", the size of each that was encoded, where it is known.
+            transformers, the images already encoded (`mm_encoder_outputs`).
         runs
             Unbroken runs of visual tokens in prompt order over the batch.
         """

@@ -12,7 +12,7 @@ from foveate.families.qwen2_5_vl import Qwen2_5VL
 class Exaone4_5(Qwen2_5VL):
     """Differs in its positions, which do not tell rows and columns."""
 
-    sizes_when_encoded: ClassVar[bool] = True
+    wants_sizes: ClassVar[bool] = True
 
 
 EXAONE4_5 = Exaone4_5("exaone4_5", "EXAONE-4.5", "LGAI-EXAONE/EXAONE-4.5-33B")

@@ -24,7 +24,7 @@ from foveate.families.vision import VisionParts
 class KimiK25(Family):
     """Differs from the default in its grids, and in its encoder: the patches of all images in a row."""
 
-    sizes_when_encoded: ClassVar[bool] = True
+    wants_sizes: ClassVar[bool] = True
 
     def image_grids(
         self, config: Any, kwargs: Mapping[str, Any], runs: Sequence[Run]

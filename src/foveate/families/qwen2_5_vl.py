@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.families.base import ENCODED_SIZES, Family
+from foveate.families.base import Family
 from foveate.families.grids import Grid, Run
 from foveate.families.turns import Places, take_turns
+from foveate.families.vision import kept_sizes
 
 KINDS = ("image", "video")
 
@@ -68,10 +69,20 @@ class Qwen2_5VL(QwenVL):
 
 
 def sizes_of(kwargs: Mapping[str, Any]) -> list[Tensor | None]:
-    """(n, 3) time, height and width in patches of the images, and of the videos."""
-    encoded = kwargs.get(ENCODED_SIZES) or {}
+    """(n, 3) time, height and width in patches of the images, and of the videos; also where they come encoded."""
+    encoded = kwargs.get("mm_encoder_outputs") or {}
     given = [kwargs.get(f"{kind}_grid_thw") for kind in KINDS]
-    return [encoded.get(kind) if sizes is None else sizes for kind, sizes in zip(KINDS, given, strict=True)]
+    return [_kept(encoded.get(kind)) if sizes is None else sizes for kind, sizes in zip(KINDS, given, strict=True)]
+
+
+def _kept(output: Any) -> Tensor | None:
+    """The sizes that were kept with what the encoder put out, for each of its features: beams repeat those."""
+    sizes = kept_sizes(output)
+    if sizes is None:
+        return None
+    numbers: dict[int, int] = {}
+    order = [numbers.setdefault(one.data_ptr(), len(numbers)) for one in output.pooler_output]
+    return sizes[order] if len(numbers) == len(sizes) else None
 
 
 def _window_order(sizes: Sequence[Sequence[int]], merge: int, window: int) -> Tensor:
