@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -91,11 +92,30 @@ def kimi_film(generator: Generator) -> Picture:
     return Picture([STAMP, VISION_START, *[VIDEO] * 16, VISION_END], pixels, (SIDE,), (3, 8, 8), video=True)
 
 
+def _average(model: Any) -> list[Any]:
+    """The norm in front of the projector leaves things as they are, and the projector averages."""
+
+    def mean(module: Any, args: tuple, out: Tensor) -> Tensor:
+        return torch.nn.functional.pad(args[0].mean(1, keepdim=True), (0, out.shape[-1] - args[0].shape[-1]))
+
+    return [
+        model.model.vision_tower.final_layernorm.register_forward_hook(lambda _, args, out: args[0]),
+        model.model.mm_projector.register_forward_hook(mean),
+    ]
+
+
 FAMILIES = {
     "exaone4_5": TinyFamily(
         "Exaone4_5_ForConditionalGeneration", "Exaone4_5_Config", _exaone4_5, omni_picture, sized_inputs, omni_film
     ),
     "kimi_k25": TinyFamily(
-        "Kimi_K25ForConditionalGeneration", "Kimi_K25Config", _kimi_k25, kimi_picture, sized_inputs, kimi_film
+        "Kimi_K25ForConditionalGeneration",
+        "Kimi_K25Config",
+        _kimi_k25,
+        kimi_picture,
+        sized_inputs,
+        kimi_film,
+        packed=True,
+        average=_average,
     ),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -58,6 +59,32 @@ def _inputs(samples: Sequence[Sequence[Picture]]) -> dict[str, Tensor]:
     return batch | ({"pixel_values_local": tiles} if len(tiles) else {})
 
 
+def _average(model: Any) -> list[Any]:
+    """Two convolutions, each of which halves rows and columns, average them, and the projector leaves that."""
+
+    def halve(module: Any, args: tuple, out: Tensor) -> Tensor:
+        half = torch.nn.functional.avg_pool2d(args[0], 2)
+        return torch.nn.functional.pad(half, (0, 0, 0, 0, 0, out.shape[1] - half.shape[1]))
+
+    def leave(module: Any, args: tuple, out: Tensor) -> Tensor:
+        return torch.nn.functional.pad(args[0][..., :32], (0, out.shape[-1] - 32))
+
+    encoder = model.model.vision_model
+    return [
+        encoder.downsampler1.register_forward_hook(halve),
+        encoder.downsampler2.register_forward_hook(halve),
+        model.model.multi_modal_projector.register_forward_hook(leave),
+    ]
+
+
 FAMILIES = {
-    "step3p7": TinyFamily("Step3p7ForConditionalGeneration", "Step3p7Config", _step3p7, _picture, _inputs),
+    "step3p7": TinyFamily(
+        "Step3p7ForConditionalGeneration",
+        "Step3p7Config",
+        _step3p7,
+        _picture,
+        _inputs,
+        merged=4,
+        average=_average,
+    ),
 }
