@@ -10,6 +10,7 @@ import transformers
 from torch import Generator, Tensor
 
 from tests.tiny_pictures import Picture
+from tests.tiny_sizes import LAYERS
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class TinyFamily:
     average
         Hooks that make the visual tokens, in their first channels, the mean of what the last block put out for them;
         None where hooks on the projector do.
+    last_stage
+        Before which layer the last stage can lie: layers behind it read the keys and values of those before.
     averaged
         Layouts whose vision features cannot be lined up with the visual tokens.
     """
@@ -70,6 +73,7 @@ class TinyFamily:
     merged: int = 2
     packed: bool = False
     average: Callable[[Any], list[Any]] | None = None
+    last_stage: int = LAYERS - 1
     averaged: tuple[str, ...] = ()
 
     def available(self) -> bool:

@@ -30,8 +30,10 @@ from foveate.engine.chunked import refuse_chunks
 from foveate.engine.compiled import NOTE, in_python, run_as_python, set_compiled_aside
 from foveate.engine.dense import add_features, at_dense_length
 from foveate.engine.frame import Frame, PrefillRecord, Prompt
+from foveate.engine.gather import table_length
 from foveate.engine.layer_inputs import pick_inputs, static_step
 from foveate.engine.prompt import LABELLED, read_prompt
+from foveate.engine.shared_kv import check_stages
 from foveate.engine.stage import cut, stopwatch, text_rows
 from foveate.engine.state_inputs import check_method, pick_state_inputs
 from foveate.engine.vision import VisionRecorder, vision_recorder
@@ -47,6 +49,10 @@ TYPES = "mm_token_type_ids"
 REPLICA = (
     "DataParallel runs copies of the model, which a pruner cannot be attached to: use one process for each device, or "
     "device_map"
+)
+ADDED_STREAMS = (
+    "{}: it adds tokens to the prompt, of which this model's layers would want several states (AltUp) that the method "
+    "does not have"
 )
 PAUSED = "the pruner was paused"
 TOO_SHORT = "{} visual tokens are fewer than min_visual={}: so few run dense"
@@ -73,17 +79,23 @@ class Hooks:
         self.config: Any = model.config
         self.text_config: Any = self.parts.decoder.config
         self.depth = len(self.parts.layers)
+        self.sources = family.kv_sources(self.parts)
+        self.readers = {number for number, source in enumerate(self.sources) if source != number}
+        self.read = {self.sources[number] for number in self.readers}
         self.stages = tuple(pruner.layers(self.depth))
         if list(self.stages) != sorted({*self.stages} & {*range(self.depth)}):
             raise BudgetError(
                 f"{pruner.name}: stages must be layers of 0 to {self.depth - 1}, ascending, got {self.stages}"
             )
+        check_stages(pruner.name, self.stages, self.sources)
         self.notes = pruner.notes(self.depth)
         self.method = pruner.resolved(self.depth)
         self.extra = pruner.extra_tokens(model)
         if self.extra is not None and self.extra.ndim == 2:
             self.extra = self.extra[None]
         check_method(self.method, self.stages, self.parts.attention, self.extra)
+        if self.extra is not None and family.has_streams:
+            raise UnsupportedModelError(ADDED_STREAMS.format(pruner.name))
         self.vision: VisionRecorder | None = vision_recorder(model, self.method, family)
         self.records: list[PrefillRecord] = []
         self.thread = threading.local()
@@ -218,7 +230,7 @@ class Hooks:
         if frame.prompt is not None:
             refuse_unknown_cache(kwargs)
             if cache is not None:
-                check_cache(cache, self.depth)
+                check_cache(cache, self.depth, self.readers)
                 frame.held = lengths_held(cache, self.depth)
         if frame.length > 1:
             check_backend(self.text_config, frame, cache, pruned)
@@ -266,7 +278,8 @@ class Hooks:
             rows.append(now)
         compacted = 0 if frame.record is None else frame.record.compacted
         left = None if frame.past else rows[compacted]
-        return [left if layer < compacted else count for layer, count in enumerate(rows)]
+        rows = [left if layer < compacted else count for layer, count in enumerate(rows)]
+        return [None if layer in self.readers else count for layer, count in enumerate(rows)]
 
     def _keep_sizes(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         keep_sizes(output, self.family.vision_sizes(args, kwargs))
@@ -278,8 +291,13 @@ class Hooks:
         if frame is None or not frame.extra:
             return None
         if "position_ids" in kwargs:
-            return args, {**kwargs, "position_ids": frame.continued(kwargs["position_ids"])}
-        return (args[0], frame.continued(args[1]), *args[2:]), kwargs
+            return args, {**kwargs, "position_ids": self._with_extra(frame, kwargs["position_ids"])}
+        return (args[0], self._with_extra(frame, args[1]), *args[2:]), kwargs
+
+    @staticmethod
+    def _with_extra(frame: Frame, position_ids: Tensor) -> Tensor:
+        """Position ids with those of the method's own tokens in front: a decoder may cut the tables to the last."""
+        return frame.continued(position_ids).roll(frame.extra, -1)
 
     def _add_features(self, number: int, layer: nn.Module, args: tuple, output: Any) -> Any:
         frame = self.frame
@@ -295,7 +313,7 @@ class Hooks:
         if frame is None or frame.prompt is None:
             return
         given = self.names.by_name(number, args, kwargs)
-        hidden, cache = given[self.names.hidden], given.get(self.names.cache)
+        hidden, cache = self.family.shown_states(given[self.names.hidden]), given.get(self.names.cache)
         frame.follow(hidden)
         places = frame.places(hidden.shape[0], hidden.device)
         last = (places == frame.prompt.query[:, None]).to(torch.uint8).argmax(-1)
@@ -349,37 +367,46 @@ class Hooks:
             frame.cut(torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1), None)
         if number in self.stages and frame.prompt is not None and any(frame.prompt.counts):
             if cache is not None:
-                check_cache(cache, self.depth)
+                check_cache(cache, self.depth, self.readers)
             hidden = self._cut(number, hidden, cache, frame, frame.prompt)
         if frame.extra and self.extra is not None and 0 < number < len(self.extra):
             hidden = _add_rows(hidden, self.extra[number].to(hidden))
-        cached = None if cache is None else cache_layer(cache, number)
+        source = self.sources[number]
+        cached = None if cache is None else cache_layer(cache, source)
         if self.parts.attention[number] is None:
             given = pick_state_inputs(given, names, frame, hidden, cached)
-        elif hidden.shape[1] == 1 and isinstance(cached, PrunedStaticLayer):
+        elif hidden.shape[-2] == 1 and isinstance(cached, PrunedStaticLayer):
             return None  # `static_step` sees to it
         elif frame.index is None and not isinstance(cached, AnyPrunedLayer):
             return None
         else:
-            if cached is not None:
-                cached = pruned_layer(cache, number, hidden.shape[0], hidden.device)
+            batch, tables = hidden.shape[-3], given.get(names.rotary)
+            if tables is not None and frame.newest is None and table_length(tables) < frame.length:
+                frame.keep_last(table_length(tables), batch, hidden.device)
+            if source != number:
+                cached = None
+            elif cached is not None:
+                cached = pruned_layer(cache, number, batch, hidden.device)
             flat = frame.once("flat", None, lambda: takes_flat_masks(self.text_config))
-            given = pick_inputs(given, names, frame, hidden, cached, self.group[number], flat)
+            read = None if source == number else frame.keys[source]
+            tokens = self.family.token_inputs
+            given, keys = pick_inputs(given, names, frame, hidden, cached, self.group[number], flat, tokens, read)
+            if number in self.read:
+                frame.keys[number] = keys
         del given[names.hidden]
         return (hidden,), given
 
     def _cut(self, number: int, hidden: Tensor, cache: Any, frame: Frame, prompt: Prompt) -> Tensor:
         """The stage before layer `number`, and what it means for the caches of the layers before."""
         extra = frame.extra
-        hidden, gathered = cut(
-            hidden, frame, prompt, self.method, number, number == self.stages[-1], self.always_gather
-        )
+        last, shown = number == self.stages[-1], self.family.shown_states(hidden)
+        hidden, gathered = cut(hidden, frame, prompt, self.method, number, last, self.always_gather, shown)
         removes = extra - frame.extra
         if not gathered or cache is None or not (self.pruner.compact_cache or removes):
             return hidden
-        places = frame.places(hidden.shape[0], hidden.device)
+        places = frame.places(len(shown), hidden.device)
         end = frame.past + frame.length
-        survivors = torch.ones(hidden.shape[0], end + extra, dtype=torch.bool, device=hidden.device)
+        survivors = torch.ones(len(shown), end + extra, dtype=torch.bool, device=hidden.device)
         lengths = None  # what stays in a cache, where the host knows
         if removes:
             survivors[:, end:] = False

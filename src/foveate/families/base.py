@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 import torch
@@ -72,11 +73,18 @@ class Family:
         A Hub id.
     answer_type
         What `token_type_ids` are for the tokens of an answer.
+    token_inputs
+        Arguments of the decoder layers, beside those of any model, that have one entry a token: name and axis of the
+        tokens, the batch on the axis before. They are cut with the tokens; tokens that a method adds get zeros.
+    has_streams
+        Whether decoder layers hand on several states for each token; `shown_states` says what methods see of them.
     wants_sizes
         Whether `image_grids` must know `vision_sizes` of the call that encoded the images: see `kept_sizes`.
     """
 
     answer_type: ClassVar[int] = 0
+    token_inputs: ClassVar[Mapping[str, int]] = MappingProxyType({})
+    has_streams: ClassVar[bool] = False
     wants_sizes: ClassVar[bool] = False
 
     model_type: str
@@ -120,6 +128,32 @@ class Family:
         with inputs of zero leave a state of zero as it is.
         """
         return False
+
+    def kv_sources(self, parts: Parts) -> tuple[int, ...]:
+        """For each decoder layer, the one whose keys and values its attention reads: itself, or one before it.
+
+        Raises
+        ------
+        UnsupportedModelError
+            When a layer reads what no layer of this model makes.
+        """
+        makers: dict[Any, int] = {}
+        sources = []
+        for number, attention in enumerate(parts.attention):
+            kind = getattr(attention, "layer_type", None)
+            if not getattr(attention, "is_kv_shared_layer", False):
+                makers[kind] = number
+            elif kind not in makers:
+                raise UnsupportedModelError(
+                    f"decoder layer {number} reads keys and values that no layer of this model makes, which foveate "
+                    "cannot cut"
+                )
+            sources.append(makers[kind])
+        return tuple(sources)
+
+    def shown_states(self, hidden: Tensor) -> Tensor:
+        """(B, n, D) for methods to look at, of what one decoder layer hands to the next; tokens on the axis -2."""
+        return hidden
 
     def visual_ids(self, config: Any) -> tuple[int, ...]:
         """Ids of the image and video placeholder tokens."""

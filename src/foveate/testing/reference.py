@@ -160,7 +160,8 @@ def _hidden(
             hidden = args[0] if args else kwargs["hidden_states"]
             lowest = torch.finfo(hidden.dtype).min
             own = kwargs.get("attention_mask")
-            seen = visible(layer, own)
+            rows = hidden.shape[-2]  # of the last tokens only, where a decoder hands its last layers no others
+            seen = visible(layer, own)[..., -rows:, :]
             bias = torch.zeros(seen.shape, dtype=hidden.dtype, device=seen.device)
             if isinstance(own, Tensor) and own.ndim == 4:
                 own = own[..., :length].to(seen.device)
@@ -169,7 +170,7 @@ def _hidden(
                 if own.dtype != torch.bool:
                     bias = own.masked_fill(~shown, 0)
             # a softmax needs something to see; nobody reads the rows that see nothing but themselves
-            bias = bias.masked_fill(~(seen | itself), lowest)
+            bias = bias.masked_fill(~(seen | itself[-rows:]), lowest)
             return args, {**kwargs, "attention_mask": bias.to(hidden.device)}
 
         return hook
