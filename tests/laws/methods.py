@@ -104,9 +104,7 @@ def assert_refused(model, method: str) -> None:
     """Attaching raises one sentence and leaves no hook."""
     hooks = [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()]
     with (
-        pytest.raises(
-            (BudgetError, UnsupportedModelError), match="linear attention|vision encoder|keys and values"
-        ) as caught,
+        pytest.raises((BudgetError, UnsupportedModelError), match="linear attention|vision encoder|keys and values") as caught,
         attach(model, METHODS[method]),
     ):
         pass

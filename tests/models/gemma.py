@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import transformers
+
 from tests.models.base import TinyFamily
 from tests.tiny_newer import NEWER, gemma4_inputs, gemma4_picture, newer
 from tests.tiny_pictures import IMAGE, VIDEO, Picture

@@ -62,9 +62,7 @@ def check_stages(name: str, stages: Sequence[int], sources: Sequence[int]) -> No
     spans = [(source, reader) for reader, source in enumerate(sources) if source != reader]
     wrong = [stage for stage in stages if any(source < stage <= reader for source, reader in spans)]
     if wrong:
-        able = [
-            layer for layer in range(len(sources)) if not any(source < layer <= reader for source, reader in spans)
-        ]
+        able = [layer for layer in range(len(sources)) if not any(source < layer <= reader for source, reader in spans)]
         made, read = (sorted({*ends}) for ends in zip(*spans, strict=True))
         raise BudgetError(
             f"{name}: layers {_listed(read)} of this model read the keys and values of layers {_listed(made)}, and "

@@ -12,6 +12,7 @@ from foveate.errors import UnsupportedModelError
 from foveate.families.aya_vision import AYA_VISION, COHERE2_VISION
 from foveate.families.base import Family, LayerAdditions, Parts, visual_mask
 from foveate.families.deepseek_vl import DEEPSEEK_VL
+from foveate.families.ernie4_5_vl import ERNIE4_5_VL
 from foveate.families.exaone4_5 import EXAONE4_5
 from foveate.families.gemma3 import GEMMA3
 from foveate.families.gemma4 import GEMMA4
@@ -80,6 +81,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             EXAONE4_5,
             KIMI_K25,
             STEP3P7,
+            ERNIE4_5_VL,
             PADDLEOCR_VL,
             LIGHTON_OCR,
             GOT_OCR2,

@@ -52,10 +52,6 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "diffusion_gemma": "it writes its answer by diffusion, all tokens at once and over and over",
         "dots3_note": INDEXED,
         "emu3": CODES,
-        "ernie4_5_vl_moe": (
-            "its layers choose experts by whether a token is visual, from an argument with one entry a token, which "
-            "foveate cannot cut"
-        ),
         "evolla": CROSS,
         "florence2": ENCODER,
         "gemma3n": PER_LAYER,
