@@ -31,7 +31,6 @@ HEARING = dict(
     d_model=16,
     max_source_positions=64,
     output_dim=64,
-    n_window=8,
 )
 
 
@@ -39,7 +38,7 @@ def _qwen2_5_omni() -> dict:
     return dict(
         vision_config=dict(QWEN_VISION, window_size=16, fullatt_block_indexes=[1]),
         text_config=dict(TEXT, rope_parameters=MROPE),
-        audio_config=dict(HEARING),
+        audio_config=dict(HEARING, n_window=8),
         image_token_index=IMAGE,
         video_token_index=VIDEO,
         audio_token_index=SOUND,
@@ -52,7 +51,7 @@ def _qwen3_omni_moe() -> dict:
     return dict(
         vision_config=dict(VISION, deepstack_visual_indexes=[0, 1, 2]),
         text_config=dict(TEXT, **EXPERTS, head_dim=16, rope_parameters=MROPE),
-        audio_config=dict(HEARING, n_window_infer=16, conv_chunksize=16, downsample_hidden_size=8),
+        audio_config=dict(HEARING, n_window=50, n_window_infer=100, conv_chunksize=16, downsample_hidden_size=8),
         image_token_id=IMAGE,
         video_token_id=VIDEO,
         audio_token_id=SOUND,
