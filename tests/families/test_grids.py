@@ -15,6 +15,7 @@ from foveate.engine import attach
 from foveate.engine.arguments import cache_of, with_cache
 from foveate.families import FAMILIES, Family, Grid, Run, find_runs
 from foveate.pruners import Pruner
+from foveate.testing.reference import prompt_positions
 from tests.tiny_models import (
     BUILDERS,
     IMAGE,
@@ -275,13 +276,7 @@ def test_a_crop_comes_out_of_the_pixel_shuffle_row_by_row(family):
 @pytest.mark.parametrize("layout", ["ragged", "video"])
 def test_rotary_positions_run_along_rows_and_columns(family, layout):
     model, batch = build(family), inputs(family, layout)
-    axes, _ = model.model.get_rope_index(
-        batch["input_ids"],
-        batch["mm_token_type_ids"],
-        image_grid_thw=batch["image_grid_thw"],
-        video_grid_thw=batch.get("video_grid_thw"),
-        attention_mask=batch["attention_mask"],
-    )
+    axes = prompt_positions(model, batch, 0)[1:].long()
     tokens = shown(model, batch, "forward")[0]
     for sample in range(len(batch["input_ids"])):
         for number in range(len(tokens.grids[sample])):

@@ -53,6 +53,7 @@ WITHOUT_CLASS_TOKEN = (
     "aya_vision",
     "cohere2_vision",
 )
+GROUPED = ("qwen", "exaone")  # their patches come in merge groups, one after another
 HOWS = pytest.mark.parametrize("how", ["generate", "forward", "beams"])
 
 
@@ -88,11 +89,22 @@ def codes(family, samples):
             calls.append(torch.cat(frames))
         return calls
     if family in PACKED:  # one row of all
-        merged = MERGED.get(family, 2)
-        images = [
-            code(number, merged * g.height, merged * g.width) for number, (g,) in enumerate(i.grids for i in images[0])
-        ]
-        return [torch.cat(images)[None]]
+        merged, calls = MERGED.get(family, 2), []
+        for kind in filter(None, images):
+            rows = [
+                code(numbers[id(one)], merged * grid.height, merged * grid.width).repeat(
+                    one.size[0] if one.video else 1, 1
+                )
+                for one in kind
+                for grid in one.grids
+            ]
+            calls.append(torch.cat(rows)[None])
+        return calls
+    if family == "step3p7":  # the whole of each, then the tiles
+        grids = [(numbers[id(one)], grid) for one in images[0] for grid in one.grids]
+        sides = (16, 8)
+        calls = [[code(number, side, side) for number, grid in grids if 4 * grid.height == side] for side in sides]
+        return [torch.stack(call) for call in calls if call]
     tiles = []
     for number, one in enumerate(images[0]):
         side = 4 * MERGED.get(family, 2)
@@ -139,7 +151,7 @@ def planted(family, model, samples):
         return [blocks[0].register_forward_pre_hook(begin, with_kwargs=True), *handles]
     handles = [block.register_forward_hook(lambda _, args, out: args[0]) for block in blocks]
     handles += TINY[family].between(model) if family in TINY else []
-    if family.startswith("qwen"):  # before the encoder's own reordering; positions are added to nothing
+    if family.startswith(GROUPED):  # before the encoder's own reordering; positions are added to nothing
         encoder = model.model.visual
         handles.append(encoder.patch_embed.register_forward_hook(lambda _, args, out: plant(out)))
         if family.startswith("qwen3"):
@@ -198,7 +210,7 @@ def averaging(family, model):
 
     def average(module, args, out):
         patches = args[0]
-        if family.startswith("qwen"):
+        if family.startswith(GROUPED):
             mean = patches.view(-1, 4, patches.shape[-1]).mean(1)
         elif family == "mistral3":
             sizes = [(high // 4, wide // 4) for high, wide in args[1].tolist()]
@@ -326,7 +338,8 @@ def test_blocks_are_found(family):
     ]
     with hooked(*handles), torch.no_grad():
         model(**inputs(family, "one image"))
-    assert called == [0, 1, 2]
+    assert called == [0, 1, 2] * (len(called) // 3)  # once more where tiles are encoded apart
+    assert called
 
 
 def test_missing_pieces_are_named():

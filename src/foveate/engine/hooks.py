@@ -294,8 +294,9 @@ class Hooks:
             rows.append(now)
         compacted = 0 if frame.record is None else frame.record.compacted
         left = None if frame.past else rows[compacted]
-        rows = [left if layer < compacted else count for layer, count in enumerate(rows)]
-        return [None if layer in self.readers else count for layer, count in enumerate(rows)]
+        return [
+            None if layer in self.readers else left if layer < compacted else count for layer, count in enumerate(rows)
+        ]
 
     def _keep_sizes(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         keep_sizes(output, self.family.vision_sizes(args, kwargs))

@@ -12,6 +12,8 @@ from foveate.errors import UnsupportedModelError
 from foveate.families.aya_vision import AYA_VISION, COHERE2_VISION
 from foveate.families.base import Family, LayerAdditions, Parts, visual_mask
 from foveate.families.deepseek_vl import DEEPSEEK_VL
+from foveate.families.ernie4_5_vl import ERNIE4_5_VL
+from foveate.families.exaone4_5 import EXAONE4_5
 from foveate.families.gemma3 import GEMMA3
 from foveate.families.gemma3n import GEMMA3N
 from foveate.families.gemma4 import GEMMA4
@@ -21,6 +23,7 @@ from foveate.families.got_ocr2 import GOT_OCR2
 from foveate.families.grids import Grid, Run, find_runs
 from foveate.families.idefics3 import IDEFICS3
 from foveate.families.internvl import INTERNVL
+from foveate.families.kimi_k25 import KIMI_K25
 from foveate.families.lfm2_vl import LFM2_VL
 from foveate.families.lighton_ocr import LIGHTON_OCR
 from foveate.families.llama4 import LLAMA4
@@ -39,8 +42,10 @@ from foveate.families.qwen3_5 import QWEN3_5
 from foveate.families.qwen3_5_moe import QWEN3_5_MOE
 from foveate.families.qwen3_vl import QWEN3_VL
 from foveate.families.qwen3_vl_moe import QWEN3_VL_MOE
+from foveate.families.qwen_omni import QWEN2_5_OMNI, QWEN3_OMNI_MOE
 from foveate.families.refused import REFUSED
 from foveate.families.smolvlm import SMOLVLM
+from foveate.families.step3p7 import STEP3P7
 from foveate.families.vipllava import VIPLLAVA
 from foveate.families.vision import VisionParts, same_features
 
@@ -71,6 +76,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             QWEN3_VL_MOE,
             QWEN3_5,
             QWEN3_5_MOE,
+            QWEN2_5_OMNI,
+            QWEN3_OMNI_MOE,
             GLM4V,
             GLM4V_MOE,
             GLM46V,
@@ -79,6 +86,10 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             IDEFICS3,
             SMOLVLM,
             LLAMA4,
+            EXAONE4_5,
+            KIMI_K25,
+            STEP3P7,
+            ERNIE4_5_VL,
             PADDLEOCR_VL,
             LIGHTON_OCR,
             GOT_OCR2,

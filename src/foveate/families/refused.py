@@ -22,7 +22,6 @@ UNTESTED = frozenset(
         "cosmos3_edge",
         "deepseek_ocr2",
         "deepseek_vl_hybrid",
-        "exaone4_5",
         "fast_vlm",
         "fuyu",
         "glmga",
@@ -30,7 +29,6 @@ UNTESTED = frozenset(
         "hyperclovax_vision_v2",
         "idefics2",
         "janus",
-        "kimi_k25",
         "kosmos-2.5",
         "muse_glimmer",
         "muse_spark",
@@ -38,9 +36,7 @@ UNTESTED = frozenset(
         "pixtral",
         "pp_chart2table",
         "qianfan_ocr",
-        "qwen2_5_omni_thinker",
         "shieldgemma2",
-        "step3p7",
         "video_llama_3",
         "video_llava",
     }
@@ -56,10 +52,6 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "diffusion_gemma": "it writes its answer by diffusion, all tokens at once and over and over",
         "dots3_note": INDEXED,
         "emu3": CODES,
-        "ernie4_5_vl_moe": (
-            "its layers choose experts by whether a token is visual, from an argument with one entry a token, which "
-            "foveate cannot cut"
-        ),
         "evolla": CROSS,
         "florence2": ENCODER,
         "git": "it puts images before the prompt, without placeholder tokens that would say where",
@@ -83,7 +75,6 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "pi0": "it is a policy for robots and gives actions instead of words",
         "pix2struct": ENCODER,
         "pp_formulanet": ENCODER,
-        "qwen3_omni_moe_thinker": ADDED,
         "qwen4_exp": PER_LAYER,
         "t5gemma2": ENCODER,
         "udop": ENCODER,

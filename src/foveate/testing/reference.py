@@ -106,12 +106,21 @@ def prompt_positions(model: nn.Module, inputs: Mapping[str, Any], new: int) -> T
     mask = inputs["attention_mask"] if inputs.get("attention_mask") is not None else torch.ones_like(ids)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     rope_index = getattr(getattr(model, "base_model", model), "get_rope_index", None)
-    if rope_index is not None and "mm_token_type_ids" in inputs:
-        known = {**inputs, "attention_mask": mask}
-        takes = inspect.signature(rope_index).parameters
+    takes = {} if rope_index is None else inspect.signature(rope_index).parameters
+    if rope_index is not None and ("mm_token_type_ids" in inputs or "mm_token_type_ids" not in takes):
+        known = {**inputs, "attention_mask": mask, **_of_sounds(inputs)}
         axes, _ = rope_index(**{name: value for name, value in known.items() if name in takes})
         positions = torch.cat([positions[None], axes], 0)
     return torch.cat([positions, positions[..., -1:] + 1 + torch.arange(new, device=ids.device)], -1)
+
+
+def _of_sounds(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model that hears calls otherwise where it makes positions: lengths of sounds, time between frames."""
+    heard = inputs.get("feature_attention_mask")
+    return {
+        "audio_seqlens": None if heard is None else heard.sum(-1),
+        "second_per_grids": inputs.get("video_second_per_grid"),
+    }
 
 
 @contextlib.contextmanager
