@@ -16,7 +16,7 @@ from tests.tiny_models import ATTENTIVE, IMAGE, LAYOUTS, SEEING, build, generate
 from tests.tiny_pictures import SIZED
 from tests.vision_probe import MIXED_UP, VIDEOS_LINE_UP, Look, hooked, looked
 
-PACKED = [*(family for family, tiny in TINY.items() if tiny.packed), "step3p7"]
+PACKED = [*(family for family, tiny in TINY.items() if tiny.packed or tiny.codes), "step3p7"]
 WINDOWED = ("qwen2_5_vl", "qwen2_5_omni_thinker", "exaone4_5")
 
 

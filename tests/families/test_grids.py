@@ -16,7 +16,18 @@ from foveate.engine.arguments import cache_of, with_cache
 from foveate.families import FAMILIES, Family, Grid, Run, find_runs
 from foveate.pruners import Pruner
 from foveate.testing.reference import prompt_positions
-from tests.tiny_models import BUILDERS, IMAGE, LAYOUTS, UNSEEN, WITH_VIDEOS, build, generate, inputs, pictures, visual
+from tests.tiny_models import (
+    BUILDERS,
+    IMAGE,
+    LAYOUTS,
+    UNPLACED,
+    WITH_VIDEOS,
+    build,
+    generate,
+    inputs,
+    pictures,
+    visual,
+)
 from tests.tiny_pictures import VISION_END, VISION_START
 
 
@@ -75,7 +86,9 @@ def by_hand(seen):
 def test_a_method_sees_where_each_token_lies(family, layout, how):
     if how == "beams" and family.startswith("glm") and layout != "one image":
         pytest.skip("generate() of this transformers mixes up the images of beams")
-    if how != "forward" and family in UNSEEN:
+    if how == "beams" and family == "llama4":
+        pytest.skip("generate() of this transformers does not repeat the images of beams")
+    if how != "forward" and family in UNPLACED:
         pytest.skip("generate() takes away what says how many rows an image has")
     batch = inputs(family, layout)
     samples, there = pictures(family, layout), visual(batch)
@@ -257,7 +270,8 @@ def test_a_crop_comes_out_of_the_pixel_shuffle_row_by_row(family):
 
 
 @pytest.mark.parametrize(
-    "family", [family for family in WITH_VIDEOS if hasattr(build(family).model, "get_rope_index")]
+    "family",
+    [family for family in WITH_VIDEOS if hasattr(build(family).model, "get_rope_index") and family != "minicpmv4_7"],
 )
 @pytest.mark.parametrize("layout", ["ragged", "video"])
 def test_rotary_positions_run_along_rows_and_columns(family, layout):

@@ -3,6 +3,8 @@ own way from the encoder to the language model."""
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -57,7 +59,7 @@ HOWS = pytest.mark.parametrize("how", ["generate", "forward", "beams"])
 
 def one_by_one(family, layout):
     """Whether images that are repeated one by one are also repeated sample by sample."""
-    return layout == "one image" and family not in ("llava_next", "internvl")
+    return layout == "one image" and family not in ("llava_next", "internvl", "llama4")
 
 
 # -- codes: each patch says which grid it lies on, in which row, in which column
@@ -73,6 +75,9 @@ def codes(family, samples):
     """What the encoder takes for patches, as its processor orders them: for each call, (..., 3)."""
     images = [[one for sample in samples for one in sample if one.video == video] for video in (False, True)]
     numbers = {id(one): number for number, one in enumerate(images[0] + images[1])}
+    if family in TINY and TINY[family].codes:
+        made = functools.partial(TINY[family].codes, code=lambda one, *shape: code(numbers[id(one)], *shape))
+        return [call for kind in filter(None, images) for call in made(kind)]
     if family.startswith(SIZED):  # each frame in groups of 2 x 2 patches
         calls = []
         for kind in filter(None, images):
@@ -116,6 +121,8 @@ def codes(family, samples):
         calls.append(torch.stack([code(numbers[id(one)], 4, 4) for one in images[1] for _ in one.grids]))
     if family in WITHOUT_CLASS_TOKEN:
         return calls
+    if family == "llama4":  # where it comes last
+        return [torch.nn.functional.pad(call, (0, 0, 0, 1), value=-99) for call in calls]
     return [torch.nn.functional.pad(call, (0, 0, 1, 0), value=-99) for call in calls]
 
 
@@ -132,7 +139,18 @@ def planted(family, model, samples):
         return torch.nn.functional.pad(found, (0, hidden.shape[-1] - 3))
 
     blocks = family_of(model).vision_blocks(model)
+    if family == "llama4":  # whose blocks are called by keywords
+
+        def begin(module, args, kwargs):
+            return args, {**kwargs, "hidden_state": plant(kwargs["hidden_state"])}
+
+        def go_on(module, args, kwargs, out):
+            return (kwargs["hidden_state"], *out[1:])
+
+        handles = [block.register_forward_hook(go_on, with_kwargs=True) for block in blocks]
+        return [blocks[0].register_forward_pre_hook(begin, with_kwargs=True), *handles]
     handles = [block.register_forward_hook(lambda _, args, out: args[0]) for block in blocks]
+    handles += TINY[family].between(model) if family in TINY else []
     if family.startswith(GROUPED):  # before the encoder's own reordering; positions are added to nothing
         encoder = model.model.visual
         handles.append(encoder.patch_embed.register_forward_hook(lambda _, args, out: plant(out)))
@@ -170,7 +188,7 @@ def test_each_token_gets_the_mean_of_its_own_patches(family, layout, how):
                         continue
                     seen = sample[int(tokens.image[row, column])]
                     number = numbers[id(seen)]
-                    merged = 2 if seen.video else MERGED.get(family, 2)
+                    merged = 2 if seen.video and family not in TINY else MERGED.get(family, 2)
                     place = [int(tokens.row[row, column]), int(tokens.column[row, column])]
                     if tokens.grids[row][int(tokens.grid[row, column])].row_ends:
                         place = [a + b for a, b in zip(place, PADDING[number % 3], strict=True)]
@@ -219,6 +237,14 @@ def averaging(family, model):
                 lambda _, args, out: torch.nn.functional.pad(args[0].mean((2, 3)), (0, 32))[..., None, None]
             ),
             projector.register_forward_hook(lambda _, args, out: args[0]),
+        ]
+    if family == "llama4":  # an MLP makes one of four patches, before the projector
+        return [
+            model.vision_model.layernorm_post.register_forward_hook(lambda _, args, out: args[0]),
+            model.vision_model.vision_adapter.mlp.register_forward_hook(average),
+            projector.register_forward_hook(
+                lambda _, args, out: torch.nn.functional.pad(args[0][..., :32], (0, out.shape[-1] - 32))
+            ),
         ]
     if family in ("idefics3", "smolvlm"):
         norm = model.model.vision_model.post_layernorm

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import StaticLayer
+from transformers.cache_utils import Cache, StaticLayer
 
 from foveate.engine.arguments import cache_of, find_arguments, refuse_unknown_cache
 from foveate.engine.attention import attention_rows, attention_tap
@@ -28,10 +28,11 @@ from foveate.engine.cache import (
 from foveate.engine.checkpointing import hooks_around_checkpoints
 from foveate.engine.chunked import refuse_chunks
 from foveate.engine.compiled import NOTE, in_python, run_as_python, set_compiled_aside
+from foveate.engine.continuous import refuse_continuous_batching
 from foveate.engine.dense import add_features, at_dense_length
 from foveate.engine.frame import Frame, PrefillRecord, Prompt
 from foveate.engine.gather import table_length
-from foveate.engine.layer_inputs import pick_inputs, static_step
+from foveate.engine.layer_inputs import pick_inputs, row_scale, static_step
 from foveate.engine.prompt import LABELLED, read_prompt
 from foveate.engine.shared_kv import check_stages
 from foveate.engine.stage import cut, stopwatch, text_rows
@@ -46,6 +47,7 @@ UNKNOWN_LAYOUT = (
     "where the visual tokens lie in their images is unknown here; each image was taken for one row of tokens"
 )
 TYPES = "mm_token_type_ids"
+SCALE = "foveate_row_scale"  # what a layer is given to hand on to its attention
 REPLICA = (
     "DataParallel runs copies of the model, which a pruner cannot be attached to: use one process for each device, or "
     "device_map"
@@ -102,6 +104,7 @@ class Hooks:
         self.paused = False
         self.group = [sum(stage <= layer for stage in self.stages) for layer in range(self.depth)]
         self.base_takes = inspect.signature(self.parts.base.forward).parameters
+        self.scales: dict[int, Callable[[Tensor], Tensor]] = {}
         self.handles: list[Any] = []
         self.undo: list[Callable[[], None]] = []
         try:
@@ -110,6 +113,7 @@ class Hooks:
                 self.notes = (*self.notes, NOTE)
             self.undo.append(run_as_python(model, self._before_model))
             self.undo.append(refuse_chunks(model, self.parts.visual_ids, lambda: not self.paused))
+            self.undo += refuse_continuous_batching(model, lambda: not self.paused)
             self._register()
         except BaseException:
             self.remove()
@@ -138,11 +142,21 @@ class Hooks:
                 self._before(layer, partial(before, number))
                 step = partial(static_step, number, self.names)
                 self.handles.append(layer.register_forward_pre_hook(step, with_kwargs=True))
+            self._register_scale(number)
             if number + 1 in self.stages:
                 self._before(layer, partial(self._open_tap, number))
                 self._after(layer, self._close_tap, always_call=True)
             if self.family.has_additions:
                 self._after(layer, partial(self._add_features, number))
+
+    def _register_scale(self, number: int) -> None:
+        """For an attention that scales its rows by their number: see `Family.scaled_rows`."""
+        attention = self.parts.attention[number]
+        scaled = None if attention is None else self.family.scaled_rows(attention)
+        if attention is not None and scaled is not None and number >= min(self.stages, default=self.depth):
+            self.scales[number] = scaled[1]
+            self._before(attention, self._take_scale)
+            self._after(scaled[0], self._scale_rows)
 
     def _before(self, module: nn.Module, hook: Callable) -> None:
         self.handles.append(module.register_forward_pre_hook(in_python(hook), with_kwargs=True))
@@ -180,6 +194,8 @@ class Hooks:
 
     def _before_base(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         labels, self.thread.labels = getattr(self.thread, "labels", None), None
+        if module is self.model:  # one that calls its decoder itself: `_before_model` comes after this
+            labels = kwargs.get("labels")
         self.thread.frame = None
         given = {"input_ids": args[0], **kwargs} if args else kwargs
         self.thread.frame = read_prompt(given, labels, self.family, self.parts, self.config)
@@ -278,8 +294,9 @@ class Hooks:
             rows.append(now)
         compacted = 0 if frame.record is None else frame.record.compacted
         left = None if frame.past else rows[compacted]
-        rows = [left if layer < compacted else count for layer, count in enumerate(rows)]
-        return [None if layer in self.readers else count for layer, count in enumerate(rows)]
+        return [
+            None if layer in self.readers else left if layer < compacted else count for layer, count in enumerate(rows)
+        ]
 
     def _keep_sizes(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         keep_sizes(output, self.family.vision_sizes(args, kwargs))
@@ -305,6 +322,17 @@ class Hooks:
             return None
         hidden = add_features(output[0] if isinstance(output, tuple) else output, frame, number)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    # -- queries that an attention scales by the number of their row
+
+    def _take_scale(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """Take what `row_scale` gave the layer to hand on: gradient checkpointing keeps it for when it runs again."""
+        self.thread.scale = kwargs.get(SCALE)
+        return args, {name: value for name, value in kwargs.items() if name != SCALE}
+
+    def _scale_rows(self, module: nn.Module, args: tuple, rows: Tensor) -> Tensor | None:
+        scale, self.thread.scale = getattr(self.thread, "scale", None), None
+        return None if scale is None else rows * scale[..., None].to(rows)
 
     # -- attention rows
 
@@ -362,6 +390,8 @@ class Hooks:
         hidden, cache = given[names.hidden], given.get(names.cache)
         frame.cache = cache
         frame.follow(hidden)
+        if frame.prompt is None and frame.index is None and cache is not None and not isinstance(cache, Cache):
+            return None  # the paged cache of continuous batching, paused: with a prompt to prune it was refused
         if number == 0 and frame.extra and self.extra is not None:
             hidden = torch.cat([hidden, self.extra[0].to(hidden).expand(hidden.shape[0], -1, -1)], 1)
             frame.cut(torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1), None)
@@ -393,6 +423,8 @@ class Hooks:
             given, keys = pick_inputs(given, names, frame, hidden, cached, self.group[number], flat, tokens, read)
             if number in self.read:
                 frame.keys[number] = keys
+            if number in self.scales:
+                given[SCALE] = row_scale(frame, self.scales[number], keys.past)
         del given[names.hidden]
         return (hidden,), given
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -82,6 +82,23 @@ def pick_inputs(
         ("mask", held), mask, lambda: pick_mask(mask, rows, slots, end, last, padded, flat, keys.first, column)
     )
     return kwargs, keys
+
+
+def row_scale(frame: Frame, scale: Callable[[Tensor], Tensor], past: int) -> Tensor | None:
+    """(B, n) by what to multiply the rows of an attention that scales them by their number; None: by nothing.
+
+    Parameters
+    ----------
+    scale
+        As a function of positions; it nowhere falls.
+    past
+        Tokens before this forward pass.
+    """
+    ends = scale(torch.tensor([past, past + frame.length]))
+    if frame.index is None or bool(ends[0] == ends[1]):
+        return None
+    counted = torch.arange(frame.index.shape[1], device=frame.index.device)
+    return scale(frame.index + past) / scale(counted + past)
 
 
 def _coming_keys(frame: Frame, places: Tensor, cached: AnyPrunedLayer | None, group: int) -> Keys:

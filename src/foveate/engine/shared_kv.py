@@ -62,17 +62,19 @@ def check_stages(name: str, stages: Sequence[int], sources: Sequence[int]) -> No
     spans = [(source, reader) for reader, source in enumerate(sources) if source != reader]
     wrong = [stage for stage in stages if any(source < stage <= reader for source, reader in spans)]
     if wrong:
-        able = [layer for layer in range(len(sources)) if not any(source < layer <= reader for source, reader in spans)]
+        able = [
+            layer for layer in range(len(sources)) if not any(source < layer <= reader for source, reader in spans)
+        ]
         made, read = (sorted({*ends}) for ends in zip(*spans, strict=True))
         raise BudgetError(
-            f"{name}: layers {_listed(read)} of this model read the keys and values of layers {_listed(made)}, and "
-            f"tokens that are taken out in between, before {_listed(wrong)}, would stay in those; stages can lie before "
-            f"{_listed(able)}"
+            f"{name}: keys and values that {_listed(made)} of this model made are read again in {_listed(read)}, and "
+            f"tokens that are taken out in between, before {_listed(wrong)}, would stay in them; a stage can lie "
+            f"before {_listed(able)}"
         )
 
 
 def _listed(layers: Sequence[int]) -> str:
-    """Numbers in words, unbroken rows of them by their ends."""
+    """Layers in words, unbroken rows of them by their ends."""
     if len(layers) > 2 and layers[-1] - layers[0] == len(layers) - 1:
-        return f"{layers[0]} to {layers[-1]}"
-    return ", ".join(map(str, layers))
+        return f"layers {layers[0]} to {layers[-1]}"
+    return ("layer " if len(layers) == 1 else "layers ") + " and ".join(map(str, layers))

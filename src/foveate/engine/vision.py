@@ -67,13 +67,14 @@ class VisionFeatures:
 
 @dataclass
 class _Call:
-    """One call of the encoder and of the projector behind it."""
+    """One call of the encoder and of the projector behind it, `projections` times for the images in it."""
 
     sizes: Tensor | None
     blocks: dict[int, Tensor] = field(default_factory=dict)
     shapes: dict[int, torch.Size] = field(default_factory=dict)
     received: dict[int, list[Tensor]] = field(default_factory=dict)
     projected: Tensor | None = None
+    projections: int = 0
 
 
 @dataclass
@@ -167,9 +168,16 @@ class VisionRecorder:
         self._seen.tap.close()
 
     def _after_projector(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if self._seen.calls and self._seen.calls[-1].projected is None:
-            output = torch.cat(output) if isinstance(output, (list, tuple)) else output  # each image by itself
-            self._seen.calls[-1].projected = output.detach()
+        if not self._seen.calls:
+            return
+        call = self._seen.calls[-1]
+        output = torch.cat(output) if isinstance(output, (list, tuple)) else output  # each image by itself
+        call.projections += 1
+        if call.projected is None:
+            call.projected = output.detach()
+        elif self.family.projects_each and call.sizes is not None and call.projections <= len(call.sizes):
+            both = (one.flatten(0, -2) for one in (call.projected, output.detach()))
+            call.projected = torch.cat([*both])
 
     # -- taking
 

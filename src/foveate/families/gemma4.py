@@ -40,10 +40,14 @@ class Gemma4(Family):
         places = kwargs.get("image_position_ids")
         if not isinstance(places, Tensor):
             return None
-        side = config.vision_config.pooling_kernel_size
+        side = self.patches_a_side(config)
         # the last patch is the lower right one; padding is -1
         columns, rows = torch.div(places.amax(1) + 1, side, rounding_mode="floor").unbind(-1)
         return [(Grid(*size),) for size in zip(rows.tolist(), columns.tolist(), strict=True)]
+
+    def patches_a_side(self, config: Any) -> int:
+        """How many patches are averaged to one token, along each side of their square."""
+        return int(config.vision_config.pooling_kernel_size)
 
     def vision_parts(self, model: Any) -> VisionParts:
         raise UnsupportedModelError(

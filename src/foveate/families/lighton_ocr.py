@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from foveate.families.grids import Grid, Run
 from foveate.families.mistral3 import Mistral3
-from foveate.families.turns import encoded_grids
+from foveate.families.turns import where_grids_lie
 from foveate.families.vision import VisionParts, find_vision_parts, kept_sizes
 
 
@@ -27,12 +27,11 @@ class LightOnOCR(Mistral3):
     ) -> list[tuple[Grid, ...]] | None:
         encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
         sizes = kept_sizes(encoded)
-        if sizes is None:
+        if encoded is None or sizes is None:
             return super().image_grids(config, kwargs, runs)
         side = config.vision_config.patch_size * config.spatial_merge_size
-        found = encoded_grids(
-            runs, encoded.pooler_output, [Grid(high // side, wide // side) for high, wide in sizes.tolist()]
-        )
+        grids = [Grid(high // side, wide // side) for high, wide in sizes.tolist()]
+        found = where_grids_lie(runs, grids, encoded.pooler_output)
         return None if found is None else [(grid,) for *_, grid in found]
 
     def vision_parts(self, model: Any) -> VisionParts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from foveate.families.grids import Grid, Run
@@ -58,25 +59,26 @@ def in_turn(
     return None if pieces is None else [kinds[kind][number] for kind, number, _ in pieces]
 
 
-def encoded_grids(
-    runs: Sequence[Run], features: Sequence[Tensor], grids: Sequence[Grid]
+def where_grids_lie(
+    runs: Sequence[Run], grids: Sequence[Grid], features: Sequence[Tensor] | None = None
 ) -> list[tuple[int, Places, Grid]] | None:
-    """Where each encoded image lies, and its grid; None where images, runs and grids do not go together.
+    """Where each image lies, and its grid; None where images, runs and grids do not go together.
 
     Parameters
     ----------
     runs
         Unbroken runs of visual tokens in prompt order over the batch.
-    features
-        Of each image, in prompt order; with beams those of a sample come again for each of them.
     grids
         Of the images as they were encoded, before the beams.
+    features
+        Of each image, in prompt order, where it is encoded; with beams those of a sample come again for each of them.
 
     Returns
     -------
     list or None
         For each image its sample, its (sample, start, length) places and its grid.
     """
+    features = [torch.empty(grid.length, 0) for grid in grids] if features is None else features
     pieces = take_turns(runs, [[len(image) for image in features], []], -1)
     if pieces is None or not grids or len(pieces) % len(grids):
         return None

@@ -70,6 +70,7 @@ def reference_logits(
     Tensor
         (B, t + 1, vocabulary), behind the prompt and behind each token of the answer.
     """
+    family = family or FAMILIES.get(getattr(model.config, "model_type", ""))
     rows, prompt = inputs["input_ids"].shape
     new = sequences.shape[1] - prompt
     device = sequences.device
@@ -80,7 +81,7 @@ def reference_logits(
     extra = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
     for name, value in extra.items():
         if name.endswith("token_type_ids"):
-            extra[name] = torch.nn.functional.pad(value, (0, new), value=_type_of_answers(model, family))
+            extra[name] = torch.nn.functional.pad(value, (0, new), value=0 if family is None else family.answer_type)
     parameters = inspect.signature(model.forward).parameters
     if "logits_to_keep" in parameters:
         extra["logits_to_keep"] = new + 1
@@ -88,11 +89,6 @@ def reference_logits(
     with _takes_any_mask(model), _hidden(model, mask.bool(), left, prompt, compacted, family), torch.no_grad():
         output = model(input_ids=sequences, attention_mask=mask, position_ids=positions, use_cache=False, **extra)
     return output.logits[:, -new - 1 :]
-
-
-def _type_of_answers(model: Any, family: Family | None) -> int:
-    family = family or FAMILIES.get(getattr(model.config, "model_type", ""))
-    return 0 if family is None else family.answer_type
 
 
 def prompt_positions(model: nn.Module, inputs: Mapping[str, Any], new: int) -> Tensor:
