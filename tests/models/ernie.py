@@ -34,7 +34,7 @@ def _ernie4_5_vl() -> dict:
             TEXT,
             rope_parameters=dict(rope_type="default", mrope_section=[3, 3, 2], rope_theta=10000.0),
             moe_intermediate_size=[32, 16],
-            moe_k=2,
+            moe_k=4,  # all: else experts get as much padding as routes to them, and round what else they get otherwise
             moe_num_experts=4,
             moe_num_shared_experts=1,
         ),

@@ -15,7 +15,7 @@ from tests.tiny_sizes import CROP_VISION, LAYERS, TEXT
 
 
 def _step3p7() -> dict:
-    kinds = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+    kinds = ["sliding_attention", "full_attention"] * 3  # with 6 and with 4 heads
     text = dict(
         TEXT,
         head_dim=16,

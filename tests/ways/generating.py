@@ -211,8 +211,9 @@ def _embeddings(family: str, pruner: Pruner | None) -> None:
     given = {name: value for name, value in batch.items() if name != "input_ids"}
     with torch.no_grad():
         given["inputs_embeds"] = model.get_input_embeddings()(ids)
-        if "mm_token_type_ids" in batch:  # without ids these models count images as text, also unpruned
-            given["position_ids"] = prompt_positions(model, batch, 0)
+        positions = prompt_positions(model, batch, 0)
+        if positions.ndim == 3:  # without ids these models count images as text, also unpruned
+            given["position_ids"] = positions
     with contextlib.nullcontext() if pruner is None else fitting(family)(model) as pruned:
         out = generate(model, given, STEPS)
     out.sequences = torch.cat([ids, out.sequences[:, -STEPS:]], 1)

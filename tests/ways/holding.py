@@ -74,6 +74,9 @@ def quantised(family: str) -> None:
     torch.testing.assert_close(out.logits[0], expected, **CLOSE)
 
 
+QUERIES = ("q_proj", "q_b_proj")  # the latter behind a latent
+
+
 @way("LoRA (PEFT)", table="holding", oldest=False)
 def lora(family: str) -> None:
     """Two adapters: one is active, then the other while attached, then it is merged: each equals its own reference."""
@@ -81,7 +84,7 @@ def lora(family: str) -> None:
 
     bare = own(family)
     inside = set(decoder(bare).modules())
-    names = [name for name, module in bare.named_modules() if module in inside and name.endswith("q_proj")]
+    names = [name for name, module in bare.named_modules() if module in inside and name.endswith(QUERIES)]
     config = peft.LoraConfig(target_modules=names, r=2, init_lora_weights=False)
     torch.manual_seed(0)
     with warnings.catch_warnings():

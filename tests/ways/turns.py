@@ -41,14 +41,18 @@ def _attached(family: str, model: Any, pruner: Pruner | None) -> Any:
     return contextlib.nullcontext() if pruner is None else pruner(model)
 
 
+def _types(batch: dict[str, Tensor]) -> list[str]:
+    """What says of each token what it is."""
+    return [name for name in batch if name.endswith("token_type_ids")]
+
+
 def _then(batch: dict[str, Tensor], words: Tensor) -> dict[str, Tensor]:
     """The conversation `batch` with `words` (1, n) said behind it."""
     more = words.shape[1]
     longer = {**batch, "input_ids": torch.cat([batch["input_ids"], words], 1)}
     longer["attention_mask"] = torch.ones_like(longer["input_ids"])
-    for name in ("mm_token_type_ids", "token_type_ids"):
-        if name in batch:
-            longer[name] = torch.nn.functional.pad(batch[name], (0, more))
+    for name in _types(batch):
+        longer[name] = torch.nn.functional.pad(batch[name], (0, more))
     return longer
 
 
@@ -93,7 +97,7 @@ def _image_turn(family: str, pruner: Pruner | None) -> None:
     past, model = begin["input_ids"].shape[1], build(family)
     if not torch.equal(begin["input_ids"], whole["input_ids"][:, :past]):
         raise NotApplicable("several images make other tokens than one alone, so they come together")
-    later = {name: whole[name][:, past:] for name in ("mm_token_type_ids", "token_type_ids") if name in whole}
+    later = {name: whole[name][:, past:] for name in _types(whole)}
     later |= model_inputs(family, [[second]])
     positions = prompt_positions(model, whole, 0)
     with _attached(family, model, pruner) as pruned, torch.no_grad():
