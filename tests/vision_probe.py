@@ -21,6 +21,8 @@ ENCODES_FIRST = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 
 MIXED_UP = () if ENCODES_FIRST else ("llava", "llava_next", "internvl", *MORE)
 # GLM's still does: it has no way of its own to repeat images of several sizes
 MIXED_UP += ("glm4v", "glm4v_moe", "glm46v", "glm_ocr")
+# Llama 4's does not repeat them, and raises
+MIXED_UP += ("llama4",)
 VIDEOS_LINE_UP = tuple(family for family in WITH_VIDEOS if (family, "video") not in AVERAGED)
 
 

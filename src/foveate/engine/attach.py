@@ -34,7 +34,8 @@ class Handle:
     def report(self) -> Report:
         """One entry for each prefill since the pruner was attached."""
         hooks = self._hooks
-        cached = [attention is not None for attention in hooks.parts.attention]
+        attention = hooks.parts.attention
+        cached = [one is not None and layer not in hooks.readers for layer, one in enumerate(attention)]
         return Report(tuple(summarise(record, hooks.text_config, hooks.depth, cached) for record in hooks.records))
 
     def detach(self) -> None:
