@@ -16,7 +16,7 @@ from foveate.errors import AlreadyAttachedError, BudgetError, UnsupportedCacheEr
 from foveate.families import Family
 from tests.laws.methods import Ladder
 from tests.threads import at_once
-from tests.tiny_models import ATTENTIVE, build, generate, inputs
+from tests.tiny_models import ATTENTIVE, build, feed_forward, generate, inputs
 
 ORIGINAL = AttentionInterface.get_interface
 
@@ -131,7 +131,7 @@ def test_exception_inside_generate(model, batch, where):
     def fail(*_):
         raise ZeroDivisionError
 
-    handle = model.get_decoder().layers[where].mlp.register_forward_hook(fail)
+    handle = feed_forward(model, where).register_forward_hook(fail)
     try:
         with pytest.raises(ZeroDivisionError), FastV(keep=0.3, layer=where + 1)(model):
             generate(model, batch, 3)

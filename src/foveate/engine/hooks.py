@@ -288,8 +288,8 @@ class Hooks:
             rows.append(now)
         compacted = 0 if frame.record is None else frame.record.compacted
         left = None if frame.past else rows[compacted]
-        rows = [left if layer < compacted else count for layer, count in enumerate(rows)]
-        return [None if layer in self.readers else count for layer, count in enumerate(rows)]
+        held = [left if layer < compacted else count for layer, count in enumerate(rows)]
+        return [None if layer in self.readers else count for layer, count in enumerate(held)]
 
     # -- tokens that the method adds
 
