@@ -146,7 +146,7 @@ def test_exception_in_a_method_and_then_a_good_run(model, batch):
                 raise ZeroDivisionError
             return super().select(tokens)
 
-    with pytest.raises(ZeroDivisionError), Faulty()(model):
+    with pytest.raises(ZeroDivisionError), Faulty(cuts=(1, 3, 4))(model):
         generate(model, batch, 3)
     handle = foveate.attach(model, FastV(keep=0.3))
     with pytest.raises(ValueError):  # more images than placeholders
@@ -162,7 +162,7 @@ def test_a_method_that_returns_something_else(model, batch, answer):
         def select(self, tokens):
             return answer(tokens.valid)
 
-    with pytest.raises(TypeError, match="bool mask of shape"), Wrong()(model):
+    with pytest.raises(TypeError, match="bool mask of shape"), Wrong(cuts=(1, 3, 4))(model):
         generate(model, batch, 3)
 
 

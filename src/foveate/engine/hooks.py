@@ -414,7 +414,8 @@ class Hooks:
             if number in self.scales:
                 given[SCALE] = row_scale(frame, self.scales[number], keys.past)
         del given[names.hidden]
-        return (hidden,), given
+        # by place what came by place: reentrant gradient checkpointing cuts the graph there, and at no keyword
+        return (hidden, *(given.pop(name) for name in names.layer[number][1 : len(args)])), given
 
     def _cut(self, number: int, hidden: Tensor, cache: Any, frame: Frame, prompt: Prompt) -> Tensor:
         """The stage before layer `number`, and what it means for the caches of the layers before."""
