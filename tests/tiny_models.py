@@ -175,6 +175,12 @@ def decoder(model: PreTrainedModel) -> nn.Module:
     return family_of(model).parts(model).decoder
 
 
+def feed_forward(model: PreTrainedModel, number: int) -> nn.Module:
+    """The feed-forward part of a decoder layer."""
+    layer = decoder(model).layers[number]
+    return layer.mlp if hasattr(layer, "mlp") else layer.feed_forward
+
+
 def caches(family: str, cache: Cache) -> list[CacheLayerMixin]:
     """The layers of a cache, but for those of decoder layers that read the keys and values of others."""
     model = build(family)

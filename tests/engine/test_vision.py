@@ -26,6 +26,8 @@ def by_hand(family, output):
         return torch.stack([group.mean(0) for group in output.split(4)])
     if family == "pixtral":
         return output[0]
+    if family == "llama4":  # the class token comes last
+        output = output[0].roll(1, 1)
     if output.ndim == 4:  # (tiles, rows, columns, C)
         output = output.flatten(1, 2)
     side = {16: 4, 17: 4, 65: 8, 64: 8, 256: 16}[output.shape[1]]
@@ -90,7 +92,7 @@ def test_batch_equals_its_samples_alone(family, layout, how):
 def test_generate_equals_forward_and_beams_repeat_rows(family, layout):
     if layout == "video" and family not in VIDEOS_LINE_UP:
         pytest.skip("no videos that line up")
-    if family in MIXED_UP and (layout != "one image" or family == "internvl"):
+    if family in MIXED_UP and (layout != "one image" or family in ("internvl", "llama4")):
         pytest.skip("generate() of this transformers mixes up the images of beams")
     model, batch = build(family), inputs(family, layout)
     forward = looked(model, batch, "forward")[0]

@@ -294,9 +294,8 @@ class Hooks:
             rows.append(now)
         compacted = 0 if frame.record is None else frame.record.compacted
         left = None if frame.past else rows[compacted]
-        return [
-            None if layer in self.readers else left if layer < compacted else count for layer, count in enumerate(rows)
-        ]
+        held = [left if layer < compacted else count for layer, count in enumerate(rows)]
+        return [None if layer in self.readers else count for layer, count in enumerate(held)]
 
     def _keep_sizes(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         keep_sizes(output, self.family.vision_sizes(args, kwargs))
@@ -426,7 +425,8 @@ class Hooks:
             if number in self.scales:
                 given[SCALE] = row_scale(frame, self.scales[number], keys.past)
         del given[names.hidden]
-        return (hidden,), given
+        # by place what came by place: reentrant gradient checkpointing cuts the graph there, and at no keyword
+        return (hidden, *(given.pop(name) for name in names.layer[number][1 : len(args)])), given
 
     def _cut(self, number: int, hidden: Tensor, cache: Any, frame: Frame, prompt: Prompt) -> Tensor:
         """The stage before layer `number`, and what it means for the caches of the layers before."""

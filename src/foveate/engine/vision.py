@@ -75,6 +75,7 @@ class _Call:
     received: dict[int, list[Tensor]] = field(default_factory=dict)
     projected: Tensor | None = None
     projections: int = 0
+    doubtful: bool = False  # whether what the projector puts out may be another call's
 
 
 @dataclass
@@ -139,7 +140,8 @@ class VisionRecorder:
         if seen.used:
             seen.calls.clear()
         seen.used = False
-        seen.calls.append(_Call(self.family.vision_sizes(args, kwargs)))
+        waiting = self.family.projects_later and bool(seen.calls) and seen.calls[-1].projected is None
+        seen.calls.append(_Call(self.family.vision_sizes(args, kwargs), doubtful=waiting))
         del seen.calls[:-MOST_CALLS]
 
     def _after_block(self, number: int, module: nn.Module, args: tuple, output: Any) -> None:
@@ -201,6 +203,8 @@ class VisionRecorder:
         self._seen.used = cache is None and prompt.encoded
         if not calls:
             raise VisionFeaturesError(UNSEEN)
+        if any(call.doubtful for call in calls):
+            raise VisionFeaturesError(MISFIT)
         for first in range(len(calls)):  # all that were made since the last prefill; if one failed, the latest
             index = self._index(calls[first:], prompt, embeds)
             if index is not None:

@@ -73,6 +73,8 @@ class Family:
         A Hub id.
     answer_type
         What `token_type_ids` are for the tokens of an answer.
+    projects_later
+        Whether the projector runs with the language model, and not where `generate()` has the images encoded.
     token_inputs
         Arguments of the decoder layers, beside those of any model, that have one entry a token: name and axis of the
         tokens, the batch on the axis before. They are cut with the tokens; tokens that a method adds get zeros.
@@ -85,6 +87,7 @@ class Family:
     """
 
     answer_type: ClassVar[int] = 0
+    projects_later: ClassVar[bool] = False
     token_inputs: ClassVar[Mapping[str, int]] = MappingProxyType({})
     has_streams: ClassVar[bool] = False
     projects_each: ClassVar[bool] = False

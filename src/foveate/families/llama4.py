@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ class Llama4(Family):
     last, and the token before it is the same for every image: a sample's last run is the whole of its last image, and
     each run with the same token before it ends an image.
     """
+
+    projects_later: ClassVar[bool] = True
 
     def decoder(self, model: Any) -> Any:
         return model.language_model.model  # `get_decoder()` gives it with its head
