@@ -15,7 +15,7 @@ from foveate.families.vision import average_squares
 from tests.models import TINY
 from tests.tiny_models import AVERAGED, LAYOUTS, SEEING, WITH_VIDEOS, build, inputs, pictures, visual
 from tests.tiny_pictures import LLAVA_NEXT_SIZES, SIZED
-from tests.vision_probe import ENCODES_FIRST, MIXED_UP, hooked, looked
+from tests.vision_probe import ENCODES_FIRST, MIXED_UP, TILED, hooked, looked
 
 CASES = [
     (family, layout)
@@ -59,7 +59,7 @@ HOWS = pytest.mark.parametrize("how", ["generate", "forward", "beams"])
 
 def one_by_one(family, layout):
     """Whether images that are repeated one by one are also repeated sample by sample."""
-    return layout == "one image" and family not in ("llava_next", "internvl", "llama4")
+    return layout == "one image" and family not in ("llava_next", "llama4", *TILED)
 
 
 # -- codes: each patch says which grid it lies on, in which row, in which column

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import Generator, Tensor, nn
 
 from foveate.families import Grid
@@ -67,6 +68,14 @@ def _pixels(samples: Samples) -> dict[str, Tensor]:
 def _paddleocr_vl() -> dict:
     vision = dict(CROP_VISION, patch_size=4, spatial_merge_size=2)
     return dict(vision_config=vision, text_config=dict(TEXT, head_dim=16, rope_parameters=MROPE), **QWEN_IDS)
+
+
+def _config_fits() -> bool:
+    """Whether this transformers can make the config (5.4.0 cannot)."""
+    try:
+        return bool(transformers.PaddleOCRVLConfig())
+    except StrictDataclassError:
+        return False
 
 
 def _patches(number: int, generator: Generator, several: bool) -> Picture:
@@ -374,6 +383,7 @@ FAMILIES = {
         picture=_patches,
         inputs=_with_grids,
         types=_image_types,
+        needs=_config_fits,
         relative=True,
         packed=True,
         average=_average_paddleocr_vl,
