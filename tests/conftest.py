@@ -1,9 +1,25 @@
-"""One thread: the tests' tensors are small, and the machine may be shared. Triton, where it is, interprets."""
+"""The same on every machine: one thread, no network, no example that another run would not draw.
+
+The tests' tensors are small, and the machine may be shared. Triton, where it is, interprets.
+"""
 
 import os
 
 import torch
+from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported, whoever does that first
+
+# a proxy would answer for the closed ports that stand for servers here; what asks the Hub where it may would
+# wait for it, or find what another machine does not
+for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "hf_token", "hf_endpoint"):
+    for spelled in (name, name.upper()):
+        os.environ.pop(spelled, None)
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+
+# HYPOTHESIS_PROFILE=search draws other examples each time
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("search", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))

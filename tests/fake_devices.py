@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from foveate.families import family_of
 
 FIRST, SECOND = torch.device("xpu", 0), torch.device("xpu", 1)
 GET_DEVICE = Tensor.device.__get__
@@ -52,22 +55,31 @@ def spread(model: Any, first: int) -> None:
 
     As accelerate does it: a layer's own arguments are brought to its device within its forward, behind the hooks.
     """
-    layers = model.get_decoder().layers
+    decoder = family_of(model).parts(model).decoder
+    layers: Any = decoder.layers
     for number, layer in enumerate(layers):
         place = SECOND if number >= first else FIRST
         for value in (*layer.parameters(), *layer.buffers()):
             value.said = place
         layer.forward = _moving(layer.forward, place)
-    norm, head = model.get_decoder().norm, model.lm_head
+    for module in getattr(decoder, "altup_unembed_projections", ()):  # behind the last layer, on the first device
+        module.forward = _moving(module.forward, FIRST)
+    norm, head = _last_norm(decoder), model.get_output_embeddings()
     for value in norm.parameters():
         value.said = SECOND
     norm.forward = _moving(norm.forward, SECOND)
     head.forward = _moving(head.forward, FIRST)  # its weights may be those of the embeddings
 
 
+def _last_norm(decoder: nn.Module) -> nn.Module:
+    """The norm behind the layers, whatever it is called."""
+    return next(module for name, module in decoder.named_children() if name.endswith("norm"))
+
+
 def _moving(forward: Any, place: torch.device) -> Any:
+    @functools.wraps(forward)  # as accelerate does it
     def moved(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = tree_map(lambda one: one.to(place) if isinstance(one, Tensor) else one, (args, kwargs))
+        args, kwargs = tree_map(lambda one: one.to(place) if hasattr(one, "to") else one, (args, kwargs))
         return forward(*args, **kwargs)
 
     return moved

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from foveate.families import family_of
+
 
 class Int8Linear(nn.Module):
     """A linear layer with integer weights and one scale an output channel."""
@@ -25,7 +27,7 @@ class Int8Linear(nn.Module):
 
 def quantise(model: PreTrainedModel, make: Callable[[nn.Linear], nn.Module]) -> PreTrainedModel:
     """Replace the linear layers of the decoder's attention and feed-forward; returns the model."""
-    for layer in model.get_decoder().layers:
+    for layer in family_of(model).parts(model).layers:
         for module in list(layer.modules()):
             for name, child in list(module.named_children()):
                 if type(child) is nn.Linear:

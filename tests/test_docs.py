@@ -63,7 +63,7 @@ def test_the_method_of_the_page_keeps_the_laws_with_the_line_of_the_page(family,
 def test_the_family_of_the_page_is_needed():
     """With the default in its place the page's own check stops."""
     family, check = blocks(ROOT / "docs" / "add-a-family.md")
-    default = check.replace("OVIS2", "Family('ovis2', 'Ovis2', '')")
+    default = check.replace("JANUS", "Family('janus', 'Janus-Pro', '')")
     with pytest.raises(UnsupportedModelError, match="projector"):
         exec(family + default, vars(types.ModuleType("example")))
 

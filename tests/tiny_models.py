@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import torch
+from torch import nn
 from transformers import (
     Idefics3Config,
     Idefics3ForConditionalGeneration,
@@ -24,12 +25,14 @@ from transformers import (
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
+from transformers.cache_utils import Cache, CacheLayerMixin
 
+from foveate.families import FAMILIES, family_of
 from tests.models import TINY, TINY_ABSENT
 from tests.tiny_more import AVERAGED, EAGER_ONLY, MORE, MORE_ABSENT, MORE_WITH_VIDEOS, VARIANTS, more, more_types
 from tests.tiny_newer import ABSENT, NEWER, NEWER_WITH_VIDEOS, RELATIVES, UNSEEN, WITH_STATES, newer
 from tests.tiny_pictures import IMAGE, SIZED, VIDEO, Picture, film, model_inputs, picture
-from tests.tiny_sizes import CROP_VISION, MROPE, PAD, QWEN_IDS, QWEN_VISION, TEXT
+from tests.tiny_sizes import CROP_VISION, LAYERS, MROPE, PAD, QWEN_IDS, QWEN_VISION, TEXT
 
 CLIP = dict(CROP_VISION, model_type="clip_vision_model", patch_size=8, projection_dim=32)
 LLAVA = dict(
@@ -129,6 +132,7 @@ BUILDERS = {
 ABSENT = {*ABSENT, *MORE_ABSENT, *TINY_ABSENT}
 RELATIVES = (*RELATIVES, *(family for family, tiny in TINY.items() if tiny.relative))
 UNSEEN = (*UNSEEN, *(family for family, tiny in TINY.items() if tiny.unseen))
+UNPLACED = tuple(family for family in UNSEEN if not (family in TINY and TINY[family].placed))  # in `generate()`
 WITH_STATES = (*WITH_STATES, *(family for family, tiny in TINY.items() if tiny.states))
 EAGER_ONLY = (*EAGER_ONLY, *(family for family, tiny in TINY.items() if tiny.eager_only))
 DECODER_ONLY = tuple(family for family, tiny in TINY.items() if tiny.decoder_only)
@@ -166,6 +170,29 @@ def make(cls: type[PreTrainedModel], config: object, attention: str | dict[str, 
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
     return model
+
+
+def decoder(model: PreTrainedModel) -> nn.Module:
+    """The language model without its head; `get_decoder()` of some families gives it with its head."""
+    return family_of(model).parts(model).decoder
+
+
+def feed_forward(model: PreTrainedModel, number: int) -> nn.Module:
+    """The feed-forward part of a decoder layer."""
+    layer = decoder(model).layers[number]
+    return layer.mlp if hasattr(layer, "mlp") else layer.feed_forward
+
+
+def caches(family: str, cache: Cache) -> list[CacheLayerMixin]:
+    """The layers of a cache, but for those of decoder layers that read the keys and values of others."""
+    model = build(family)
+    sources = family_of(model).kv_sources(family_of(model).parts(model))
+    return [layer for number, layer in enumerate(cache.layers) if sources[number] == number]
+
+
+def last_stage(family: str) -> int:
+    """Before which layer the last stage can lie."""
+    return TINY[family].last_stage if family in TINY else LAYERS - 1
 
 
 ONE, TWO, NONE = [4, None, 5], [3, None, 2, None, 4], [9]
@@ -249,7 +276,9 @@ def visual(batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def generate(model: PreTrainedModel, batch: dict[str, torch.Tensor], steps: int = 6, **options):
     """Greedy generation of `steps` tokens with the logits and the cache."""
-    options = {"do_sample": False, "suppress_tokens": [IMAGE, VIDEO], **options}
+    family = FAMILIES.get(model.config.model_type)
+    reserved = () if family is None else family.reserved_ids(model.config)
+    options = {"do_sample": False, "suppress_tokens": [*{IMAGE, VIDEO, *reserved}], **options}
     with torch.no_grad():
         return model.generate(
             **batch, max_new_tokens=steps, output_logits=True, return_dict_in_generate=True, **options

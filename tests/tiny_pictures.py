@@ -16,7 +16,7 @@ FIRST_CROP = 100  # then one id a place in the raster of crops, nine a row
 FILM_START, FILM_END = 98, 99  # around a video of GLM
 STAMP = 97  # before a frame of a Qwen3-VL video
 
-SIZED = ("qwen", "glm")  # whose images have sizes in patches
+SIZED = ("qwen", "glm", "exaone", "ernie")  # whose images have sizes in patches, which come in merge groups
 QWEN_SIZES = [(8, 12), (12, 12)]
 # (height, width) in pixels, crops of the padded image in 32 pixels, grid after unpadding; worked out by hand
 LLAVA_NEXT_SIZES = [((20, 64), 2, (2, 8)), ((60, 30), 2, (8, 4)), ((64, 50), 4, (8, 6))]

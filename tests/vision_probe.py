@@ -12,15 +12,25 @@ import transformers
 
 from foveate.engine import attach
 from foveate.pruners import Pruner, VisualTokens
-from tests.tiny_models import AVERAGED, VARIANTS, WITH_VIDEOS, generate
+from tests.models import TINY
+from tests.tiny_models import AVERAGED, WITH_VIDEOS, generate
 from tests.tiny_more import MORE
 
 # From then on `generate()` encodes the images first. Before, it repeats them for beams one by one, not by sample:
 # where a sample has several images or tiles, the model gets them mixed up.
 ENCODES_FIRST = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 19)
-MIXED_UP = () if ENCODES_FIRST else ("llava", "llava_next", "internvl", *VARIANTS, *MORE)
+MIXED_UP = () if ENCODES_FIRST else ("llava", "llava_next", "internvl", *MORE, *TINY)
 # GLM's still does: it has no way of its own to repeat images of several sizes
 MIXED_UP += ("glm4v", "glm4v_moe", "glm46v", "glm_ocr")
+# Llama 4's does not repeat them, and raises
+MIXED_UP += ("llama4",)
+INTERNVL3_5 = ("internvl3_5", "internvl3_5_moe", "internvl3_5_gpt_oss")
+TILED = (
+    "internvl",
+    *INTERNVL3_5,
+    "got_ocr2",
+    "ovis2",
+)  # where one image has several tiles, which are mixed up as images are
 VIDEOS_LINE_UP = tuple(family for family in WITH_VIDEOS if (family, "video") not in AVERAGED)
 
 

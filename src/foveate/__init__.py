@@ -7,7 +7,7 @@ first time it is used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.2.0"
 
 # name -> where it lives; None: the name is a sub-module itself
 _PUBLIC: dict[str, str | None] = {
@@ -46,15 +46,15 @@ if TYPE_CHECKING:
     from foveate.pruners import Random as Random
     from foveate.pruners import load as load
     from foveate.pruners import make as make
+else:  # a type checker that saw this function would take every name, misspelt ones too
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'foveate' has no attribute {name!r}")
-    home = _PUBLIC[name]
-    value = import_module(f"foveate.{name}") if home is None else getattr(import_module(home), name)
-    globals()[name] = value  # next time without this function
-    return value
+    def __getattr__(name: str) -> Any:
+        if name not in _PUBLIC:
+            raise AttributeError(f"module 'foveate' has no attribute {name!r}")
+        home = _PUBLIC[name]
+        value = import_module(f"foveate.{name}") if home is None else getattr(import_module(home), name)
+        globals()[name] = value  # next time without this function
+        return value
 
 
 def __dir__() -> list[str]:

@@ -7,7 +7,7 @@ import torch
 from transformers.modeling_utils import AttentionInterface
 
 from foveate.engine.attention import attention_rows, attention_tap
-from tests.tiny_models import ATTENTIVE, build, inputs
+from tests.tiny_models import ATTENTIVE, build, decoder, inputs
 
 
 @pytest.mark.parametrize("family", ATTENTIVE)
@@ -25,7 +25,7 @@ def test_rows_equal_output_attentions(family, attention, layout):
     model = build(family, attention)
     before = AttentionInterface.get_interface
     with torch.no_grad():
-        with attention_tap(model.get_decoder().layers[2].self_attn, listen):
+        with attention_tap(decoder(model).layers[2].self_attn, listen):
             model(**batch)
         whole = build(family, "eager")(**batch, output_attentions=True).attentions[2]
     assert AttentionInterface.get_interface is before

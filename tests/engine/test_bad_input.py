@@ -16,7 +16,7 @@ from foveate.errors import AlreadyAttachedError, BudgetError, UnsupportedCacheEr
 from foveate.families import Family
 from tests.laws.methods import Ladder
 from tests.threads import at_once
-from tests.tiny_models import ATTENTIVE, build, generate, inputs
+from tests.tiny_models import ATTENTIVE, build, feed_forward, generate, inputs
 
 ORIGINAL = AttentionInterface.get_interface
 
@@ -131,7 +131,7 @@ def test_exception_inside_generate(model, batch, where):
     def fail(*_):
         raise ZeroDivisionError
 
-    handle = model.get_decoder().layers[where].mlp.register_forward_hook(fail)
+    handle = feed_forward(model, where).register_forward_hook(fail)
     try:
         with pytest.raises(ZeroDivisionError), FastV(keep=0.3, layer=where + 1)(model):
             generate(model, batch, 3)
@@ -146,7 +146,7 @@ def test_exception_in_a_method_and_then_a_good_run(model, batch):
                 raise ZeroDivisionError
             return super().select(tokens)
 
-    with pytest.raises(ZeroDivisionError), Faulty()(model):
+    with pytest.raises(ZeroDivisionError), Faulty(cuts=(1, 3, 4))(model):
         generate(model, batch, 3)
     handle = foveate.attach(model, FastV(keep=0.3))
     with pytest.raises(ValueError):  # more images than placeholders
@@ -162,7 +162,7 @@ def test_a_method_that_returns_something_else(model, batch, answer):
         def select(self, tokens):
             return answer(tokens.valid)
 
-    with pytest.raises(TypeError, match="bool mask of shape"), Wrong()(model):
+    with pytest.raises(TypeError, match="bool mask of shape"), Wrong(cuts=(1, 3, 4))(model):
         generate(model, batch, 3)
 
 

@@ -3,8 +3,8 @@
 Weight-only quantisation works on each token alone. Where activations are quantised with one scale for all tokens, the
 tokens that are left get another scale than among all, and no run that leaves some out is exact; that is not tested.
 
-The libraries use what torch deprecates: `pip install torchao bitsandbytes optimum-quanto`, then run this file with
-`-W ignore::DeprecationWarning -W ignore::FutureWarning`.
+The libraries are in no other environment: `.ci/quantised` makes one, runs this file there, and fails where one is
+missing; everywhere else their cases are skipped.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from foveate import DivPrune, FastV, GreedyPrune, Random
 from foveate.engine.arguments import cache_of, with_cache
 from foveate.testing import NEVER, hidden_from, reference_logits
 from tests.laws.methods import Ladder
-from tests.tiny_models import ATTENTIVE, BUILDERS, IMAGE, build, generate, inputs
+from tests.tiny_models import ATTENTIVE, BUILDERS, IMAGE, build, caches, decoder, generate, inputs, last_stage
 from tests.tiny_sizes import LAYERS
 
 
@@ -24,18 +24,18 @@ def test_kv_cache_lengths_per_layer(family, attention):
     prompt = batch["input_ids"].shape[1]
     visual = int((batch["input_ids"] == IMAGE).sum())
     kept = round(0.25 * visual)
-    for layer in (0, 2, 5):
+    for layer in (0, 2, last_stage(family)):
         with Random(keep=0.25, layer=layer)(build(family, attention)) as pruned:
             out = generate(pruned.model, batch, 4)
         full, short = prompt + 3, prompt - visual + kept + 3  # the last token is never fed back
-        expected = [full] * layer + [short] * (LAYERS - layer)
-        cached = cache_of(out).layers
+        cached = caches(family, cache_of(out))
+        expected = [full] * layer + [short] * (len(cached) - layer)
         seen = [
             min(length, one.keys.shape[-2]) if one.is_sliding else length
             for one, length in zip(cached, expected, strict=True)
         ]
-        assert lengths(cache_of(out)) == seen  # no more than that where a window has passed on
-        assert [cached.get_seq_length() for cached in cache_of(out).layers] == [full] * LAYERS
+        assert [one.keys.shape[-2] for one in cached] == seen  # no more than that where a window has passed on
+        assert [one.get_seq_length() for one in cached] == [full] * len(cached)
 
 
 def test_three_stages_and_compaction():
@@ -69,17 +69,18 @@ def test_layers_see_short_sequences_at_their_old_positions(family):
 
     def record(run):
         def hook(module, args, kwargs):
-            if args[0].shape[1] > 1:
-                seen[run].append((args[0].shape[1], kwargs["position_embeddings"]))
+            tables = kwargs["position_embeddings"] if "position_embeddings" in kwargs else args[1]
+            if args[0].shape[-2] > 1:
+                seen[run].append((args[0].shape[-2], (tables,) if isinstance(tables, torch.Tensor) else tables))
 
         return hook
 
     with torch.no_grad():
-        handle = model.get_decoder().layers[3].register_forward_pre_hook(record("dense"), with_kwargs=True)
+        handle = decoder(model).layers[3].register_forward_pre_hook(record("dense"), with_kwargs=True)
         generate(model, batch, 1)
         handle.remove()
         with DivPrune(keep=0.3, layer=3)(model) as pruned:
-            handle = model.get_decoder().layers[3].register_forward_pre_hook(record("pruned"), with_kwargs=True)
+            handle = decoder(model).layers[3].register_forward_pre_hook(record("pruned"), with_kwargs=True)
             generate(model, batch, 1)
             handle.remove()
     (length, tables), (short, picked) = seen["dense"][0], seen["pruned"][0]
@@ -97,7 +98,7 @@ def test_plain_forward_prunes_too_and_keeps_its_output_shape(family, pruner):
     with torch.no_grad(), pruner(model) as pruned:
         out = model(**batch)
     assert out.logits.shape[:2] == batch["input_ids"].shape
-    assert lengths(cache_of(out))[-1] < batch["input_ids"].shape[1]
+    assert caches(family, cache_of(out))[-1].keys.shape[-2] < batch["input_ids"].shape[1]
     with pruner(model) as again:
         generated = generate(model, batch, 1)
     assert again.report.stages[0].kept[0].tolist() == pruned.report.stages[0].kept[0].tolist()

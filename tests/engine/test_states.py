@@ -67,8 +67,10 @@ def test_a_second_turn(family, compact):
         second = generate(model, {"input_ids": more, "attention_mask": mask}, 3, **with_cache(model, cache_of(first)))
         if compact:
             return
-        types = torch.nn.functional.pad(batch["mm_token_type_ids"], (0, more.shape[1] - batch["input_ids"].shape[1]))
-        whole = {**batch, "input_ids": more, "attention_mask": mask, "mm_token_type_ids": types}
+        whole = {**batch, "input_ids": more, "attention_mask": mask}
+        if "mm_token_type_ids" in batch:
+            longer = (0, more.shape[1] - batch["input_ids"].shape[1])
+            whole["mm_token_type_ids"] = torch.nn.functional.pad(batch["mm_token_type_ids"], longer)
         whole = generate(model, whole, 3)
     for ours, theirs in zip(second.logits, whole.logits, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
@@ -131,9 +133,10 @@ def nothing_is_refused(monkeypatch):
     ("broken", "method"),
     [(the_mask_stays, "ladder"), (the_mask_stays, "random"), (nothing_is_refused, "glimpseprune")],
 )
-def test_broken_on_purpose(broken, method, monkeypatch):
+@pytest.mark.parametrize("family", [family for family in (FAMILY, "lfm2_vl") if family in WITH_STATES])
+def test_broken_on_purpose(family, broken, method, monkeypatch):
     def check():
-        test_laws.test_laws(FAMILY, "sdpa", "ragged", method)
+        test_laws.test_laws(family, "sdpa", "ragged", method)
 
     check()
     broken(monkeypatch)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from foveate.engine.rows import QUERIES, column_sums
+from foveate.errors import UnsupportedModelError
 from foveate.families import family_of
 from tests.tiny_models import IMAGE, LAYOUTS, SEEING, build, inputs, single
 from tests.tiny_pictures import SIZED
@@ -47,7 +48,17 @@ def test_it_is_what_the_encoders_own_attention_says(attention):
             assert not tokens.received[0][row, ~valid].any()
 
 
-@pytest.mark.parametrize("family", SEEING)
+UNHEARD = tuple(family for family in ("got_ocr2",) if family in SEEING)  # attention of their own
+
+
+@pytest.mark.parametrize("family", UNHEARD)
+@pytest.mark.parametrize("how", ["generate", "forward"])
+def test_attention_that_cannot_be_heard_is_refused(family, how):
+    with pytest.raises(UnsupportedModelError, match="does not go through transformers' attention functions"):
+        looked(build(family), inputs(family, BATCH), how, blocks=(), attended=(0, 2))
+
+
+@pytest.mark.parametrize("family", [family for family in SEEING if family not in UNHEARD])
 def test_batch_equals_its_samples_alone_and_nothing_is_lost(family):
     model = build(family)
     together = looked(model, inputs(family, BATCH), blocks=(), attended=(0, 2))[0]

@@ -1,6 +1,6 @@
 """Checkpoints that load as a family of another name, by configs written like theirs.
 
-And what Molmo 2, PerceptionLM and Apertus 1.5 do that no other family does.
+And what Molmo 2 and PerceptionLM do that no other family does.
 """
 
 from __future__ import annotations
@@ -118,11 +118,3 @@ def test_perception_lm_counts_a_run_as_an_image_where_the_pixels_are_gone():
     assert by_pixels.image[0].tolist() == [0] * 48 + [1] * 48
     assert by_runs.image[0].tolist() == [0] * 96
     assert torch.equal(by_pixels.grid, by_runs.grid)  # each tile is one, in any case
-
-
-@pytest.mark.skipif("apertus1p5" not in TINY, reason="this transformers has no Apertus 1.5")
-@pytest.mark.parametrize("how", ["forward", "generate", "beams"])
-def test_rows_of_codes_are_seen_in_generate_too(how):
-    tokens = shown(build("apertus1p5"), inputs("apertus1p5", "two images"), how)[0]
-    assert tokens.grids_known
-    assert {*tokens.grids} == {(Grid(3, 5), Grid(4, 4))}

@@ -22,8 +22,9 @@ def test_every_listed_family_has_a_tiny_model():
 def test_parts(family):
     model = build(family)
     parts = family_of(model).parts(model)
-    assert parts.base is model.model
-    assert parts.decoder is (model.model.text_model if family in CROPS_APART else model.model.language_model)
+    assert parts.base is model.base_model
+    inside = dict.fromkeys(CROPS_APART, "text_model") | {"llama4": "language_model.model"}
+    assert parts.decoder is model.base_model.get_submodule(inside.get(family, "language_model"))
     assert len(parts.layers) == len(parts.attention) == 6
     assert IMAGE in parts.visual_ids
 

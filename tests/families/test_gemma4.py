@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 import foveate
-from foveate.errors import UnsupportedModelError
+from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelError
 from foveate.families import FAMILIES
 from foveate.testing import check_laws
 from tests.families.test_grids import shown
 from tests.laws.methods import Ladder
-from tests.tiny_models import build, inputs, make, pictures
+from tests.models import TINY
+from tests.models.gemma import gemma4_e
+from tests.tiny_models import IMAGE, build, generate, inputs, make, pictures
 from tests.tiny_newer import NEWER, newer
 
 pytestmark = pytest.mark.skipif("gemma4" not in NEWER, reason="this transformers has no Gemma 4")
@@ -61,18 +65,67 @@ def test_with_experts():
         law.require()
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [({"hidden_size_per_layer_input": 8}, "per-layer embeddings"), ({"num_kv_shared_layers": 3}, "keys and values")],
-)
-def test_the_smaller_ones_are_refused(changes, says):
-    with torch.device("meta"):
-        cls, config = newer("gemma4")
-        text = {**config.text_config.to_dict(), **changes}
-        model = cls(type(config)(**{**config.to_dict(), "text_config": text}))
-    with pytest.raises(UnsupportedModelError, match=says) as caught:
-        foveate.attach(model, foveate.Random(keep=0.5))
+def shared(kinds: str, number: int, attention: str = "sdpa"):
+    """A small Gemma 4 whose last `number` layers read the keys and values of layers before."""
+    tiny = TINY["gemma4_e2b"]
+    return make(*dataclasses.replace(tiny, settings=lambda: gemma4_e(kinds, number)).make(), attention)
+
+
+@pytest.mark.parametrize("layers", [(2,), (1, 3), (5,)])
+def test_no_stage_between_keys_and_their_readers(layers):
+    """Of "sfsfsf", 3 shared: layers 3 and 5 read what layer 1 makes, layer 4 what layer 2 does."""
+    model = shared("sfsfsf", 3)
+    says = "keys and values that layers 1 and 2 .* in layers 3 to 5, .* before layers 0 and 1$"
+    with pytest.raises(BudgetError, match=says) as caught:
+        foveate.attach(model, Ladder(cuts=layers))
     assert "\n" not in str(caught.value)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("layout", ["one image", "ragged"])
+@pytest.mark.parametrize("compact", [False, True])
+def test_readers_of_both_kinds_see_what_their_sources_hold(attention, layout, compact):
+    model = shared("sfsfsf", 3, attention)
+    pruner = Ladder(cuts=(0, 1), compact_cache=compact)
+    for law in check_laws(model, inputs("gemma4_e2b", layout), pruner)[:2]:
+        law.require()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("rows", [1, 7, 40])
+@pytest.mark.parametrize("cache", [False, True])
+def test_last_layers_may_be_given_the_last_tokens_alone(attention, rows, cache):
+    """As many logits as were asked for, those of the tokens that are there as if all had been asked for."""
+    model, batch = shared("sfsfsf", 3, attention), inputs("gemma4_e2b", [[20, None, 2], [3, None, 2]])
+    seen = []
+    handle = model.get_decoder().layers[4].register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+    with Ladder(cuts=(0, 1))(model) as pruned, torch.no_grad():
+        some = model(**batch, logits_to_keep=rows, use_cache=cache).logits
+        everything = model(**batch, logits_to_keep=0, use_cache=cache).logits
+    handle.remove()
+    kept = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
+    kept |= (batch["input_ids"] != IMAGE) & batch["attention_mask"].bool()
+    for row, places in enumerate(pruned.report.stages[-1].kept):
+        kept[row, places] = True
+    assert some.shape[1] == min(rows, batch["input_ids"].shape[1])
+    if rows < seen[1]:
+        assert seen[0] == rows
+    last = kept[:, -some.shape[1] :]
+    torch.testing.assert_close(some[last], everything[:, -some.shape[1] :][last], atol=1e-4, rtol=0)
+
+
+def test_the_report_counts_layers_with_a_cache():
+    with foveate.Random(keep=0.5, layer=1)(shared("sfsfsf", 3)) as pruned:
+        generate(pruned.model, inputs("gemma4_e2b", "one image"), 1)
+    assert pruned.report.kv_share == pytest.approx((1 + 0.5 + 0.5) / 3)
+    assert pruned.report.flops_dense is None
+
+
+def test_static_caches_of_shared_layers_are_refused():
+    model = shared("ffffff", 2)
+    with foveate.Random(keep=0.5, layer=1)(model), pytest.raises(UnsupportedCacheError, match="share keys and values"):
+        generate(model, inputs("gemma4_e2b", "one image"), 2, cache_implementation="static", disable_compile=True)
 
 
 def test_vision_features_are_refused():

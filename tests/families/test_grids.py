@@ -15,7 +15,19 @@ from foveate.engine import attach
 from foveate.engine.arguments import cache_of, with_cache
 from foveate.families import FAMILIES, Family, Grid, Run, find_runs
 from foveate.pruners import Pruner
-from tests.tiny_models import BUILDERS, IMAGE, LAYOUTS, UNSEEN, WITH_VIDEOS, build, generate, inputs, pictures, visual
+from foveate.testing.reference import prompt_positions
+from tests.tiny_models import (
+    BUILDERS,
+    IMAGE,
+    LAYOUTS,
+    UNPLACED,
+    WITH_VIDEOS,
+    build,
+    generate,
+    inputs,
+    pictures,
+    visual,
+)
 from tests.tiny_pictures import VISION_END, VISION_START
 
 
@@ -74,7 +86,9 @@ def by_hand(seen):
 def test_a_method_sees_where_each_token_lies(family, layout, how):
     if how == "beams" and family.startswith("glm") and layout != "one image":
         pytest.skip("generate() of this transformers mixes up the images of beams")
-    if how != "forward" and family in UNSEEN:
+    if how == "beams" and family == "llama4":
+        pytest.skip("generate() of this transformers does not repeat the images of beams")
+    if how != "forward" and family in UNPLACED:
         pytest.skip("generate() takes away what says how many rows an image has")
     batch = inputs(family, layout)
     samples, there = pictures(family, layout), visual(batch)
@@ -256,18 +270,13 @@ def test_a_crop_comes_out_of_the_pixel_shuffle_row_by_row(family):
 
 
 @pytest.mark.parametrize(
-    "family", [family for family in WITH_VIDEOS if hasattr(build(family).model, "get_rope_index")]
+    "family",
+    [family for family in WITH_VIDEOS if hasattr(build(family).model, "get_rope_index") and family != "minicpmv4_7"],
 )
 @pytest.mark.parametrize("layout", ["ragged", "video"])
 def test_rotary_positions_run_along_rows_and_columns(family, layout):
     model, batch = build(family), inputs(family, layout)
-    axes, _ = model.model.get_rope_index(
-        batch["input_ids"],
-        batch["mm_token_type_ids"],
-        image_grid_thw=batch["image_grid_thw"],
-        video_grid_thw=batch.get("video_grid_thw"),
-        attention_mask=batch["attention_mask"],
-    )
+    axes = prompt_positions(model, batch, 0)[1:].long()
     tokens = shown(model, batch, "forward")[0]
     for sample in range(len(batch["input_ids"])):
         for number in range(len(tokens.grids[sample])):

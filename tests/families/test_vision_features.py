@@ -3,6 +3,8 @@ own way from the encoder to the language model."""
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -10,9 +12,10 @@ from foveate import errors
 from foveate.families import Family, family_of
 from foveate.families.qwen2_5_vl import _window_order
 from foveate.families.vision import average_squares
-from tests.tiny_models import AVERAGED, LAYOUTS, SEEING, VARIANTS, WITH_VIDEOS, build, inputs, pictures, visual
-from tests.tiny_pictures import IMAGE, LLAVA_NEXT_SIZES, SIZED
-from tests.vision_probe import ENCODES_FIRST, MIXED_UP, hooked, looked
+from tests.models import TINY
+from tests.tiny_models import AVERAGED, LAYOUTS, SEEING, WITH_VIDEOS, build, inputs, pictures, visual
+from tests.tiny_pictures import LLAVA_NEXT_SIZES, SIZED
+from tests.vision_probe import ENCODES_FIRST, MIXED_UP, TILED, hooked, looked
 
 CASES = [
     (family, layout)
@@ -34,11 +37,12 @@ MERGED = dict.fromkeys(
         "paligemma2",
         "vipllava",
         "deepseek_vl",
-        "granite_vision",
     ),
     1,
-)
+) | {family: tiny.merged for family, tiny in TINY.items()}
+PACKED = ("mistral3", "pixtral", *(family for family, tiny in TINY.items() if tiny.packed))
 WITHOUT_CLASS_TOKEN = (
+    *TINY,
     "idefics3",
     "smolvlm",
     "llava_onevision",
@@ -48,16 +52,14 @@ WITHOUT_CLASS_TOKEN = (
     "deepseek_vl",
     "aya_vision",
     "cohere2_vision",
-    "granite_vision",
-    "molmo2",
 )
-FRAMES_APART = {"llava_next_video": 4, "perception_lm": 8}  # encoded behind the images; patches along their side
+GROUPED = ("qwen", "exaone")  # their patches come in merge groups, one after another
 HOWS = pytest.mark.parametrize("how", ["generate", "forward", "beams"])
 
 
 def one_by_one(family, layout):
     """Whether images that are repeated one by one are also repeated sample by sample."""
-    return layout == "one image" and family not in ("llava_next", "internvl", *VARIANTS)
+    return layout == "one image" and family not in ("llava_next", "granite_vision", "llama4", *TILED)
 
 
 # -- codes: each patch says which grid it lies on, in which row, in which column
@@ -73,6 +75,9 @@ def codes(family, samples):
     """What the encoder takes for patches, as its processor orders them: for each call, (..., 3)."""
     images = [[one for sample in samples for one in sample if one.video == video] for video in (False, True)]
     numbers = {id(one): number for number, one in enumerate(images[0] + images[1])}
+    if family in TINY and TINY[family].codes:
+        made = functools.partial(TINY[family].codes, code=lambda one, *shape: code(numbers[id(one)], *shape))
+        return [call for kind in filter(None, images) for call in made(kind)]
     if family.startswith(SIZED):  # each frame in groups of 2 x 2 patches
         calls = []
         for kind in filter(None, images):
@@ -83,29 +88,26 @@ def codes(family, samples):
                 frames += [frame.reshape(-1, 3)] * time
             calls.append(torch.cat(frames))
         return calls
-    if family == "molmo2":  # each image small, then in crops that overlap by half
-        calls = []
+    if family in PACKED:  # one row of all
+        merged, calls = MERGED.get(family, 2), []
         for kind in filter(None, images):
-            crops = []
-            for one in kind:
-                number, small = numbers[id(one)], code(numbers[id(one)], 8, 8)
-                crops += [small] * (len(one.grids) if one.video else 1)
-                if not one.video:
-                    high, wide = 2 * one.grids[1].height, 2 * one.grids[1].width
-                    large = code(number, high, wide).view(high, wide, 3)
-                    starts = [(top, left) for top in range(0, high - 7, 4) for left in range(0, wide - 7, 4)]
-                    crops += [large[top : top + 8, left : left + 8].reshape(64, 3) for top, left in starts]
-            calls.append(torch.stack(crops))
+            rows = [
+                code(numbers[id(one)], merged * grid.height, merged * grid.width).repeat(
+                    one.size[0] if one.video else 1, 1
+                )
+                for one in kind
+                for grid in one.grids
+            ]
+            calls.append(torch.cat(rows)[None])
         return calls
-    if family in ("mistral3", "pixtral"):  # one row of all
-        merged = MERGED.get(family, 2)
-        images = [
-            code(number, merged * g.height, merged * g.width) for number, (g,) in enumerate(i.grids for i in images[0])
-        ]
-        return [torch.cat(images)[None]]
+    if family == "step3p7":  # the whole of each, then the tiles
+        grids = [(numbers[id(one)], grid) for one in images[0] for grid in one.grids]
+        sides = (16, 8)
+        calls = [[code(number, side, side) for number, grid in grids if 4 * grid.height == side] for side in sides]
+        return [torch.stack(call) for call in calls if call]
     tiles = []
     for number, one in enumerate(images[0]):
-        side = 4 if family in MERGED else 8
+        side = 4 * MERGED.get(family, 2)
         if len(one.grids) == 2 and one.grids[1].row_ends:  # the tiles behind the first are cut out of one grid
             size, crops, _ = LLAVA_NEXT_SIZES[number % 3]
             down, across = (2, 2) if crops == 4 else ((1, 2) if size[0] < size[1] else (2, 1))
@@ -115,11 +117,12 @@ def codes(family, samples):
             tiles += [code(number, side, side)] * len(one.grids)
     tiles = torch.stack(tiles)
     calls = [tiles]
-    if family in FRAMES_APART and images[1]:
-        side = FRAMES_APART[family]
-        calls.append(torch.stack([code(numbers[id(one)], side, side) for one in images[1] for _ in one.grids]))
+    if family == "llava_next_video" and images[1]:
+        calls.append(torch.stack([code(numbers[id(one)], 4, 4) for one in images[1] for _ in one.grids]))
     if family in WITHOUT_CLASS_TOKEN:
         return calls
+    if family == "llama4":  # where it comes last
+        return [torch.nn.functional.pad(call, (0, 0, 0, 1), value=-99) for call in calls]
     return [torch.nn.functional.pad(call, (0, 0, 1, 0), value=-99) for call in calls]
 
 
@@ -132,12 +135,23 @@ def planted(family, model, samples):
     calls = codes(family, samples)
 
     def plant(hidden):
-        found = next(one for one in calls if one.shape[:-1] == hidden.shape[:-1])
+        found = next(one for one in calls if one[..., 0].numel() == hidden[..., 0].numel()).view(*hidden.shape[:-1], 3)
         return torch.nn.functional.pad(found, (0, hidden.shape[-1] - 3))
 
     blocks = family_of(model).vision_blocks(model)
+    if family == "llama4":  # whose blocks are called by keywords
+
+        def begin(module, args, kwargs):
+            return args, {**kwargs, "hidden_state": plant(kwargs["hidden_state"])}
+
+        def go_on(module, args, kwargs, out):
+            return (kwargs["hidden_state"], *out[1:])
+
+        handles = [block.register_forward_hook(go_on, with_kwargs=True) for block in blocks]
+        return [blocks[0].register_forward_pre_hook(begin, with_kwargs=True), *handles]
     handles = [block.register_forward_hook(lambda _, args, out: args[0]) for block in blocks]
-    if family.startswith("qwen"):  # before the encoder's own reordering; positions are added to nothing
+    handles += TINY[family].between(model) if family in TINY else []
+    if family.startswith(GROUPED):  # before the encoder's own reordering; positions are added to nothing
         encoder = model.model.visual
         handles.append(encoder.patch_embed.register_forward_hook(lambda _, args, out: plant(out)))
         if family.startswith("qwen3"):
@@ -176,7 +190,7 @@ def test_each_token_gets_the_mean_of_its_own_patches(family, layout, how):
                         continue
                     seen = sample[int(tokens.image[row, column])]
                     number = numbers[id(seen)]
-                    merged = 2 if seen.video else MERGED.get(family, 2)
+                    merged = 2 if seen.video and family not in TINY else MERGED.get(family, 2)
                     place = [int(tokens.row[row, column]), int(tokens.column[row, column])]
                     if tokens.grids[row][int(tokens.grid[row, column])].row_ends:
                         place = [a + b for a, b in zip(place, PADDING[number % 3], strict=True)]
@@ -198,7 +212,7 @@ def averaging(family, model):
 
     def average(module, args, out):
         patches = args[0]
-        if family.startswith("qwen"):
+        if family.startswith(GROUPED):
             mean = patches.view(-1, 4, patches.shape[-1]).mean(1)
         elif family == "mistral3":
             sizes = [(high // 4, wide // 4) for high, wide in args[1].tolist()]
@@ -208,17 +222,14 @@ def averaging(family, model):
                 for image, (high, wide) in zip(images, sizes, strict=True)
             ]
             mean = torch.cat(squares)
-        elif family in ("gemma3", "aya_vision", "cohere2_vision", "perception_lm"):
-            mean = patches.reshape(-1, 4, 2, 4, 2, 32).mean((2, 4)).flatten(1, 2)
-        elif family == "molmo2":  # four patches a token, by a list; of two blocks side by side the last is the first
-            mean = patches[..., :32].flatten(0, -2)[args[1]].mean(1)
-            return type(out)(last_hidden_state=torch.nn.functional.pad(mean, (0, out[0].shape[-1] - 32)))
-        elif family == "granite_vision":  # several blocks side by side, the last of them behind the others
-            mean = patches[..., -32:]
+        elif family in ("gemma3", "aya_vision", "cohere2_vision"):
+            mean = patches.view(-1, 4, 2, 4, 2, 32).mean((2, 4)).flatten(1, 2)
         else:
             mean = patches.unflatten(-1, (-1, 32)).mean(-2)
         return torch.nn.functional.pad(mean, (0, out.shape[-1] - 32))
 
+    if family in TINY and TINY[family].average:
+        return TINY[family].average(model)
     projector = family_of(model).vision_parts(model).projector
     if family.startswith("glm"):  # a convolution makes one of four patches, before the projector
         down, norm = model.model.visual.downsample, model.model.visual.post_layernorm
@@ -228,6 +239,14 @@ def averaging(family, model):
                 lambda _, args, out: torch.nn.functional.pad(args[0].mean((2, 3)), (0, 32))[..., None, None]
             ),
             projector.register_forward_hook(lambda _, args, out: args[0]),
+        ]
+    if family == "llama4":  # an MLP makes one of four patches, before the projector
+        return [
+            model.vision_model.layernorm_post.register_forward_hook(lambda _, args, out: args[0]),
+            model.vision_model.vision_adapter.mlp.register_forward_hook(average),
+            projector.register_forward_hook(
+                lambda _, args, out: torch.nn.functional.pad(args[0][..., :32], (0, out.shape[-1] - 32))
+            ),
         ]
     if family in ("idefics3", "smolvlm"):
         norm = model.model.vision_model.post_layernorm
@@ -246,10 +265,8 @@ def own_way(family, model, batch, how):
     """What a method is shown first, and (B, L, 32) what the language model got."""
     given = []
 
-    placeholder = model.get_input_embeddings().weight[IMAGE, :32] if family == "molmo2" else 0  # which it adds to
-
     def keep(module, args, kwargs):
-        given.append(kwargs["inputs_embeds"][..., :32] - placeholder)
+        given.append(kwargs["inputs_embeds"][..., :32])
 
     handles = averaging(family, model)
     handles.append(model.get_decoder().register_forward_pre_hook(keep, with_kwargs=True))
@@ -325,7 +342,8 @@ def test_blocks_are_found(family):
     ]
     with hooked(*handles), torch.no_grad():
         model(**inputs(family, "one image"))
-    assert called == [0, 1, 2]
+    assert called == [0, 1, 2] * (len(called) // 3)  # once more where tiles are encoded apart
+    assert called
 
 
 def test_missing_pieces_are_named():

@@ -7,8 +7,7 @@ import transformers
 
 from foveate import DivPrune, FastV, GreedyPrune, Random
 from foveate.engine.arguments import cache_of
-from tests.tiny_models import ATTENTIVE, IMAGE, build, generate, inputs
-from tests.tiny_sizes import LAYERS
+from tests.tiny_models import ATTENTIVE, IMAGE, build, caches, generate, inputs
 
 pytestmark = pytest.mark.oldest
 
@@ -21,7 +20,9 @@ pytestmark = pytest.mark.oldest
 def test_generate_shortens_the_cache(family, layout, pruner):
     model, batch = build(family), inputs(family, layout)
     calls = []
-    handle = model.model.register_forward_pre_hook(lambda _, __, kwargs: calls.append(set(kwargs)), with_kwargs=True)
+    handle = model.base_model.register_forward_pre_hook(
+        lambda _, __, kwargs: calls.append(set(kwargs)), with_kwargs=True
+    )
     try:
         with pruner(model) as pruned:
             out = generate(model, batch, 4)
@@ -35,6 +36,7 @@ def test_generate_shortens_the_cache(family, layout, pruner):
     assert all(0 < number < int(dense) for number, dense in zip(kept, visual, strict=True))
     full = batch["input_ids"].shape[1] + 3
     short = max(int(words) + number for words, number in zip(text, kept, strict=True)) + 3
-    expected = [full] * pruner.layer + [short] * (LAYERS - pruner.layer)
-    for layer, number in zip(cache_of(out).layers, expected, strict=True):
+    cached = caches(family, cache_of(out))
+    expected = [full] * pruner.layer + [short] * (len(cached) - pruner.layer)
+    for layer, number in zip(cached, expected, strict=True):
         assert layer.keys.shape[-2] <= number if layer.is_sliding else layer.keys.shape[-2] == number

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 
 import torch
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from foveate.engine.arguments import cache_of
 from foveate.learn.grounded import GroundedSamples, from_scenes
@@ -12,6 +13,8 @@ from foveate.learn.plus_config import PlusSettings
 from foveate.learn.plus_setup import load_for, make_trainer
 from foveate.learn.rewards import exact_match
 
+# so hot that words are drawn nearly evenly: that all answers of a group are the same is out of the question
+ANY_WORD = 100.0
 # TRL 1.16 itself still uses the old name, at home and on the model
 TRL_IS_LATE = "ignore:.*(gradient_checkpointing|is_gradient_checkpointing).*:FutureWarning"
 SETTINGS = PlusSettings(
@@ -42,8 +45,8 @@ def first(number):
 
 
 def words(replies):
-    """A reward in which answers of one group differ."""
-    return [float(sum(map(ord, one.given)) % 7) for one in replies]
+    """A reward of what was said that differs between any two answers of a batch, whatever was drawn."""
+    return [float(7 * place + sum(map(ord, one.given)) % 7) for place, one in enumerate(replies)]
 
 
 def trainer(folder, settings=SETTINGS, items=None, reward=exact_match):
@@ -59,6 +62,45 @@ def stir(model, size=0.05, seed=0):
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.copy_(size * torch.randn(weight.shape, generator=generator))
+
+
+class Said(LogitsProcessor):
+    """Words by place in the batch and in the answer; each row ends after its own number of them."""
+
+    def __init__(self, start, end):
+        self.start, self.end = start, end
+
+    def __call__(self, input_ids, scores):
+        step = input_ids.shape[1] - self.start
+        words = [
+            self.end if step == 2 + row % 4 else 40 + (7 * row + 3 * step) % 60 for row in range(input_ids.shape[0])
+        ]
+        only = torch.full_like(scores, -torch.inf)
+        only[torch.arange(len(words)), words] = 0
+        return only
+
+
+def say_apart(trainer):
+    """In place of draws, whose outcome hangs on the processor: answers of several lengths, no two alike in a group.
+
+    The logits that a sampling returns stay the model's own. What is drawn next is the same after every sampling.
+    """
+    base = trainer.accelerator.unwrap_model(trainer.model).get_base_model()
+    plain = base.generate
+
+    def generate(*args, input_ids, generation_config, **kwargs):
+        said = Said(input_ids.shape[1], trainer.processing_class.tokenizer.eos_token_id)
+        output = plain(
+            *args,
+            input_ids=input_ids,
+            generation_config=generation_config,
+            logits_processor=LogitsProcessorList([said]),
+            **kwargs,
+        )
+        torch.manual_seed(0)
+        return output
+
+    base.generate = generate
 
 
 def rows(trainer, numbers):

@@ -8,9 +8,19 @@ from foveate.learn.curve import TurnCurve
 from tests.tiny_models import IMAGE, build, inputs
 from tests.tiny_sizes import LAYERS
 
+NEAR = 1e-5  # of a threshold: on which side of it a cosine lies depends on the rounding of one processor
+
 
 def by_hand(model, batch, taus):
-    """Shares under each threshold and mean cosines, (T, layers) and (layers,), from every layer's states at once."""
+    """From every layer's states at once.
+
+    Returns
+    -------
+    least, most : Tensor (T, layers)
+        The share of tokens under each threshold, without and with those at it.
+    cosines : Tensor (layers,)
+        Means.
+    """
     states = []
     layers = model.get_decoder().layers
     handles = [
@@ -30,16 +40,17 @@ def by_hand(model, batch, taus):
     for handle in handles:
         handle.remove()
     rows = [row for row in range(len(batch["input_ids"])) if (batch["input_ids"][row] == IMAGE).any()]
-    shares = torch.zeros(len(taus), len(layers))
+    least, most = torch.zeros(2, len(taus), len(layers))
     cosines = torch.zeros(len(layers))
     for number, (before, after) in enumerate(states):
         for row in rows:
             visual = batch["input_ids"][row] == IMAGE
             x, y = before[row, visual].double(), after[row, visual].double()
             cosine = (x * y).sum(-1) / x.norm(dim=-1) / y.norm(dim=-1)
-            shares[:, number] += torch.stack([(cosine < tau).float().mean() for tau in taus]) / len(rows)
+            for shares, side in ((least, -NEAR), (most, NEAR)):
+                shares[:, number] += torch.stack([(cosine < tau + side).float().mean() for tau in taus]) / len(rows)
             cosines[number] += cosine.mean() / len(rows)
-    return shares, cosines
+    return least, most, cosines
 
 
 def watched(model, batches, tau=0.93):
@@ -56,9 +67,12 @@ def test_the_curve_is_what_is_counted_by_hand(family, layout):
     model, batch = build(family), inputs(family, layout)
     curve = watched(model, [batch])
     found = curve.result()
-    shares, cosines = by_hand(model, batch, curve.taus)
+    least, most, cosines = by_hand(model, batch, curve.taus)
     assert found.samples == (2 if layout == "ragged with text only" else 3)
-    assert torch.allclose(torch.tensor(list(found.shares.values())), shares, atol=1e-6)
+    shares = torch.tensor(list(found.shares.values()))
+    assert (shares >= least - 1e-6).all()
+    assert (shares <= most + 1e-6).all()
+    assert (most - least).mean() < 0.01  # so that this says something
     assert torch.allclose(torch.tensor(found.cosines), cosines, atol=1e-6)
     assert 0 < shares.mean() < 1  # there is something to count
 

@@ -22,12 +22,12 @@ from foveate.learn.plus import train_plus
 from foveate.learn.plus_setup import load_samples
 from foveate.learn.plus_trainer import PlusTrainer
 from foveate.measure.loading import load_model
-from tests.learn.plus_cases import SETTINGS, TRL_IS_LATE, first
+from tests.learn.plus_cases import ANY_WORD, SETTINGS, TRL_IS_LATE, first
 
 pytestmark = pytest.mark.filterwarnings(TRL_IS_LATE)
 # two steps that learn: answers vary, and rewards with them
 LEARNS = dataclasses.replace(
-    SETTINGS, max_steps=2, temperature=3.0, warmup=0.0, lr=1e-3, reward="tests.learn.plus_cases:words"
+    SETTINGS, max_steps=2, temperature=ANY_WORD, warmup=0.0, lr=1e-3, reward="tests.learn.plus_cases:words"
 )
 PREDICTOR = Settings(max_steps=1, accumulation=2, check_every=0, check_samples=2, max_keep=None)
 
@@ -258,7 +258,9 @@ def test_the_judge_s_key_is_in_no_file(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_processes_share_a_step(tmp_path):
     config = CONFIG.replace("glimpse: {max_steps: 1, accumulation: 1, check_every: 0}", "glimpse: null")
-    (tmp_path / "plus.yaml").write_text(config + "temperature: 3.0\nwarmup: 0\nreward: tests.learn.plus_cases:words\n")
+    (tmp_path / "plus.yaml").write_text(
+        config + f"temperature: {ANY_WORD}\nwarmup: 0\nreward: tests.learn.plus_cases:words\n"
+    )
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "foveate", "train", "glimpse-plus"]
     root = Path(__file__).parents[2]
     paths = os.pathsep.join([str(Path(foveate.__file__).parents[1]), str(root)])

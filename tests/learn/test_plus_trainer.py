@@ -18,7 +18,19 @@ from foveate.learn.rewards import exact_match
 from foveate.learn.targets import target_mask
 from foveate.pruners import BTP, FastV
 from tests.families.test_processing import VISION, needs_images, picture, qwen_folder, tokenizer
-from tests.learn.plus_cases import SETTINGS, TRL_IS_LATE, first, rows, scenes, stir, trainer, watch_sampling, words
+from tests.learn.plus_cases import (
+    ANY_WORD,
+    SETTINGS,
+    TRL_IS_LATE,
+    first,
+    rows,
+    say_apart,
+    scenes,
+    stir,
+    trainer,
+    watch_sampling,
+    words,
+)
 from tests.tiny_models import build
 from tests.tiny_pictures import IMAGE, VIDEO, VISION_END, VISION_START
 from tests.tiny_sizes import PAD
@@ -38,6 +50,7 @@ def stirred(tmp_path):
     """Answers of different lengths from an adapter that says something, without dropout."""
     one = trainer(tmp_path, dataclasses.replace(SETTINGS, temperature=2.0), reward=words)
     stir(one.model)
+    say_apart(one)
     one.model.train()
     return one
 
@@ -217,7 +230,7 @@ def grid_of_the_model():
 
 
 def test_one_step_changes_the_adapter_and_nothing_else(tmp_path):
-    one = trainer(tmp_path, dataclasses.replace(SETTINGS, max_steps=1, temperature=2.0, warmup=0.0), reward=words)
+    one = trainer(tmp_path, dataclasses.replace(SETTINGS, max_steps=1, temperature=ANY_WORD, warmup=0.0), reward=words)
     before = {name: weight.detach().clone() for name, weight in one.model.named_parameters()}
     one.train()
     changed = {name for name, weight in one.model.named_parameters() if not torch.equal(weight, before[name])}
@@ -235,7 +248,7 @@ def test_one_step_changes_the_adapter_and_nothing_else(tmp_path):
 
 
 def test_dense_is_trl_s_own(tmp_path, monkeypatch):
-    settings = dataclasses.replace(SETTINGS, max_steps=1, pruned=False, temperature=6.0)  # the dense model is sure
+    settings = dataclasses.replace(SETTINGS, max_steps=1, pruned=False, temperature=ANY_WORD)
     one = trainer(tmp_path, settings, reward=words)
     seen = watch_sampling(one, monkeypatch)
     one.train()

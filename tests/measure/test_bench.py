@@ -24,7 +24,7 @@ from foveate.measure.bench.result import entries
 from foveate.measure.bench.run import random_model, run
 from foveate.measure.bench.settings import BenchSettings
 from foveate.measure.bench.shapes import SHAPES, shape_named
-from foveate.measure.bench.timing import PARTS, prefill, split_run
+from foveate.measure.bench.timing import PARTS, new_cache, prefill, split_run
 from foveate.measure.loading import LoadedModel
 from foveate.measure.spec import parse_methods
 
@@ -78,7 +78,7 @@ def test_a_model_takes_a_prompt_of_about_so_many_visual_tokens(models, name, wan
     assert (made.visual, made.text, made.pictures) == (tokens, 12, pictures)
     if wanted < 100:
         with torch.inference_mode():
-            out = prefill(loaded.model, made.inputs, DynamicCache(config=loaded.model.config.get_text_config()))
+            out = prefill(loaded.model, made.inputs, new_cache(loaded.model))
         assert out.logits.isfinite().all()
 
 
@@ -88,7 +88,7 @@ def test_the_counter_agrees_with_the_formula_on_a_dense_run(models, name):
     made = make_prompt(models[name], 576, 24, 1)
     inputs = encode(model, made.inputs)
     with torch.inference_mode(), Random(keep=1.0)(model) as handle:
-        cache = DynamicCache(config=model.config.get_text_config())
+        cache = new_cache(model)
         _, flops = counted(lambda: prefill(model, inputs, cache))
     text = model.config.get_text_config()
     head = 2 * text.hidden_size * text.vocab_size

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import transformers
 from torch import Generator, Tensor
 
 from tests.tiny_pictures import Picture
+from tests.tiny_sizes import LAYERS
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,24 @@ class TinyFamily:
         Its attention cannot be had as sdpa.
     decoder_only
         Its decoder alone takes other attention backends than eager.
+    placed
+        Though it is unseen, `generate()` reports its layout.
+    streams
+        Its layers hand on several states for each token, which added tokens do not have.
+    last_stage
+        Before which layer the last stage can lie: layers behind it read the keys and values of those before.
+    merged
+        Patches along the side of a visual token.
+    packed
+        Its vision encoder puts out all images in one row, each in raster order.
+    codes
+        What its vision encoder takes for patches, call by call, where images differ in it: from the images, or videos,
+        and a function `code` that makes (rows * columns, 3) of one of them, rows and columns.
+    between
+        Hooks that let what its vision encoder has between its blocks average patches, so that codes pass.
+    average
+        Hooks that make the visual tokens, in their first channels, the mean of what the last block put out for them;
+        None where hooks on the projector do.
     averaged
         Layouts whose vision features cannot be lined up with the visual tokens.
     """
@@ -62,6 +82,14 @@ class TinyFamily:
     states: bool = False
     eager_only: bool = False
     decoder_only: bool = False
+    placed: bool = False
+    streams: bool = False
+    last_stage: int = LAYERS - 1
+    merged: int = 2
+    packed: bool = False
+    codes: Callable[..., list[Tensor]] | None = None
+    between: Callable[[Any], list[Any]] = lambda model: []
+    average: Callable[[Any], list[Any]] | None = None
     averaged: tuple[str, ...] = ()
 
     def available(self) -> bool:

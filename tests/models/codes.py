@@ -80,6 +80,7 @@ FAMILIES = {
         inputs=_inputs,
         relative=True,
         unseen=True,
+        placed=True,
         decoder_only=True,
     ),
 }

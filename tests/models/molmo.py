@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -100,6 +101,31 @@ def _types(ids: Tensor, videos: Tensor) -> dict[str, Tensor]:
     return {"mm_token_type_ids": torch.isin(ids, torch.tensor(SPECIAL)).int()}
 
 
+def _codes(seen: Sequence[Picture], code: Callable[..., Tensor]) -> list[Tensor]:
+    """Each image small, then in crops that overlap by half; each frame small."""
+    crops = []
+    for one in seen:
+        crops += [code(one, 8, 8)] * (len(one.grids) if one.video else 1)
+        if not one.video:
+            high, wide = 2 * one.grids[1].height, 2 * one.grids[1].width
+            large = code(one, high, wide).view(high, wide, 3)
+            starts = [(top, left) for top in range(0, high - 7, 4) for left in range(0, wide - 7, 4)]
+            crops += [large[top : top + 8, left : left + 8].reshape(64, 3) for top, left in starts]
+    return [torch.stack(crops)]
+
+
+def _average(model: Any) -> list[Any]:
+    """Of two blocks side by side the first is the last; the placeholder's embedding, which is added, is taken off."""
+    placeholder = model.get_input_embeddings().weight[IMAGE, :32].detach()
+
+    def average(module: Any, args: tuple, out: Any) -> Any:
+        features, lists = args
+        mean = features[..., :32].flatten(0, -2)[lists].mean(1) - placeholder
+        return type(out)(last_hidden_state=torch.nn.functional.pad(mean, (0, out[0].shape[-1] - 32)))
+
+    return [model.model.multi_modal_projector.register_forward_hook(average)]
+
+
 FAMILIES = {
     "molmo2": TinyFamily(
         model="Molmo2ForConditionalGeneration",
@@ -108,5 +134,7 @@ FAMILIES = {
         picture=_picture,
         inputs=_inputs,
         types=_types,
+        codes=_codes,
+        average=_average,
     ),
 }

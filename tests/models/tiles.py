@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import transformers
@@ -116,6 +117,35 @@ GPT_OSS = dict(
 )
 
 
+def _with_class_token(tiles: list[Tensor]) -> list[Tensor]:
+    """One call: (tiles, 1 + patches, 3)."""
+    return [torch.nn.functional.pad(torch.stack(tiles), (0, 0, 1, 0), value=-99)]
+
+
+def _tile_codes(seen: Sequence[Picture], code: Callable[..., Tensor]) -> list[Tensor]:
+    """The same for each tile or frame of an image or video."""
+    return _with_class_token([code(one, 8, 8) for one in seen for _ in one.grids])
+
+
+def _average_squares(model: Any) -> list[Any]:
+    """PerceptionLM's projector averages squares of what it makes of each patch."""
+
+    def average(module: Any, args: tuple, out: Tensor) -> Tensor:
+        mean = args[0].reshape(-1, 4, 2, 4, 2, 32).mean((2, 4)).flatten(1, 2)
+        return torch.nn.functional.pad(mean, (0, out.shape[-1] - 32))
+
+    return [model.model.multi_modal_projector.register_forward_hook(average)]
+
+
+def _take_last(model: Any) -> list[Any]:
+    """Several blocks side by side, the last of them behind the others."""
+
+    def last(module: Any, args: tuple, out: Tensor) -> Tensor:
+        return torch.nn.functional.pad(args[0][..., -32:], (0, out.shape[-1] - 32))
+
+    return [model.model.multi_modal_projector.register_forward_hook(last)]
+
+
 def _tiles(number: int, generator: Generator, several: bool) -> Picture:
     """As InternVL3's."""
     return picture("internvl", number, generator, several)
@@ -131,6 +161,7 @@ def _internvl(text: dict, eager_only: bool = False) -> TinyFamily:
         variant=True,
         relative=True,
         eager_only=eager_only,
+        codes=_tile_codes,
     )
 
 
@@ -144,6 +175,8 @@ FAMILIES = {
         film=_frames,
         needs=_any_encoder,
         relative=True,
+        codes=_tile_codes,
+        average=_average_squares,
     ),
     "granite_vision": TinyFamily(
         model="LlavaNextForConditionalGeneration",
@@ -153,6 +186,8 @@ FAMILIES = {
         inputs=_pixels_and_sizes,
         variant=True,
         relative=True,
+        merged=1,
+        average=_take_last,
     ),
     "internvl3_5": _internvl(dict(model_type="qwen3")),
     "internvl3_5_moe": _internvl(dict(QWEN3_EXPERTS, model_type="qwen3_moe")),

@@ -12,23 +12,18 @@ from transformers.masking_utils import flash_attention_mask
 
 from foveate.pruners import Pruner
 from tests.engine.test_flash import MASKS, flash_like
-from tests.tiny_models import build
+from tests.tiny_models import build, decoder
 from tests.ways.checks import agree, run, unless_dense_fails
 from tests.ways.ways import NotApplicable, way
 
 FLASH = "flash_like"
+SDPA_CAPS = "this model caps its attention's logits, which sdpa cannot"
 
 
 @way("sdpa", table="backends")
 def sdpa(family: str) -> None:
-    config = build(family).get_decoder().config
-    if config._attn_implementation != "sdpa":
-        capped = getattr(config, "attn_logit_softcapping", None)
-        raise NotApplicable(
-            "this model caps its attention's logits, which sdpa cannot"
-            if capped
-            else "transformers has no sdpa attention for this model"
-        )
+    if decoder(build(family)).config._attn_implementation != "sdpa":
+        raise NotApplicable(SDPA_CAPS if family == "paligemma2" else "transformers has no sdpa for this model")
     agree(run(family))
 
 
@@ -42,7 +37,7 @@ def flex(family: str) -> None:
     """`flex_attention`, run eagerly: compiling it for a CPU takes minutes."""
     try:
         model = build(family, "flex_attention")
-        there = model.get_decoder().config._attn_implementation == "flex_attention"
+        there = decoder(model).config._attn_implementation == "flex_attention"
     except (ValueError, ImportError):
         there = False
     if not there:
@@ -57,7 +52,7 @@ def flash(family: str) -> None:
     """A stand-in for flash attention on CPU: it takes the same flat padding masks, and computes the rest as sdpa."""
     if not getattr(build(family), "_supports_flash_attn", True):
         raise NotApplicable("transformers has no flash attention for this model")
-    if getattr(build(family).get_decoder().config, "attn_logit_softcapping", None):
+    if getattr(decoder(build(family)).config, "attn_logit_softcapping", None):
         raise NotApplicable("the stand-in computes as sdpa does, which cannot cap logits")
     unless_dense_fails(partial(_flash_agrees, family), "this model's masks say more than flat ones can, also unpruned")
 
@@ -75,7 +70,7 @@ def _flash(family: str) -> Iterator[PreTrainedModel]:
     AttentionMaskInterface.register(FLASH, flash_attention_mask)
     try:
         model = build.__wrapped__(family, "sdpa")
-        model.get_decoder().config._attn_implementation = FLASH
+        decoder(model).config._attn_implementation = FLASH
         yield model
     finally:
         for interface in (AttentionInterface, AttentionMaskInterface):

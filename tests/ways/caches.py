@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache, QuantizedLayer
 from foveate import FastV
 from foveate.engine.arguments import with_cache
 from foveate.pruners import Pruner
-from tests.tiny_models import build
+from tests.tiny_models import build, decoder
 from tests.ways.checks import agree, run, unless_dense_fails
 from tests.ways.ways import NotApplicable, way
 
@@ -67,7 +67,7 @@ class Unquantised(QuantizedLayer):
 @way("quantised cache")
 def quantised(family: str) -> None:
     """A layer of transformers' quantised cache whose quantisation loses nothing."""
-    depth = len(build(family).get_decoder().layers)
+    depth = len(decoder(build(family)).layers)
     cache = object.__new__(QuantizedCache)
     Cache.__init__(cache, layers=[Unquantised(residual_length=4) for _ in range(depth)])
     agree(run(family, **with_cache(build(family), cache)))

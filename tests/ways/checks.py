@@ -16,10 +16,10 @@ from foveate.errors import FoveateError
 from foveate.pruners import Pruner
 from foveate.testing import NEVER, hidden_from, prompt_positions, reference_logits
 from tests.laws.methods import Ladder
-from tests.tiny_models import build, generate, inputs, visual
+from tests.tiny_models import build, generate, inputs, last_stage, visual
 from tests.ways.ways import NotApplicable
 
-LADDER = Ladder()  # three cuts, and another count for each sample
+LADDER = Ladder()  # three cuts, and another count for each sample; `fitting` to a family
 STEPS = 3
 # samples of other lengths in every family, one with two images
 RAGGED: list[list[int | str | None]] = [[4, None, 5], [3, None, 2, None, 4], [9, None, 3]]
@@ -33,6 +33,7 @@ __all__ = [
     "Run",
     "agree",
     "dropped",
+    "fitting",
     "hidden_from",
     "prompt_positions",
     "reference",
@@ -72,9 +73,15 @@ def run(
 ) -> Run:
     """Generate a few tokens, pruned unless `pruner` is None; `options` are those of `generate()`."""
     batch, model = inputs(family, layout), model or build(family)
+    pruner = fitting(family) if pruner is LADDER else pruner
     with contextlib.nullcontext() if pruner is None else pruner(model) as pruned:
         out = generate(model, batch, steps, **options)
     return Run(family, batch, out, None if pruned is None else pruned.report)
+
+
+def fitting(family: str) -> Ladder:
+    """`LADDER`, its last cut where the family can have one."""
+    return Ladder(cuts=(1, 3, last_stage(family)))
 
 
 def agree(found: Run, close: dict[str, float] = CLOSE) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import threading
@@ -12,16 +13,16 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList, TextIteratorStreamer
 
 from foveate.pruners import FastV, Pruner
-from tests.tiny_models import build, generate, inputs
+from tests.tiny_models import build, decoder, generate, inputs
 from tests.tiny_sizes import LAYERS
 from tests.ways.checks import (
     CLOSE,
-    LADDER,
     RAGGED,
     STEPS,
     Run,
     agree,
     dropped,
+    fitting,
     prompt_positions,
     reference,
     run,
@@ -84,7 +85,7 @@ def attends(layer: torch.nn.Module) -> bool:
 
 def unless_stateful(family: str) -> None:
     """Words that were wrong can be taken out of a cache, but not out of a state: transformers refuses."""
-    if not all(map(attends, build(family).get_decoder().layers)):
+    if getattr(build(family), "_is_stateful", False):
         raise NotApplicable("transformers does not crop what linear attention has seen, also without pruning")
 
 
@@ -123,7 +124,7 @@ def streaming(family: str) -> None:
     batch, model = inputs(family, "one image"), build(family)
     streamer = TextIteratorStreamer(Words(), skip_prompt=True, timeout=60)
     found = []
-    with LADDER(model) as pruned:
+    with fitting(family)(model) as pruned:
         thread = threading.Thread(target=lambda: found.append(generate(model, batch, streamer=streamer)))
         thread.start()
         words = "".join(streamer).split()
@@ -176,10 +177,8 @@ def internals(family: str) -> None:
     length = batch["input_ids"].shape[1]
     short = length - pruned.report.stages[0].dense[0] + len(pruned.report.stages[0].kept[0])
     assert short < length
-    assert [states.shape[1] for states in out.hidden_states[:LAYERS]] == [length] * 3 + [short] * 3
-    seen = [
-        length if number < 2 else short for number, layer in enumerate(model.get_decoder().layers) if attends(layer)
-    ]
+    assert [states.shape[-2] for states in out.hidden_states[:LAYERS]] == [length] * 3 + [short] * 3
+    seen = [length if number < 2 else short for number, layer in enumerate(decoder(model).layers) if attends(layer)]
     assert [weights.shape[-1] for weights in out.attentions] == seen
     assert out.logits.shape[1] == length
 
@@ -201,6 +200,10 @@ def _without_cache(family: str, pruner: Pruner | None) -> None:
 @way("inputs_embeds")
 def embeddings(family: str) -> None:
     """The prompt as embeddings of its ids, images as pixels; the model's own positions come along."""
+    unless_dense_fails(partial(_embeddings, family), "without ids this model answers otherwise, also without pruning")
+
+
+def _embeddings(family: str, pruner: Pruner | None) -> None:
     batch, model = inputs(family, RAGGED), build(family)
     if "inputs_embeds" not in inspect.signature(model.prepare_inputs_for_generation).parameters:
         raise NotApplicable("transformers' generate() takes none for this model")
@@ -208,12 +211,13 @@ def embeddings(family: str) -> None:
     given = {name: value for name, value in batch.items() if name != "input_ids"}
     with torch.no_grad():
         given["inputs_embeds"] = model.get_input_embeddings()(ids)
-        if "mm_token_type_ids" in batch:  # without ids these models count images as text, also unpruned
-            given["position_ids"] = prompt_positions(model, batch, 0)
-    with LADDER(model) as pruned:
+        positions = prompt_positions(model, batch, 0)
+        if positions.ndim == 3:  # without ids these models count images as text, also unpruned
+            given["position_ids"] = positions
+    with contextlib.nullcontext() if pruner is None else fitting(family)(model) as pruned:
         out = generate(model, given, STEPS)
     out.sequences = torch.cat([ids, out.sequences[:, -STEPS:]], 1)
-    agree(Run(family, batch, out, pruned.report))
+    agree(Run(family, batch, out, None if pruned is None else pruned.report))
 
 
 @way("right padding")
@@ -228,7 +232,7 @@ def right_padding(family: str) -> None:
         else value
         for name, value in batch.items()
     }
-    with LADDER(model) as pruned, torch.no_grad():
+    with fitting(family)(model) as pruned, torch.no_grad():
         left, right = model(**batch).logits, model(**turned).logits
     assert not pruned.report.skipped
     for row, pad in enumerate(padding):

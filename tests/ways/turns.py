@@ -18,10 +18,12 @@ from tests.tiny_models import _samples, build, generate, inputs, model_inputs, v
 from tests.tiny_pictures import Picture
 from tests.ways.checks import (
     CLOSE,
+    LADDER,
     NEVER,
     STEPS,
     Run,
     agree,
+    fitting,
     hidden_from,
     prompt_positions,
     reference,
@@ -34,8 +36,14 @@ OFF = "with a cache the model itself takes a conversation for another one than a
 QUESTIONS = [torch.tensor([[5, 6, 7]]), torch.tensor([[11, 12, 13, 14]])]
 
 
-def _attached(model: Any, pruner: Pruner | None) -> Any:
+def _attached(family: str, model: Any, pruner: Pruner | None) -> Any:
+    pruner = fitting(family) if pruner is LADDER else pruner
     return contextlib.nullcontext() if pruner is None else pruner(model)
+
+
+def _types(batch: dict[str, Tensor]) -> list[str]:
+    """What says of each token what it is."""
+    return [name for name in batch if name.endswith("token_type_ids")]
 
 
 def _then(batch: dict[str, Tensor], words: Tensor) -> dict[str, Tensor]:
@@ -43,9 +51,8 @@ def _then(batch: dict[str, Tensor], words: Tensor) -> dict[str, Tensor]:
     more = words.shape[1]
     longer = {**batch, "input_ids": torch.cat([batch["input_ids"], words], 1)}
     longer["attention_mask"] = torch.ones_like(longer["input_ids"])
-    for name in ("mm_token_type_ids", "token_type_ids"):
-        if name in batch:
-            longer[name] = torch.nn.functional.pad(batch[name], (0, more))
+    for name in _types(batch):
+        longer[name] = torch.nn.functional.pad(batch[name], (0, more))
     return longer
 
 
@@ -69,7 +76,7 @@ def text_turn(family: str) -> None:
 def _text_turn(family: str, pruner: Pruner | None) -> None:
     batch, model = inputs(family, "one image"), build(family)
     length = batch["input_ids"].shape[1]
-    with _attached(model, pruner) as pruned:
+    with _attached(family, model, pruner) as pruned:
         first = generate(model, batch, STEPS)
         said = _then(batch, torch.cat([first.sequences[:, length:], QUESTIONS[0]], 1))
         second = _asked(model, said, cache_of(first))
@@ -90,10 +97,10 @@ def _image_turn(family: str, pruner: Pruner | None) -> None:
     past, model = begin["input_ids"].shape[1], build(family)
     if not torch.equal(begin["input_ids"], whole["input_ids"][:, :past]):
         raise NotApplicable("several images make other tokens than one alone, so they come together")
-    later = {name: whole[name][:, past:] for name in ("mm_token_type_ids", "token_type_ids") if name in whole}
+    later = {name: whole[name][:, past:] for name in _types(whole)}
     later |= model_inputs(family, [[second]])
     positions = prompt_positions(model, whole, 0)
-    with _attached(model, pruner) as pruned, torch.no_grad():
+    with _attached(family, model, pruner) as pruned, torch.no_grad():
         cache = cache_of(model(**begin, use_cache=True))
         logits = model(
             input_ids=whole["input_ids"][:, past:],
@@ -136,7 +143,7 @@ def text_prefix(family: str) -> None:
 
 def _text_prefix(family: str, pruner: Pruner | None) -> None:
     batch, model = inputs(family, [[9, None, 5]]), build(family)
-    with _attached(model, pruner) as pruned, torch.no_grad():
+    with _attached(family, model, pruner) as pruned, torch.no_grad():
         cache = cache_of(model(input_ids=batch["input_ids"][:, :6], use_cache=True))
         out = generate(model, batch, STEPS, **with_cache(model, copy.deepcopy(cache)))
         again = generate(model, batch, STEPS, **with_cache(model, copy.deepcopy(cache)))
@@ -152,7 +159,7 @@ def image_prefix(family: str) -> None:
 
 def _image_prefix(family: str, pruner: Pruner | None) -> None:
     batch, model = inputs(family, "one image"), build(family)
-    with _attached(model, pruner) as pruned, torch.no_grad():
+    with _attached(family, model, pruner) as pruned, torch.no_grad():
         cache = cache_of(model(**batch, use_cache=True))
         found = [_asked(model, _then(batch, words), copy.deepcopy(cache)) for words in QUESTIONS]
     report = None if pruned is None else pruned.report
@@ -168,7 +175,7 @@ def dense_prefix(family: str) -> None:
 
 def _dense_prefix(family: str, pruner: Pruner | None) -> None:
     batch, model = inputs(family, "one image"), build(family)
-    with _attached(model, pruner) as pruned, torch.no_grad():
+    with _attached(family, model, pruner) as pruned, torch.no_grad():
         with contextlib.nullcontext() if pruned is None else pruned.paused():
             cache = cache_of(model(**batch, use_cache=True))
         found = [_asked(model, _then(batch, words), copy.deepcopy(cache)) for words in QUESTIONS]

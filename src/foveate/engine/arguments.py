@@ -158,7 +158,12 @@ def cache_of(values: Any) -> Any:
     """The KV cache among the keyword arguments or outputs of a model, whatever it is called; None without one."""
     if not isinstance(values, Mapping):
         return None
-    return next((values[name] for name in CACHE if values.get(name) is not None), None)
+    for (
+        name
+    ) in CACHE:  # a loop, as torch 2.7 cannot compile `next` with a default, and this is in compiled decode steps
+        if values.get(name) is not None:
+            return values[name]
+    return None
 
 
 def refuse_unknown_cache(kwargs: Mapping[str, Any]) -> None:

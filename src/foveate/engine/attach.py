@@ -16,6 +16,7 @@ from foveate.engine.hooks import Hooks
 from foveate.engine.report import Report, summarise
 from foveate.errors import AlreadyAttachedError
 from foveate.families import Family, family_of
+from foveate.families.tested import warn_of_untested
 from foveate.pruners.base import Pruner
 
 _lock = threading.Lock()
@@ -33,7 +34,8 @@ class Handle:
     def report(self) -> Report:
         """One entry for each prefill since the pruner was attached."""
         hooks = self._hooks
-        cached = [attention is not None for attention in hooks.parts.attention]
+        attention = hooks.parts.attention
+        cached = [one is not None and layer not in hooks.readers for layer, one in enumerate(attention)]
         return Report(tuple(summarise(record, hooks.text_config, hooks.depth, cached) for record in hooks.records))
 
     def detach(self) -> None:
@@ -81,14 +83,21 @@ def attach(model: nn.Module, pruner: Pruner, *, family: Family | None = None, _a
     Raises
     ------
     UnsupportedModelError
-        When the family is unknown or a part of the model is missing.
+        When the family is unknown, a part of the model is missing, or one of its modules takes no argument that
+        the engine must see, such as the KV cache, by a name that foveate knows.
     AlreadyAttachedError
         When a pruner is attached to this model already.
     BudgetError
         When the pruner does not fit the model, such as a stage beyond its last layer.
+
+    Warns
+    -----
+    UserWarning
+        Once, when a transformers is installed that is newer than every release that foveate was tested with.
     """
     if not isinstance(pruner, Pruner):
         raise TypeError(f"attach needs a pruner such as foveate.GreedyPrune(keep=0.22), got {type(pruner).__name__}")
+    warn_of_untested()
     held, model = model, _unwrap(model)
     family = family or family_of(model)
     decoder = family.parts(model).decoder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -34,8 +34,15 @@ KINDS: dict[type, type[AnyPrunedLayer]] = {
 QUANTISED: type = getattr(cache_utils, "BaseQuantizedLayer", cache_utils.QuantizedLayer)  # the former is newer
 
 
-def check_cache(cache: Any, depth: int) -> None:
+def check_cache(cache: Any, depth: int, readers: Collection[int] = ()) -> None:
     """Raise unless every layer of the cache can hold a length of its own.
+
+    Parameters
+    ----------
+    depth
+        Decoder layers.
+    readers
+        Those of them that read the keys and values of others; the cache has nothing for them.
 
     Raises
     ------
@@ -46,14 +53,19 @@ def check_cache(cache: Any, depth: int) -> None:
         raise UnsupportedCacheError(f"pruning needs a transformers Cache, got {type(cache).__name__}")
     if isinstance(cache, EncoderDecoderCache):
         raise UnsupportedCacheError("pruning does not support the KV cache of an encoder-decoder model")
-    layers = list(cache.layers)
+    layers = [layer for number, layer in enumerate(cache.layers) if number not in readers]
     kinds = {type(layer) for layer in layers}
-    if len(layers) < depth and getattr(cache, "layer_class_to_replicate", None) is not None:
+    if len(layers) < depth - len(readers) and getattr(cache, "layer_class_to_replicate", None) is not None:
         kinds.add(cache.layer_class_to_replicate)
     wrong = sorted({_describe(kind) for kind in kinds - {*KINDS, *KINDS.values(), *STATE_LAYERS}})
     if wrong or getattr(cache, "offloading", False):
         what = " and ".join(wrong) or "an offloaded KV cache"
         raise UnsupportedCacheError(f"pruning does not support {what}: use the default cache (DynamicCache)")
+    if readers and any(issubclass(kind, StaticLayer) for kind in kinds):
+        raise UnsupportedCacheError(
+            "pruning does not support static caches of models whose layers share keys and values: use the default "
+            "cache (DynamicCache)"
+        )
 
 
 def _describe(kind: type) -> str:
@@ -126,7 +138,7 @@ def check_lengths(cache: Any, before: Sequence[int | None], coming: Sequence[int
     before
         Tokens that each layer held before, see `lengths_held`.
     coming
-        Tokens of the longest sample that each layer was given; None: not known.
+        Tokens of the longest sample that each layer was given; None: not known, or a layer without a cache.
 
     Raises
     ------
@@ -136,9 +148,11 @@ def check_lengths(cache: Any, before: Sequence[int | None], coming: Sequence[int
     if not isinstance(cache, Cache):
         return
     for number, (old, new) in enumerate(zip(before, coming, strict=True)):
+        if old is None or new is None:
+            continue
         layer = cache.layers[number]
         held = _held(layer)
-        if held is None or old is None or new is None:
+        if held is None:
             continue
         window = getattr(layer, "sliding_window", None) if getattr(layer, "is_sliding", False) else None
         if held > old + new or (window is None and held != old + new):

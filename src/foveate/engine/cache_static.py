@@ -154,6 +154,18 @@ class PrunedStaticLayer(StaticLayer):
         self.max_cache_len, self.padded = size, padded
         self.cumulative_length.fill_(held)
 
+    def crop(self, max_length: int) -> None:
+        """Take the last tokens off, in place; `max_length` is minus their number, or the length that is left."""
+        length = self.dense_length
+        remove = max(-max_length if max_length <= 0 else length - max_length, 0)
+        gone = self.slots >= length - remove
+        counts = gone.sum(-1)
+        if int(counts.min()) != int(counts.max()):
+            raise UnsupportedCacheError("crop() would cut into tokens that were pruned differently in each sample")
+        self.slots.masked_fill_(gone, -1)
+        self.cumulative_length.sub_(int(counts[0]))
+        self.dense_cumulative.sub_(remove)
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
         self.slots = self.slots.index_select(0, beam_idx.to(self.slots.device))

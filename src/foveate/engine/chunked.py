@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate.engine.methods import guard_method
 from foveate.errors import UnsupportedModelError
 
 REFUSAL = "pruning does not support chunked prefill, which would prune each chunk alone: leave prefill_chunk_size away"
@@ -25,28 +26,13 @@ def refuse_chunks(model: nn.Module, visual_ids: tuple[int, ...], active: Callabl
     active
         Whether the pruner is at work now.
     """
-    own = model.__dict__.get("_prefill")
-    inner: Any = getattr(model, "_prefill", None)
-    if inner is None:  # it does not generate
-        return lambda: None
 
     def has_images(ids: Tensor) -> bool:
         return bool(torch.isin(ids, torch.tensor(visual_ids, device=ids.device)).any())
 
-    def prefill(input_ids: Tensor, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+    def check(input_ids: Tensor, generation_config: Any, *args: Any, **kwargs: Any) -> None:
         size = getattr(generation_config, "prefill_chunk_size", None)
         if size is not None and size < input_ids.shape[1] and active() and has_images(input_ids):
             raise UnsupportedModelError(REFUSAL)
-        return inner(input_ids, generation_config, *args, **kwargs)
 
-    model.__dict__["_prefill"] = prefill
-
-    def undo() -> None:
-        if model.__dict__.get("_prefill") is not prefill:
-            return
-        if own is None:
-            del model.__dict__["_prefill"]
-        else:
-            model.__dict__["_prefill"] = own
-
-    return undo
+    return guard_method(model, "_prefill", check)

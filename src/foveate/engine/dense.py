@@ -9,13 +9,17 @@ from foveate.engine.frame import Frame
 
 
 def at_dense_length(hidden: Tensor, frame: Frame) -> Tensor:
-    """(B, L, D) of the states (B, n, D) that are left, zero where a token was dropped; without added tokens."""
+    """(B, L, D) of the states (B, n, D) that are left, zero where a token was dropped; without added tokens.
+
+    Where the decoder went on with the last places only, as many as those.
+    """
     frame.follow(hidden)
     index = frame.places(hidden.shape[0], hidden.device)
     alive = frame.alive if frame.alive is not None else torch.ones_like(index, dtype=torch.bool)
     batch = torch.arange(hidden.shape[0], device=hidden.device)[:, None].expand_as(index)
-    full = hidden.new_zeros(hidden.shape[0], frame.length, hidden.shape[-1])
-    return full.index_put((batch[alive], index[alive]), hidden[alive])
+    length = frame.length if frame.newest is None else frame.newest
+    full = hidden.new_zeros(hidden.shape[0], length, hidden.shape[-1])
+    return full.index_put((batch[alive], index[alive] - (frame.length - length)), hidden[alive])
 
 
 def add_features(hidden: Tensor, frame: Frame, number: int) -> Tensor:

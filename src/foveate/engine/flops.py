@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+MORE = ("num_kv_shared_layers", "hidden_size_per_layer_input")  # layers with less to do, or more
 STATES = {"linear_attention", "conv", "mamba", "hybrid"}
 
 
@@ -27,9 +28,9 @@ def prefill_flops(config: Any, tokens: Sequence[float]) -> float | None:
         return None
     hidden, width = getattr(config, "hidden_size", None), getattr(config, "intermediate_size", None)
     heads = getattr(config, "num_attention_heads", None)
-    other = any(getattr(config, name, None) for name in EXPERTS)
+    other = any(getattr(config, name, None) for name in (*EXPERTS, *MORE))
     other = other or bool(STATES & set(getattr(config, "layer_types", None) or ()))
-    if not (hidden and width and heads) or other:
+    if other or not (hidden and width and heads):
         return None
     size = getattr(config, "head_dim", None) or hidden // heads
     query, key = heads * size, (getattr(config, "num_key_value_heads", None) or heads) * size

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from foveate.engine.gather import gather_positions
 from foveate.engine.layout import Layout
+from foveate.engine.shared_kv import Keys
 from foveate.engine.vision import VisionFeatures
 from foveate.families import LayerAdditions
 
@@ -114,6 +115,9 @@ class Frame:
         (B, n) bool, False for padding; None where there is none.
     extra
         How many tokens of the method's own are there.
+    newest
+        With how many of the last dense places the decoder goes on; None: with all. Where only the last tokens' logits
+        are asked for, some decoders hand their last layers no others.
     held
         Tokens in each layer of the KV cache before this forward pass; None without a cache.
     cache
@@ -124,6 +128,8 @@ class Frame:
         Closed behind the layer whose attention is read.
     whole
         Closed at the end of the forward pass.
+    keys
+        What layers that others read the keys and values of have attended to.
     """
 
     length: int
@@ -132,6 +138,7 @@ class Frame:
     index: Tensor | None = None
     alive: Tensor | None = None
     extra: int = 0
+    newest: int | None = None
     held: list[int | None] | None = None
     cache: Any = None
     device: torch.device | None = None
@@ -141,6 +148,7 @@ class Frame:
     tap: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     whole: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     memo: dict[Hashable, tuple[Any, Any]] = field(default_factory=dict)
+    keys: dict[int, Keys] = field(default_factory=dict)
 
     def once(self, key: Hashable, source: Any, make: Callable[[], Any]) -> Any:
         """`make()` once for each key and source object; the source is held, so that its id stays its own."""
@@ -177,6 +185,24 @@ class Frame:
         """From here on only these places are there; what was picked for the old ones is stale."""
         self.index, self.alive = index, alive
         self.memo.clear()
+
+    def keep_last(self, rows: int, batch: int, device: torch.device) -> None:
+        """From here on the decoder goes on with as many rows as the last `rows` of the dense places are.
+
+        Of the tokens that are left it then keeps the last ones. Where a visual token is gone from the last places,
+        these reach further back than the dense run's; what does is padding from here on.
+        """
+        start = self.length - rows
+        index = self.places(batch, device)[:, -rows:]
+        alive = None if self.alive is None else self.alive[:, -rows:]
+        # the last token of a prompt without padding stays: nothing to ask the device for
+        if rows > 1 or (self.prompt is not None and self.prompt.real is not None):
+            there = index >= start
+            if not bool(there.all()):
+                alive = there if alive is None else alive & there
+                index = index.clamp(min=start)
+        self.newest = rows
+        self.cut(index, alive)
 
     def continued(self, position_ids: Tensor) -> Tensor:
         """Position ids (..., B or 1, L) with the next ones after the last prompt token for the method's own tokens."""

@@ -38,6 +38,11 @@ def gather_rotary(tables: Any, index: Tensor) -> Any:
     return type(tables)(gather_rotary(table, index) for table in tables)
 
 
+def table_length(tables: Any) -> int:
+    """How many places rotary tables have."""
+    return int(tables.shape[-2]) if isinstance(tables, Tensor) else table_length(tables[0])
+
+
 def align_right(keep: Tensor, length: int) -> Tensor:
     """(B, length) columns of the true entries of keep (B, L), in order, right aligned; other columns before them."""
     return torch.argsort(keep.to(torch.uint8), dim=-1, stable=True)[:, keep.shape[1] - length :]

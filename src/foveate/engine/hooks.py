@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import StaticLayer
+from transformers.cache_utils import Cache, StaticLayer
 
 from foveate.engine.arguments import cache_of, find_arguments, refuse_unknown_cache
 from foveate.engine.attention import attention_rows, attention_tap
@@ -28,24 +28,33 @@ from foveate.engine.cache import (
 from foveate.engine.checkpointing import hooks_around_checkpoints
 from foveate.engine.chunked import refuse_chunks
 from foveate.engine.compiled import NOTE, in_python, run_as_python, set_compiled_aside
+from foveate.engine.continuous import refuse_continuous_batching
 from foveate.engine.dense import add_features, at_dense_length
 from foveate.engine.frame import Frame, PrefillRecord, Prompt
-from foveate.engine.layer_inputs import pick_inputs, static_step
+from foveate.engine.gather import table_length
+from foveate.engine.layer_inputs import pick_inputs, row_scale, static_step
 from foveate.engine.prompt import LABELLED, read_prompt
+from foveate.engine.shared_kv import check_stages
 from foveate.engine.stage import cut, stopwatch, text_rows
 from foveate.engine.state_inputs import check_method, pick_state_inputs
 from foveate.engine.vision import VisionRecorder, vision_recorder
 from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelError
 from foveate.families import Family
+from foveate.families.vision import keep_sizes
 from foveate.pruners.base import PromptRows, Pruner
 
 UNKNOWN_LAYOUT = (
     "where the visual tokens lie in their images is unknown here; each image was taken for one row of tokens"
 )
 TYPES = "mm_token_type_ids"
+SCALE = "foveate_row_scale"  # what a layer is given to hand on to its attention
 REPLICA = (
     "DataParallel runs copies of the model, which a pruner cannot be attached to: use one process for each device, or "
     "device_map"
+)
+ADDED_STREAMS = (
+    "{}: it adds tokens to the prompt, of which this model's layers would want several states (AltUp) that the method "
+    "does not have"
 )
 PAUSED = "the pruner was paused"
 TOO_SHORT = "{} visual tokens are fewer than min_visual={}: so few run dense"
@@ -72,23 +81,30 @@ class Hooks:
         self.config: Any = model.config
         self.text_config: Any = self.parts.decoder.config
         self.depth = len(self.parts.layers)
+        self.sources = family.kv_sources(self.parts)
+        self.readers = {number for number, source in enumerate(self.sources) if source != number}
+        self.read = {self.sources[number] for number in self.readers}
         self.stages = tuple(pruner.layers(self.depth))
         if list(self.stages) != sorted({*self.stages} & {*range(self.depth)}):
             raise BudgetError(
                 f"{pruner.name}: stages must be layers of 0 to {self.depth - 1}, ascending, got {self.stages}"
             )
+        check_stages(pruner.name, self.stages, self.sources)
         self.notes = pruner.notes(self.depth)
         self.method = pruner.resolved(self.depth)
         self.extra = pruner.extra_tokens(model)
         if self.extra is not None and self.extra.ndim == 2:
             self.extra = self.extra[None]
         check_method(self.method, self.stages, self.parts.attention, self.extra)
+        if self.extra is not None and family.has_streams:
+            raise UnsupportedModelError(ADDED_STREAMS.format(pruner.name))
         self.vision: VisionRecorder | None = vision_recorder(model, self.method, family)
         self.records: list[PrefillRecord] = []
         self.thread = threading.local()
         self.paused = False
         self.group = [sum(stage <= layer for stage in self.stages) for layer in range(self.depth)]
         self.base_takes = inspect.signature(self.parts.base.forward).parameters
+        self.scales: dict[int, Callable[[Tensor], Tensor]] = {}
         self.handles: list[Any] = []
         self.undo: list[Callable[[], None]] = []
         try:
@@ -97,6 +113,7 @@ class Hooks:
                 self.notes = (*self.notes, NOTE)
             self.undo.append(run_as_python(model, self._before_model))
             self.undo.append(refuse_chunks(model, self.parts.visual_ids, lambda: not self.paused))
+            self.undo += refuse_continuous_batching(model, lambda: not self.paused)
             self._register()
         except BaseException:
             self.remove()
@@ -115,6 +132,9 @@ class Hooks:
                 self._before(rotary, self._before_rotary)
         if self.vision is not None:
             self.handles += self.vision.register()
+        if self.family.wants_sizes:
+            encoder = self.family.vision_parts(self.model).encoder
+            self.handles.append(encoder.register_forward_hook(in_python(self._keep_sizes), with_kwargs=True))
         cuts_cache = self.pruner.compact_cache or self.extra is not None
         first = 0 if cuts_cache else min(self.stages, default=self.depth)
         for number, layer in enumerate(parts.layers):
@@ -123,11 +143,21 @@ class Hooks:
                 self._before(layer, partial(before, number))
                 step = partial(static_step, number, self.names)
                 self.handles.append(layer.register_forward_pre_hook(step, with_kwargs=True))
+            self._register_scale(number)
             if number + 1 in self.stages:
                 self._before(layer, partial(self._open_tap, number))
                 self._after(layer, self._close_tap, always_call=True)
             if self.family.has_additions:
                 self._after(layer, partial(self._add_features, number))
+
+    def _register_scale(self, number: int) -> None:
+        """For an attention that scales its rows by their number: see `Family.scaled_rows`."""
+        attention = self.parts.attention[number]
+        scaled = None if attention is None else self.family.scaled_rows(attention)
+        if attention is not None and scaled is not None and number >= min(self.stages, default=self.depth):
+            self.scales[number] = scaled[1]
+            self._before(attention, self._take_scale)
+            self._after(scaled[0], self._scale_rows)
 
     def _before(self, module: nn.Module, hook: Callable) -> None:
         self.handles.append(module.register_forward_pre_hook(in_python(hook), with_kwargs=True))
@@ -165,6 +195,8 @@ class Hooks:
 
     def _before_base(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         labels, self.thread.labels = getattr(self.thread, "labels", None), None
+        if module is self.model:  # one that calls its decoder itself: `_before_model` comes after this
+            labels = kwargs.get("labels")
         self.thread.frame = None
         given = {"input_ids": args[0], **kwargs} if args else kwargs
         self.thread.frame = read_prompt(given, labels, self.family, self.parts, self.config)
@@ -215,7 +247,7 @@ class Hooks:
         if frame.prompt is not None:
             refuse_unknown_cache(kwargs)
             if cache is not None:
-                check_cache(cache, self.depth)
+                check_cache(cache, self.depth, self.readers)
                 frame.held = lengths_held(cache, self.depth)
         if frame.length > 1:
             check_backend(self.text_config, frame, cache, pruned)
@@ -263,7 +295,11 @@ class Hooks:
             rows.append(now)
         compacted = 0 if frame.record is None else frame.record.compacted
         left = None if frame.past else rows[compacted]
-        return [left if layer < compacted else count for layer, count in enumerate(rows)]
+        held = [left if layer < compacted else count for layer, count in enumerate(rows)]
+        return [None if layer in self.readers else count for layer, count in enumerate(held)]
+
+    def _keep_sizes(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        keep_sizes(output, self.family.vision_sizes(args, kwargs))
 
     # -- tokens that the method adds
 
@@ -272,8 +308,13 @@ class Hooks:
         if frame is None or not frame.extra:
             return None
         if "position_ids" in kwargs:
-            return args, {**kwargs, "position_ids": frame.continued(kwargs["position_ids"])}
-        return (args[0], frame.continued(args[1]), *args[2:]), kwargs
+            return args, {**kwargs, "position_ids": self._with_extra(frame, kwargs["position_ids"])}
+        return (args[0], self._with_extra(frame, args[1]), *args[2:]), kwargs
+
+    @staticmethod
+    def _with_extra(frame: Frame, position_ids: Tensor) -> Tensor:
+        """Position ids with those of the method's own tokens in front: a decoder may cut the tables to the last."""
+        return frame.continued(position_ids).roll(frame.extra, -1)
 
     def _add_features(self, number: int, layer: nn.Module, args: tuple, output: Any) -> Any:
         frame = self.frame
@@ -282,6 +323,17 @@ class Hooks:
         hidden = add_features(output[0] if isinstance(output, tuple) else output, frame, number)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
+    # -- queries that an attention scales by the number of their row
+
+    def _take_scale(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """Take what `row_scale` gave the layer to hand on: gradient checkpointing keeps it for when it runs again."""
+        self.thread.scale = kwargs.get(SCALE)
+        return args, {name: value for name, value in kwargs.items() if name != SCALE}
+
+    def _scale_rows(self, module: nn.Module, args: tuple, rows: Tensor) -> Tensor | None:
+        scale, self.thread.scale = getattr(self.thread, "scale", None), None
+        return None if scale is None else rows * scale[..., None].to(rows)
+
     # -- attention rows
 
     def _open_tap(self, number: int, layer: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -289,7 +341,7 @@ class Hooks:
         if frame is None or frame.prompt is None:
             return
         given = self.names.by_name(number, args, kwargs)
-        hidden, cache = given[self.names.hidden], given.get(self.names.cache)
+        hidden, cache = self.family.shown_states(given[self.names.hidden]), given.get(self.names.cache)
         frame.follow(hidden)
         places = frame.places(hidden.shape[0], hidden.device)
         last = (places == frame.prompt.query[:, None]).to(torch.uint8).argmax(-1)
@@ -338,42 +390,56 @@ class Hooks:
         hidden, cache = given[names.hidden], given.get(names.cache)
         frame.cache = cache
         frame.follow(hidden)
+        if frame.prompt is None and frame.index is None and cache is not None and not isinstance(cache, Cache):
+            return None  # the paged cache of continuous batching, paused: with a prompt to prune it was refused
         if number == 0 and frame.extra and self.extra is not None:
             hidden = torch.cat([hidden, self.extra[0].to(hidden).expand(hidden.shape[0], -1, -1)], 1)
             frame.cut(torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1), None)
         if number in self.stages and frame.prompt is not None and any(frame.prompt.counts):
             if cache is not None:
-                check_cache(cache, self.depth)
+                check_cache(cache, self.depth, self.readers)
             hidden = self._cut(number, hidden, cache, frame, frame.prompt)
         if frame.extra and self.extra is not None and 0 < number < len(self.extra):
             hidden = _add_rows(hidden, self.extra[number].to(hidden))
-        cached = None if cache is None else cache_layer(cache, number)
+        source = self.sources[number]
+        cached = None if cache is None else cache_layer(cache, source)
         if self.parts.attention[number] is None:
             given = pick_state_inputs(given, names, frame, hidden, cached)
-        elif hidden.shape[1] == 1 and isinstance(cached, PrunedStaticLayer):
+        elif hidden.shape[-2] == 1 and isinstance(cached, PrunedStaticLayer):
             return None  # `static_step` sees to it
         elif frame.index is None and not isinstance(cached, AnyPrunedLayer):
             return None
         else:
-            if cached is not None:
-                cached = pruned_layer(cache, number, hidden.shape[0], hidden.device)
+            batch, tables = hidden.shape[-3], given.get(names.rotary)
+            if tables is not None and frame.newest is None and table_length(tables) < frame.length:
+                frame.keep_last(table_length(tables), batch, hidden.device)
+            if source != number:
+                cached = None
+            elif cached is not None:
+                cached = pruned_layer(cache, number, batch, hidden.device)
             flat = frame.once("flat", None, lambda: takes_flat_masks(self.text_config))
-            given = pick_inputs(given, names, frame, hidden, cached, self.group[number], flat)
+            read = None if source == number else frame.keys[source]
+            tokens = self.family.token_inputs
+            given, keys = pick_inputs(given, names, frame, hidden, cached, self.group[number], flat, tokens, read)
+            if number in self.read:
+                frame.keys[number] = keys
+            if number in self.scales:
+                given[SCALE] = row_scale(frame, self.scales[number], keys.past)
         del given[names.hidden]
-        return (hidden,), given
+        # by place what came by place: reentrant gradient checkpointing cuts the graph there, and at no keyword
+        return (hidden, *(given.pop(name) for name in names.layer[number][1 : len(args)])), given
 
     def _cut(self, number: int, hidden: Tensor, cache: Any, frame: Frame, prompt: Prompt) -> Tensor:
         """The stage before layer `number`, and what it means for the caches of the layers before."""
         extra = frame.extra
-        hidden, gathered = cut(
-            hidden, frame, prompt, self.method, number, number == self.stages[-1], self.always_gather
-        )
+        last, shown = number == self.stages[-1], self.family.shown_states(hidden)
+        hidden, gathered = cut(hidden, frame, prompt, self.method, number, last, self.always_gather, shown)
         removes = extra - frame.extra
         if not gathered or cache is None or not (self.pruner.compact_cache or removes):
             return hidden
-        places = frame.places(hidden.shape[0], hidden.device)
+        places = frame.places(len(shown), hidden.device)
         end = frame.past + frame.length
-        survivors = torch.ones(hidden.shape[0], end + extra, dtype=torch.bool, device=hidden.device)
+        survivors = torch.ones(len(shown), end + extra, dtype=torch.bool, device=hidden.device)
         lengths = None  # what stays in a cache, where the host knows
         if removes:
             survivors[:, end:] = False

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from foveate.engine.arguments import NAMES, Arguments
 from foveate.engine.cache import AnyPrunedLayer, PrunedStaticLayer
 from foveate.engine.frame import Frame
-from foveate.engine.gather import gather_positions, gather_rotary
+from foveate.engine.gather import gather_positions, gather_rotary, table_length
 from foveate.engine.mask import pick_mask
+from foveate.engine.shared_kv import Keys
 from foveate.errors import UnsupportedModelError
 
 # labels: some models hand all they are given to every layer
@@ -25,7 +28,9 @@ def pick_inputs(
     cached: AnyPrunedLayer | None,
     group: int,
     flat: bool,
-) -> dict[str, Any]:
+    tokens: Mapping[str, int],
+    read: Keys | None,
+) -> tuple[dict[str, Any], Keys]:
     """Rotary tables, position ids and mask picked for the tokens in `hidden`, and the cache layer told what comes.
 
     Parameters
@@ -35,50 +40,111 @@ def pick_inputs(
     names
         What the layer calls them.
     hidden
-        (B, n, D), the tokens that are there.
+        (..., B, n, D), the tokens that are there.
     cached
-        The layer's KV cache; None without one.
+        The layer's KV cache; None without one, and for a layer that reads the keys and values of another.
     group
         Layers of one group lie between the same stages: their caches hold the same positions.
     flat
         Whether the attention backend takes (B, K) padding masks.
+    tokens
+        Other arguments with one entry a token, and the axis of the tokens in each.
+    read
+        The keys of another layer that this layer reads; None for a layer that makes its own.
+
+    Returns
+    -------
+    tuple
+        The arguments, and the keys that the layer attends to.
     """
-    places = frame.once("places", None, lambda: frame.places(hidden.shape[0], hidden.device))
+    places = frame.once("places", None, lambda: frame.places(hidden.shape[-3], hidden.device))
     kwargs = dict(kwargs)
     if frame.index is not None:
-        refuse_unknown(kwargs, frame.length)
+        refuse_unknown(kwargs, frame.length, tokens)
         tables, ids = kwargs.get(names.rotary), kwargs.get(names.positions)
         if tables is not None:
-            kwargs[names.rotary] = frame.once("rotary", tables, lambda: gather_rotary(tables, places))
+            index = _inside(table_length(tables), frame, places)
+            kwargs[names.rotary] = frame.once("rotary", tables, lambda: gather_rotary(tables, index))
         if ids is not None:
             picked = frame.once("ids", ids, lambda: gather_positions(frame.continued(ids), places, -1))
             kwargs[names.positions] = picked
-    past = frame.past if cached is None else frame.once("past", None, lambda: cached.dense_length)
-    padded = frame.alive is not None or (cached is not None and cached.padded)
-    rows = frame.once("rows", None, lambda: frame.positions(places, past))
-    slots, column, end = rows, 0, past + frame.length
-    held = group, None if cached is None else cached.window  # layers of one group and one window hold the same tokens
-    if cached is not None:
-        slots = frame.once(("slots", held), None, lambda: cached.joined(rows, frame.length))
-        coming = rows.shape[1]
-        stay = frame.once(("stay", held), None, lambda: cached.slots_to_keep(slots, end, coming))
-        column = frame.once(("column", held), None, lambda: cached.first_column(slots, rows))
-        cached.expect(slots, end, padded, stay)
-    first = 0 if cached is None else cached.get_mask_sizes(frame.length)[1]
-    last = frame.prompt.query + past if frame.prompt is not None and frame.extra else None
+        for name, axis in tokens.items():
+            if isinstance(kwargs.get(name), Tensor):
+                kwargs[name] = _pick_tokens(kwargs[name], axis, frame, places)
+    keys = _coming_keys(frame, places, cached, group) if read is None else read
+    padded = frame.alive is not None or keys.padded
+    rows = frame.once("rows", None, lambda: frame.positions(places, keys.past))
+    slots, column, end = keys.slots.to(hidden.device), keys.behind - rows.shape[1], keys.past + frame.length
+    held = group, keys.window
+    last = frame.prompt.query + keys.past if frame.prompt is not None and frame.extra else None
     mask = kwargs.get(names.mask)
     kwargs[names.mask] = frame.once(
-        ("mask", held), mask, lambda: pick_mask(mask, rows, slots, end, last, padded, flat, first, column)
+        ("mask", held), mask, lambda: pick_mask(mask, rows, slots, end, last, padded, flat, keys.first, column)
     )
-    return kwargs
+    return kwargs, keys
 
 
-def refuse_unknown(kwargs: dict[str, Any], length: int) -> None:
+def row_scale(frame: Frame, scale: Callable[[Tensor], Tensor], past: int) -> Tensor | None:
+    """(B, n) by what to multiply the rows of an attention that scales them by their number; None: by nothing.
+
+    Parameters
+    ----------
+    scale
+        As a function of positions; it nowhere falls.
+    past
+        Tokens before this forward pass.
+    """
+    ends = scale(torch.tensor([past, past + frame.length]))
+    if frame.index is None or bool(ends[0] == ends[1]):
+        return None
+    counted = torch.arange(frame.index.shape[1], device=frame.index.device)
+    return scale(frame.index + past) / scale(counted + past)
+
+
+def _coming_keys(frame: Frame, places: Tensor, cached: AnyPrunedLayer | None, group: int) -> Keys:
+    """The keys of a layer that makes its own, once the tokens at `places` (B, n) are there; its cache is told."""
+    past = frame.past if cached is None else frame.once("past", None, lambda: cached.dense_length)
+    rows = frame.once("rows", None, lambda: frame.positions(places, past))
+    if cached is None:
+        return Keys(rows, rows.shape[1], past, frame.alive is not None, 0, None)
+    end, coming = past + frame.length, rows.shape[1]
+    padded = frame.alive is not None or cached.padded
+    held = group, cached.window  # layers of one group and one window hold the same tokens
+    slots = frame.once(("slots", held), None, lambda: cached.joined(rows, frame.length))
+    stay = frame.once(("stay", held), None, lambda: cached.slots_to_keep(slots, end, coming))
+    column = frame.once(("column", held), None, lambda: cached.first_column(slots, rows))
+    cached.expect(slots, end, padded, stay)
+    return Keys(slots, column + coming, past, padded, cached.get_mask_sizes(frame.length)[1], cached.window)
+
+
+def _inside(length: int, frame: Frame, index: Tensor) -> Tensor:
+    """(B, n) where to find the places `index` among the `length` entries of what the decoder hands to a layer.
+
+    They are those of the last dense places, where it goes on with no others (then those before are padding), or of
+    all of them behind those of the tokens that the method adds.
+    """
+    if length == frame.length:
+        return index
+    if length > frame.length:
+        return (index + (length - frame.length)) % length
+    return (index - (frame.length - length)).clamp(min=0)
+
+
+def _pick_tokens(value: Tensor, axis: int, frame: Frame, places: Tensor) -> Tensor:
+    """The entries of an argument for the tokens that are there; zeros for those that the method added."""
+    if frame.extra:
+        shape = list(value.shape)
+        shape[axis] = frame.extra
+        value = torch.cat([value.new_zeros(shape), value], axis)
+    return gather_positions(value, _inside(value.shape[axis], frame, places), axis)
+
+
+def refuse_unknown(kwargs: dict[str, Any], length: int, tokens: Collection[str] = ()) -> None:
     """An argument with one entry a token that the engine does not know would no longer fit the tokens."""
     for name, value in kwargs.items():
         if name.startswith("cu_seq") and value is not None:
             raise UnsupportedModelError("pruning does not support packed sequences (cu_seq_lens)")
-        if name not in KNOWN and isinstance(value, Tensor) and length in value.shape:
+        if name not in KNOWN and name not in tokens and isinstance(value, Tensor) and length in value.shape:
             raise UnsupportedModelError(
                 f"the decoder layers take {name!r}, one entry a token, which foveate cannot cut"
             )
@@ -90,7 +156,7 @@ def static_step(
     """One token more in a static cache. This is compiled with the model: it reads no state but the cache's tensors."""
     cache = kwargs.get(names.cache)
     hidden = args[0] if args else kwargs[names.hidden]
-    if cache is None or hidden.shape[1] > 1 or len(cache.layers) <= number:
+    if cache is None or hidden.shape[-2] > 1 or len(cache.layers) <= number:
         return None
     cached = cache.layers[number]
     if not isinstance(cached, PrunedStaticLayer):

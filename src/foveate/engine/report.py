@@ -12,9 +12,10 @@ from torch import Tensor
 
 from foveate.engine.flops import prefill_flops
 from foveate.engine.frame import PrefillRecord, StageRecord
+from foveate.engine.report_view import prefill_html, prefill_line, report_html, report_lines, stage_line
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Stage:
     """One cut.
 
@@ -36,8 +37,11 @@ class Stage:
     dense: list[int]
     per_image: list[list[tuple[int, int]]]
 
+    def __repr__(self) -> str:
+        return f"<Stage {stage_line(self)}>"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Prefill:
     """One prefill; shares are of the dense run, 1.0 where nothing was pruned.
 
@@ -86,6 +90,12 @@ class Prefill:
         ]
         return entry
 
+    def __repr__(self) -> str:
+        return f"<Prefill, {prefill_line(self)}>"
+
+    def _repr_html_(self) -> str:
+        return prefill_html(self)
+
     def __str__(self) -> str:
         if self.skipped:
             return f"nothing pruned: {self.skipped}"
@@ -102,7 +112,7 @@ class Prefill:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """All prefills since the pruner was attached; the last one's fields can be read on the report itself."""
 
@@ -118,6 +128,12 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {"prefills": [prefill.to_dict() for prefill in self.prefills]}
+
+    def __repr__(self) -> str:
+        return f"<Report, {report_lines(self)}>"
+
+    def _repr_html_(self) -> str:
+        return report_html(self)
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.prefills)) or "the model has not run since the pruner was attached"

@@ -15,9 +15,9 @@ from foveate.select.transfer import to_device
 
 
 def cut(
-    hidden: Tensor, frame: Frame, prompt: Prompt, pruner: Pruner, layer: int, last: bool, always: bool
+    hidden: Tensor, frame: Frame, prompt: Prompt, pruner: Pruner, layer: int, last: bool, always: bool, shown: Tensor
 ) -> tuple[Tensor, bool]:
-    """Shorten `hidden` (B, n, D) to what `pruner` keeps before `layer`.
+    """Shorten `hidden` (..., B, n, D) to what `pruner` keeps before `layer`.
 
     Parameters
     ----------
@@ -25,6 +25,8 @@ def cut(
         Whether this is the last stage, at which the method's own tokens leave.
     always
         Gather even if everything stays (to test that gathering is exact).
+    shown
+        (B, n, D), what the method sees of `hidden`.
 
     Returns
     -------
@@ -32,13 +34,13 @@ def cut(
         The hidden states and whether anything was gathered.
     """
     watch = stopwatch(hidden.device)
-    places = frame.places(hidden.shape[0], hidden.device)
+    places = frame.places(shown.shape[0], hidden.device)
     visual = _padded(prompt.visual, frame.extra).gather(1, places)
     if frame.alive is not None:
         visual = visual & frame.alive
     columns = torch.argsort((~visual).to(torch.uint8), dim=-1, stable=True)[:, : max(prompt.counts)]
     with torch.no_grad():
-        tokens = _show(hidden.detach(), frame, prompt, layer, places, columns, visual)
+        tokens = _show(shown.detach(), frame, prompt, layer, places, columns, visual)
         keep = pruner.select(tokens)
     if keep.dtype != torch.bool or keep.shape != tokens.valid.shape:
         raise TypeError(
@@ -66,7 +68,7 @@ def cut(
     prompt.counts, prompt.record.stages[-1].length = kept, max(lengths) - (frame.extra - leaving)
     frame.extra -= leaving
     frame.cut(left, alive)
-    return gather_positions(hidden, picked, 1), True
+    return gather_positions(hidden, picked, -2), True
 
 
 def _show(

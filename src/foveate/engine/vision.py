@@ -31,6 +31,10 @@ COMPARED = 16  # of the channels of a visual token; no two images agree in so ma
 UNSEEN = (
     "vision features were not seen: encode the image while the pruner is attached, in the thread that runs the model"
 )
+UNHEARD = (
+    "what the vision encoder's tokens receive cannot be seen: its attention does not go through transformers' "
+    "attention functions; use a method that wants no attention of the vision encoder"
+)
 MISFIT = (
     "vision features were not seen: the visual tokens of this prompt are not those that the vision encoder made since "
     "the last prompt; encode the image while the pruner is attached, anew for each prompt"
@@ -63,13 +67,15 @@ class VisionFeatures:
 
 @dataclass
 class _Call:
-    """One call of the encoder and of the projector behind it."""
+    """One call of the encoder and of the projector behind it, `projections` times for the images in it."""
 
     sizes: Tensor | None
     blocks: dict[int, Tensor] = field(default_factory=dict)
     shapes: dict[int, torch.Size] = field(default_factory=dict)
     received: dict[int, list[Tensor]] = field(default_factory=dict)
     projected: Tensor | None = None
+    projections: int = 0
+    doubtful: bool = False  # whether what the projector puts out may be another call's
 
 
 @dataclass
@@ -135,7 +141,8 @@ class VisionRecorder:
         if seen.used:
             seen.calls.clear()
         seen.used = False
-        seen.calls.append(_Call(self.family.vision_sizes(args, kwargs)))
+        waiting = self.family.projects_later and bool(seen.calls) and seen.calls[-1].projected is None
+        seen.calls.append(_Call(self.family.vision_sizes(args, kwargs), doubtful=waiting))
         del seen.calls[:-MOST_CALLS]
 
     def _after_block(self, number: int, module: nn.Module, args: tuple, output: Any) -> None:
@@ -164,11 +171,19 @@ class VisionRecorder:
         self._seen.tap.close()
 
     def _after_projector(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        if self._seen.calls and self._seen.calls[-1].projected is None:
-            call = self._seen.calls[-1]
-            call.projected = (output if isinstance(output, Tensor) else output[0]).detach()
+        if not self._seen.calls:
+            return
+        call = self._seen.calls[-1]
+        output = torch.cat(output) if isinstance(output, (list, tuple)) else output  # each image by itself
+        output = output if isinstance(output, Tensor) else output[0]
+        call.projections += 1
+        if call.projected is None:
+            call.projected = output.detach()
             if call.sizes is None:
                 call.sizes = self.family.projector_sizes(args, kwargs)
+        elif self.family.projects_each and call.sizes is not None and call.projections <= len(call.sizes):
+            both = (one.flatten(0, -2) for one in (call.projected, output.detach()))
+            call.projected = torch.cat([*both])
 
     # -- taking
 
@@ -192,6 +207,8 @@ class VisionRecorder:
         self._seen.used = cache is None and prompt.encoded
         if not calls:
             raise VisionFeaturesError(UNSEEN)
+        if any(call.doubtful for call in calls):
+            raise VisionFeaturesError(MISFIT)
         for first in range(len(calls)):  # all that were made since the last prefill; if one failed, the latest
             index = self._index(calls[first:], prompt, embeds)
             if index is not None:
@@ -284,4 +301,6 @@ def vision_recorder(model: Any, method: Pruner, family: Family) -> VisionRecorde
 
 def _column(call: _Call, number: int) -> Tensor:
     """What the tokens of one call received in a block, shaped as the block's output with one channel."""
+    if not call.received[number]:
+        raise UnsupportedModelError(UNHEARD)
     return torch.cat(call.received[number], -1).reshape(*call.shapes[number][:-1], 1)

@@ -13,18 +13,30 @@ from foveate.families.apertus1p5 import APERTUS1P5
 from foveate.families.aya_vision import AYA_VISION, COHERE2_VISION
 from foveate.families.base import Family, LayerAdditions, Parts, visual_mask
 from foveate.families.deepseek_vl import DEEPSEEK_VL
+from foveate.families.ernie4_5_vl import ERNIE4_5_VL
+from foveate.families.exaone4_5 import EXAONE4_5
 from foveate.families.gemma3 import GEMMA3
+from foveate.families.gemma3n import GEMMA3N
 from foveate.families.gemma4 import GEMMA4
+from foveate.families.gemma4_unified import GEMMA4_UNIFIED
 from foveate.families.glm4v import GLM4V, GLM4V_MOE, GLM46V, GLM_OCR
+from foveate.families.got_ocr2 import GOT_OCR2
 from foveate.families.grids import Grid, Run, find_runs
 from foveate.families.idefics3 import IDEFICS3
 from foveate.families.internvl import INTERNVL
+from foveate.families.kimi_k25 import KIMI_K25
+from foveate.families.lfm2_vl import LFM2_VL
+from foveate.families.lighton_ocr import LIGHTON_OCR
+from foveate.families.llama4 import LLAMA4
 from foveate.families.llava import LLAVA
 from foveate.families.llava_next import LLAVA_NEXT
 from foveate.families.llava_next_video import LLAVA_NEXT_VIDEO
 from foveate.families.llava_onevision import LLAVA_ONEVISION
+from foveate.families.minicpm_v import MINICPM_V4_6, MINICPM_V4_7
 from foveate.families.mistral3 import MISTRAL3
 from foveate.families.molmo2 import MOLMO2
+from foveate.families.ovis2 import OVIS2
+from foveate.families.paddleocr_vl import PADDLEOCR_VL
 from foveate.families.paligemma import PALIGEMMA
 from foveate.families.perception_lm import PERCEPTION_LM
 from foveate.families.qwen2_5_vl import QWEN2_5_VL
@@ -33,8 +45,10 @@ from foveate.families.qwen3_5 import QWEN3_5
 from foveate.families.qwen3_5_moe import QWEN3_5_MOE
 from foveate.families.qwen3_vl import QWEN3_VL
 from foveate.families.qwen3_vl_moe import QWEN3_VL_MOE
+from foveate.families.qwen_omni import QWEN2_5_OMNI, QWEN3_OMNI_MOE
 from foveate.families.refused import REFUSED
 from foveate.families.smolvlm import SMOLVLM
+from foveate.families.step3p7 import STEP3P7
 from foveate.families.vipllava import VIPLLAVA
 from foveate.families.vision import VisionParts, same_features
 
@@ -51,7 +65,9 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             LLAVA_ONEVISION,
             MISTRAL3,
             GEMMA3,
+            GEMMA3N,
             GEMMA4,
+            GEMMA4_UNIFIED,
             PALIGEMMA,
             VIPLLAVA,
             DEEPSEEK_VL,
@@ -63,6 +79,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             QWEN3_VL_MOE,
             QWEN3_5,
             QWEN3_5_MOE,
+            QWEN2_5_OMNI,
+            QWEN3_OMNI_MOE,
             GLM4V,
             GLM4V_MOE,
             GLM46V,
@@ -73,6 +91,18 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             PERCEPTION_LM,
             MOLMO2,
             APERTUS1P5,
+            LLAMA4,
+            EXAONE4_5,
+            KIMI_K25,
+            STEP3P7,
+            ERNIE4_5_VL,
+            PADDLEOCR_VL,
+            LIGHTON_OCR,
+            GOT_OCR2,
+            OVIS2,
+            LFM2_VL,
+            MINICPM_V4_6,
+            MINICPM_V4_7,
         )
     }
 )

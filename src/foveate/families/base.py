@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 import torch
@@ -83,9 +84,25 @@ class Family:
         A Hub id.
     answer_type
         What `token_type_ids` are for the tokens of an answer.
+    projects_later
+        Whether the projector runs with the language model, and not where `generate()` has the images encoded.
+    token_inputs
+        Arguments of the decoder layers, beside those of any model, that have one entry a token: name and axis of the
+        tokens, the batch on the axis before. They are cut with the tokens; tokens that a method adds get zeros.
+    has_streams
+        Whether decoder layers hand on several states for each token; `shown_states` says what methods see of them.
+    projects_each
+        Whether the projector may be called for each image of a call of the encoder by itself.
+    wants_sizes
+        Whether `image_grids` must know `vision_sizes` of the call that encoded the images: see `kept_sizes`.
     """
 
     answer_type: ClassVar[int] = 0
+    projects_later: ClassVar[bool] = False
+    token_inputs: ClassVar[Mapping[str, int]] = MappingProxyType({})
+    has_streams: ClassVar[bool] = False
+    projects_each: ClassVar[bool] = False
+    wants_sizes: ClassVar[bool] = False
 
     model_type: str
     title: str
@@ -100,7 +117,7 @@ class Family:
             Naming each piece that is missing.
         """
         base = getattr(model, "base_model", model)
-        decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+        decoder = self.decoder(model)
         layers = getattr(decoder, "layers", None)
         rotary = getattr(decoder, "rotary_emb", None)
         attention = tuple(getattr(layer, "self_attn", None) for layer in layers or ())
@@ -121,6 +138,10 @@ class Family:
             raise UnsupportedModelError(f"{type(model).__name__} cannot be pruned: it lacks {'; '.join(missing)}")
         return Parts(base, cast(nn.Module, decoder), cast(nn.ModuleList, layers), found, cast(nn.Module, rotary), ids)
 
+    def decoder(self, model: Any) -> Any:
+        """The language model without its head; None if it is not found."""
+        return model.get_decoder() if hasattr(model, "get_decoder") else None
+
     def has_state(self, layer: nn.Module) -> bool:
         """Whether a decoder layer has, in the place of attention, a state that runs along the sequence.
 
@@ -129,10 +150,48 @@ class Family:
         """
         return False
 
+    def kv_sources(self, parts: Parts) -> tuple[int, ...]:
+        """For each decoder layer, the one whose keys and values its attention reads: itself, or one before it.
+
+        Raises
+        ------
+        UnsupportedModelError
+            When a layer reads what no layer of this model makes.
+        """
+        makers: dict[Any, int] = {}
+        sources = []
+        for number, attention in enumerate(parts.attention):
+            kind = getattr(attention, "layer_type", None)
+            if not getattr(attention, "is_kv_shared_layer", False):
+                makers[kind] = number
+            elif kind not in makers:
+                raise UnsupportedModelError(
+                    f"decoder layer {number} reads keys and values that no layer of this model makes, which foveate "
+                    "cannot cut"
+                )
+            sources.append(makers[kind])
+        return tuple(sources)
+
+    def scaled_rows(self, attention: nn.Module) -> tuple[nn.Module, Callable[[Tensor], Tensor]] | None:
+        """A linear map of an attention that scales what comes out of it by each row's place; None: there is none.
+
+        For an attention that counts places by the rows it is given. Returned are the module, with one row a token, and
+        the scale as a function of positions in the conversation, which nowhere falls.
+        """
+        return None
+
+    def shown_states(self, hidden: Tensor) -> Tensor:
+        """(B, n, D) for methods to look at, of what one decoder layer hands to the next; tokens on the axis -2."""
+        return hidden
+
     def visual_ids(self, config: Any) -> tuple[int, ...]:
         """Ids of the image and video placeholder tokens."""
         names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
         return tuple(sorted({value for name in names if isinstance(value := getattr(config, name, None), int)}))
+
+    def reserved_ids(self, config: Any) -> tuple[int, ...]:
+        """Ids that the model reads in another way in a prompt with images than in an answer: the laws speak none."""
+        return self.visual_ids(config)
 
     def image_grids(
         self, config: Any, kwargs: Mapping[str, Any], runs: Sequence[Run]

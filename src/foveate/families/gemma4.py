@@ -1,20 +1,21 @@
 """Gemma 4: images of any shape, their patches averaged in squares, around a decoder with windows.
 
-Its smaller models (E2B, E4B) are refused: their layers take an input of their own for each token, and the last of them
-read keys and values of layers before, from which other tokens may be gone.
+Layers of its smaller models (E2B, E4B) take an input of their own for each token, and the last of them read keys and
+values of layers before, so that stages must lie before those.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from foveate.errors import UnsupportedModelError
-from foveate.families.base import Family, Parts
+from foveate.families.base import Family
 from foveate.families.grids import Grid, Run
 from foveate.families.vision import VisionParts
 
@@ -26,18 +27,7 @@ class Gemma4(Family):
     `generate()` of current transformers takes those away from the base model: then the layout is unknown.
     """
 
-    def parts(self, model: Any) -> Parts:
-        config = model.config.get_text_config()
-        for name, what in (
-            ("hidden_size_per_layer_input", "take an input of their own for each token (per-layer embeddings)"),
-            ("num_kv_shared_layers", "read the keys and values of other layers"),
-        ):
-            if getattr(config, name, None):
-                raise UnsupportedModelError(
-                    f"{type(model).__name__} cannot be pruned: layers of this model {what}, which foveate cannot cut; "
-                    "those of the larger Gemma 4 models do not"
-                )
-        return super().parts(model)
+    token_inputs: ClassVar[Mapping[str, int]] = MappingProxyType({"per_layer_input": -2})
 
     def image_grids(
         self, config: Any, kwargs: Mapping[str, Any], runs: Sequence[Run]
@@ -50,10 +40,14 @@ class Gemma4(Family):
         places = kwargs.get("image_position_ids")
         if not isinstance(places, Tensor):
             return None
-        side = config.vision_config.pooling_kernel_size
+        side = self.patches_a_side(config)
         # the last patch is the lower right one; padding is -1
         columns, rows = torch.div(places.amax(1) + 1, side, rounding_mode="floor").unbind(-1)
         return [(Grid(*size),) for size in zip(rows.tolist(), columns.tolist(), strict=True)]
+
+    def patches_a_side(self, config: Any) -> int:
+        """How many patches are averaged to one token, along each side of their square."""
+        return int(config.vision_config.pooling_kernel_size)
 
     def vision_parts(self, model: Any) -> VisionParts:
         raise UnsupportedModelError(

@@ -12,6 +12,7 @@ from torch import Tensor
 from foveate.families.base import Family
 from foveate.families.grids import Grid, Run
 from foveate.families.turns import Places, take_turns
+from foveate.families.vision import kept_sizes
 
 KINDS = ("image", "video")
 
@@ -27,7 +28,7 @@ class QwenVL(Family):
     def image_grids(
         self, config: Any, kwargs: Mapping[str, Any], runs: Sequence[Run]
     ) -> list[tuple[Grid, ...]] | None:
-        given = [kwargs.get(f"{kind}_grid_thw") for kind in KINDS]
+        given = sizes_of(kwargs)
         encoded = kwargs.get("mm_encoder_outputs") or {}
         if any(sizes is not None for sizes in given):
             grids = _from_sizes(given, config.vision_config.spatial_merge_size)
@@ -65,6 +66,23 @@ class Qwen2_5VL(QwenVL):
         window = vision.window_size // vision.spatial_merge_size // vision.patch_size
         order = _window_order(sizes.tolist(), vision.spatial_merge_size, window)
         return order.to(given.device) if len(order) == len(given) else None
+
+
+def sizes_of(kwargs: Mapping[str, Any]) -> list[Tensor | None]:
+    """(n, 3) time, height and width in patches of the images, and of the videos; also where they come encoded."""
+    encoded = kwargs.get("mm_encoder_outputs") or {}
+    given = [kwargs.get(f"{kind}_grid_thw") for kind in KINDS]
+    return [_kept(encoded.get(kind)) if sizes is None else sizes for kind, sizes in zip(KINDS, given, strict=True)]
+
+
+def _kept(output: Any) -> Tensor | None:
+    """The sizes that were kept with what the encoder put out, for each of its features: beams repeat those."""
+    sizes = kept_sizes(output)
+    if sizes is None:
+        return None
+    numbers: dict[int, int] = {}
+    order = [numbers.setdefault(one.data_ptr(), len(numbers)) for one in output.pooler_output]
+    return sizes[order] if len(numbers) == len(sizes) else None
 
 
 def _window_order(sizes: Sequence[Sequence[int]], merge: int, window: int) -> Tensor:

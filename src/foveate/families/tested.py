@@ -7,7 +7,9 @@ error, or "not applicable: …" with the reason. The tests run every cell again 
 
 from __future__ import annotations
 
+import functools
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,20 @@ def recorded() -> dict[str, Any]:
 def newest_tested() -> str:
     """The newest release of transformers that foveate was tested with."""
     return [*recorded()][-1]
+
+
+@functools.cache
+def warn_of_untested() -> None:
+    """Say, once in a process, that the installed transformers is newer than every release that was tested."""
+    import transformers
+
+    newest = newest_tested()
+    if release(transformers.__version__) > release(newest):
+        warnings.warn(
+            f"transformers {transformers.__version__} is newer than {newest}, the newest that foveate was tested "
+            "with: `foveate check MODEL` checks whether pruning is exact on it",
+            stacklevel=3,
+        )
 
 
 def cells_of(model_type: str) -> dict[str, dict[str, Any]]:

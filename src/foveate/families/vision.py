@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -33,8 +34,8 @@ class VisionParts:
     projector: nn.Module
 
 
-def find_vision_parts(model: Any) -> VisionParts:
-    """The parts where most models have them.
+def find_vision_parts(model: Any, projectors: Sequence[str] = PROJECTORS) -> VisionParts:
+    """The parts where most models have them, and the projector under one of these names.
 
     Raises
     ------
@@ -46,14 +47,14 @@ def find_vision_parts(model: Any) -> VisionParts:
     lists = [] if encoder is None else [(name, one) for name, one in encoder.named_modules() if _is_blocks(name, one)]
     blocks = min(lists, key=lambda pair: pair[0].count("."))[1] if lists else None
     owners = (getattr(model, "base_model", model), encoder)
-    named = (getattr(owner, name, None) for owner in owners for name in PROJECTORS)
+    named = (getattr(owner, name, None) for owner in owners for name in projectors)
     projector = next((module for module in named if isinstance(module, nn.Module)), None)
     missing = [
         what
         for what, there in (
             ("a vision encoder (get_encoder(modality='image'))", encoder is not None),
             (f"a list of its blocks ({', '.join(BLOCKS)})", blocks is not None),
-            (f"a projector behind it ({', '.join(PROJECTORS)})", projector is not None),
+            (f"a projector behind it ({', '.join(projectors)})", projector is not None),
         )
         if not there
     ]
@@ -62,6 +63,23 @@ def find_vision_parts(model: Any) -> VisionParts:
             f"the vision encoder of {type(model).__name__} was not found: {'; '.join(missing)}"
         )
     return VisionParts(cast(nn.Module, encoder), cast(nn.ModuleList, blocks), cast(nn.Module, projector))
+
+
+SIZES = "_foveate_sizes"
+
+
+def keep_sizes(output: Any, sizes: Tensor | None) -> None:
+    """Let the sizes of the images in a call of the encoder travel with what it put out.
+
+    `generate()` of current transformers hands the base model that very object, but takes the sizes away.
+    """
+    if sizes is not None and hasattr(output, "__dict__"):
+        setattr(output, SIZES, sizes)
+
+
+def kept_sizes(output: Any) -> Tensor | None:
+    """The sizes that `keep_sizes` put there, (images, ...); None if none did."""
+    return getattr(output, SIZES, None)
 
 
 def _is_blocks(name: str, module: nn.Module) -> bool:

@@ -27,6 +27,7 @@ from foveate.pruners.glimpse_modules import (
     EPS,
     GlimpseConfig,
     GlimpseModules,
+    attention_heads,
     default_layer,
     published_vision_layers,
 )
@@ -117,11 +118,12 @@ def sizes_for(model: Any, **changes: Any) -> GlimpseConfig:
     layers = changes.get("vision_layers", published_vision_layers(blocks))
     if wrong := [layer for layer in layers if not 0 <= layer < blocks]:
         raise IncompatibleWeightsError(f"the vision encoder has {blocks} blocks, and no {', '.join(map(str, wrong))}")
+    layer = changes.get("layer", default_layer(text.num_hidden_layers))
     found: dict[str, Any] = {
         "depth": text.num_hidden_layers,
         "hidden_size": text.hidden_size,
-        "heads": text.num_attention_heads,
-        "layer": default_layer(text.num_hidden_layers),
+        "heads": attention_heads(text, layer - 1),
+        "layer": layer,
         "vision_layers": layers,
         "vision_size": family.vision_width(model.config) if layers else 0,
         "norm_eps": getattr(text, "rms_norm_eps", EPS),

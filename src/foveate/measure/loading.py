@@ -168,7 +168,9 @@ def device_named(name: str) -> torch.device:
         There is no such device here.
     """
     if name == "auto":
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        # a build of torch for CUDA names it as its accelerator on a machine without a GPU, too
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -232,13 +232,19 @@ class GlimpseModules(nn.Module):
         theirs = {
             "depth": text.num_hidden_layers,
             "hidden_size": text.hidden_size,
-            "heads": text.num_attention_heads,
+            "heads": attention_heads(text, self.config.layer - 1),
         }
         wrong = [
             f"{name} {ours}, not {it}" for name, it in theirs.items() if (ours := getattr(self.config, name)) != it
         ]
         if wrong:
             raise IncompatibleWeightsError(f"these weights are for a model of {', '.join(wrong)}")
+
+
+def attention_heads(text: Any, layer: int) -> int:
+    """Query heads of a decoder layer, also where its neighbours have others."""
+    own = text.per_layer_config[layer] if getattr(text, "is_heterogeneous", False) else text
+    return int(own.num_attention_heads)
 
 
 def rotary_angles(cell: Tensor, width: int) -> Tensor:

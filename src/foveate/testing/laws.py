@@ -123,7 +123,7 @@ def _tried(name: str, law: Callable[[], Law]) -> Law:
 
 def dense_run(model: Any, inputs: Mapping[str, Any], steps: int, family: Family | None = None) -> Any:
     """Greedy generation of `steps` tokens, none of them a placeholder; with the logits of each step."""
-    visual = (family or family_of(model)).visual_ids(model.config)
+    reserved = (family or family_of(model)).reserved_ids(model.config)
     with torch.no_grad():
         return model.generate(
             **inputs,
@@ -131,7 +131,7 @@ def dense_run(model: Any, inputs: Mapping[str, Any], steps: int, family: Family 
             num_beams=1,
             max_new_tokens=steps,
             min_new_tokens=steps,
-            suppress_tokens=list(visual),
+            suppress_tokens=list(reserved),
             output_logits=True,
             return_dict_in_generate=True,
         )

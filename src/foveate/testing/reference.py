@@ -70,6 +70,7 @@ def reference_logits(
     Tensor
         (B, t + 1, vocabulary), behind the prompt and behind each token of the answer.
     """
+    family = family or FAMILIES.get(getattr(model.config, "model_type", ""))
     rows, prompt = inputs["input_ids"].shape
     new = sequences.shape[1] - prompt
     device = sequences.device
@@ -80,7 +81,7 @@ def reference_logits(
     extra = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
     for name, value in extra.items():
         if name.endswith("token_type_ids"):
-            extra[name] = torch.nn.functional.pad(value, (0, new), value=_type_of_answers(model, family))
+            extra[name] = torch.nn.functional.pad(value, (0, new), value=0 if family is None else family.answer_type)
     parameters = inspect.signature(model.forward).parameters
     if "logits_to_keep" in parameters:
         extra["logits_to_keep"] = new + 1
@@ -88,11 +89,6 @@ def reference_logits(
     with _takes_any_mask(model), _hidden(model, mask.bool(), left, prompt, compacted, family), torch.no_grad():
         output = model(input_ids=sequences, attention_mask=mask, position_ids=positions, use_cache=False, **extra)
     return output.logits[:, -new - 1 :]
-
-
-def _type_of_answers(model: Any, family: Family | None) -> int:
-    family = family or FAMILIES.get(getattr(model.config, "model_type", ""))
-    return 0 if family is None else family.answer_type
 
 
 def prompt_positions(model: nn.Module, inputs: Mapping[str, Any], new: int) -> Tensor:
@@ -110,12 +106,21 @@ def prompt_positions(model: nn.Module, inputs: Mapping[str, Any], new: int) -> T
     mask = inputs["attention_mask"] if inputs.get("attention_mask") is not None else torch.ones_like(ids)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     rope_index = getattr(getattr(model, "base_model", model), "get_rope_index", None)
-    if rope_index is not None and "mm_token_type_ids" in inputs:
-        known = {**inputs, "attention_mask": mask}
-        takes = inspect.signature(rope_index).parameters
+    takes = {} if rope_index is None else inspect.signature(rope_index).parameters
+    if rope_index is not None and ("mm_token_type_ids" in inputs or "mm_token_type_ids" not in takes):
+        known = {**inputs, "attention_mask": mask, **_of_sounds(inputs)}
         axes, _ = rope_index(**{name: value for name, value in known.items() if name in takes})
         positions = torch.cat([positions[None], axes], 0)
     return torch.cat([positions, positions[..., -1:] + 1 + torch.arange(new, device=ids.device)], -1)
+
+
+def _of_sounds(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model that hears calls otherwise where it makes positions: lengths of sounds, time between frames."""
+    heard = inputs.get("feature_attention_mask")
+    return {
+        "audio_seqlens": None if heard is None else heard.sum(-1),
+        "second_per_grids": inputs.get("video_second_per_grid"),
+    }
 
 
 @contextlib.contextmanager
@@ -151,7 +156,8 @@ def _hidden(
             hidden = args[0] if args else kwargs["hidden_states"]
             lowest = torch.finfo(hidden.dtype).min
             own = kwargs.get("attention_mask")
-            seen = visible(layer, own)
+            rows = hidden.shape[-2]  # of the last tokens only, where a decoder hands its last layers no others
+            seen = visible(layer, own)[..., -rows:, :]
             bias = torch.zeros(seen.shape, dtype=hidden.dtype, device=seen.device)
             if isinstance(own, Tensor) and own.ndim == 4:
                 own = own[..., :length].to(seen.device)
@@ -160,7 +166,7 @@ def _hidden(
                 if own.dtype != torch.bool:
                     bias = own.masked_fill(~shown, 0)
             # a softmax needs something to see; nobody reads the rows that see nothing but themselves
-            bias = bias.masked_fill(~(seen | itself), lowest)
+            bias = bias.masked_fill(~(seen | itself[-rows:]), lowest)
             return args, {**kwargs, "attention_mask": bias.to(hidden.device)}
 
         return hook

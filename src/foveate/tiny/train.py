@@ -70,6 +70,8 @@ def train(
         The folder of the weights.
     """
     folder, recipe = Path(folder), recipe or Recipe()
+    if threads:
+        torch.set_num_threads(threads)  # from the first weights on: a run that is gone on with does not make them anew
     if not resume and any((folder / name).exists() for name in ("vision.pt", "language.pt", "log.jsonl")):
         raise FileExistsError(f"{folder} holds a run already; resume it or choose another folder")
     run = Run(folder, recipe, torch.device(device), checkpoint_seconds)

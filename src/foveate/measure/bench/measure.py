@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from foveate.engine.arguments import cache_of
 from foveate.measure.bench.arms import AGAIN, DENSE, SMALLER, Arm
 from foveate.measure.bench.flops import counted
 from foveate.measure.bench.memory import cache_bytes, peak_bytes
@@ -127,7 +128,7 @@ def _count(model: Any, one: Measured, operations: bool) -> None:
             cache = new_cache(model)
             _, one.peak = peak_bytes(model.device, lambda: prefill(model, one.prompt.inputs, cache))
             one.report = None if handle is None else handle.report
-        one.kv = cache_bytes(cache)
+        one.kv = cache_bytes(cache_of(cache))
     except (torch.OutOfMemoryError, MemoryError) as error:
         _out_of_memory(model, one, error)
 
