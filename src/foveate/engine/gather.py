@@ -34,7 +34,9 @@ def gather_positions(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
 def gather_rotary(tables: Any, index: Tensor) -> Any:
     """The same for rotary tables: a (..., B or 1, L, D) tensor or a tuple of them, such as (cos, sin)."""
     if isinstance(tables, Tensor):
-        return gather_positions(tables, index, -2)
+        picked = gather_positions(tables, index, -2)
+        # a table that lies column by column makes queries that do, and sums over these round otherwise
+        return picked if tables.stride(-1) == 1 else picked.mT.contiguous().mT
     return type(tables)(gather_rotary(table, index) for table in tables)
 
 
