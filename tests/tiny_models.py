@@ -135,6 +135,7 @@ UNSEEN = (*UNSEEN, *(family for family, tiny in TINY.items() if tiny.unseen))
 UNPLACED = tuple(family for family in UNSEEN if not (family in TINY and TINY[family].placed))  # in `generate()`
 WITH_STATES = (*WITH_STATES, *(family for family, tiny in TINY.items() if tiny.states))
 EAGER_ONLY = (*EAGER_ONLY, *(family for family, tiny in TINY.items() if tiny.eager_only))
+DECODER_ONLY = tuple(family for family, tiny in TINY.items() if tiny.decoder_only)
 VARIANTS = (*VARIANTS, *(family for family, tiny in TINY.items() if tiny.variant))
 AVERAGED = (*AVERAGED, *((family, layout) for family, tiny in TINY.items() for layout in tiny.averaged))
 SEEING = tuple(family for family in BUILDERS if family not in UNSEEN)  # the vision encoder
@@ -152,10 +153,11 @@ WITH_VIDEOS = (
 @functools.cache
 def build(family: str, attention: str = "sdpa") -> PreTrainedModel:
     """One shared model a family and backend; weights large enough that attention is not uniform."""
-    return make(*BUILDERS[family](), "eager" if family in EAGER_ONLY and attention == "sdpa" else attention)
+    attention = "eager" if family in EAGER_ONLY and attention == "sdpa" else attention
+    return make(*BUILDERS[family](), {"text_config": attention} if family in DECODER_ONLY else attention)
 
 
-def make(cls: type[PreTrainedModel], config: object, attention: str = "sdpa") -> PreTrainedModel:
+def make(cls: type[PreTrainedModel], config: object, attention: str | dict[str, str] = "sdpa") -> PreTrainedModel:
     """A model with random weights that generates without end."""
     torch.manual_seed(0)
     model = cls._from_config(config, attn_implementation=attention).eval()

@@ -24,7 +24,13 @@ MIXED_UP = () if ENCODES_FIRST else ("llava", "llava_next", "internvl", *MORE, *
 MIXED_UP += ("glm4v", "glm4v_moe", "glm46v", "glm_ocr")
 # Llama 4's does not repeat them, and raises
 MIXED_UP += ("llama4",)
-TILED = ("internvl", "got_ocr2", "ovis2")  # where one image has several tiles, which are mixed up as images are
+INTERNVL3_5 = ("internvl3_5", "internvl3_5_moe", "internvl3_5_gpt_oss")
+TILED = (
+    "internvl",
+    *INTERNVL3_5,
+    "got_ocr2",
+    "ovis2",
+)  # where one image has several tiles, which are mixed up as images are
 VIDEOS_LINE_UP = tuple(family for family in WITH_VIDEOS if (family, "video") not in AVERAGED)
 
 

@@ -44,6 +44,8 @@ class TinyFamily:
         Some of its layers have a running state in the place of attention.
     eager_only
         Its attention cannot be had as sdpa.
+    decoder_only
+        Its decoder alone takes other attention backends than eager.
     placed
         Though it is unseen, `generate()` reports its layout.
     streams
@@ -79,6 +81,7 @@ class TinyFamily:
     unseen: bool = False
     states: bool = False
     eager_only: bool = False
+    decoder_only: bool = False
     placed: bool = False
     streams: bool = False
     last_stage: int = LAYERS - 1

@@ -128,7 +128,8 @@ class Hooks:
         self._before(parts.decoder, self._before_decoder)
         self._after(parts.decoder, self._after_decoder)
         if self.extra is not None:
-            self._before(parts.rotary, self._before_rotary)
+            for rotary in (parts.rotary, *parts.more_rotary):
+                self._before(rotary, self._before_rotary)
         if self.vision is not None:
             self.handles += self.vision.register()
         if self.family.wants_sizes:

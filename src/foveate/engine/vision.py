@@ -92,6 +92,7 @@ class VisionRecorder:
 
     def __init__(self, model: Any, family: Family, wanted: tuple[int, ...], received: tuple[int, ...]) -> None:
         self.parts, self.family, self.config = family.vision_parts(model), family, model.config
+        self.model = model
         self.wanted, self.received = wanted, received
         self.attention = {number: find_attention(self.parts.blocks[number]) for number in received}
         self.thread = threading.local()
@@ -110,7 +111,7 @@ class VisionRecorder:
                 for number in self.attention
             ),
             *(one.register_forward_hook(self._after_attention, always_call=True) for one in self.attention.values()),
-            parts.projector.register_forward_hook(self._after_projector),
+            parts.projector.register_forward_hook(self._after_projector, with_kwargs=True),
         ]
 
     @property
@@ -169,14 +170,17 @@ class VisionRecorder:
     def _after_attention(self, module: nn.Module, args: tuple, output: Any) -> None:
         self._seen.tap.close()
 
-    def _after_projector(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def _after_projector(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         if not self._seen.calls:
             return
         call = self._seen.calls[-1]
         output = torch.cat(output) if isinstance(output, (list, tuple)) else output  # each image by itself
+        output = output if isinstance(output, Tensor) else output[0]
         call.projections += 1
         if call.projected is None:
             call.projected = output.detach()
+            if call.sizes is None:
+                call.sizes = self.family.projector_sizes(args, kwargs)
         elif self.family.projects_each and call.sizes is not None and call.projections <= len(call.sizes):
             both = (one.flatten(0, -2) for one in (call.projected, output.detach()))
             call.projected = torch.cat([*both])
@@ -232,8 +236,10 @@ class VisionRecorder:
     def _index(self, calls: Sequence[_Call], prompt: Prompt, embeds: Tensor) -> Tensor | None:
         """(B, L) rows of what these calls put out; None if the prompt's visual tokens are not made of that."""
         found = [call.projected.flatten(0, -2)[:, :COMPARED] for call in calls if call.projected is not None]
-        projected = torch.cat(found).to(embeds.device, embeds.dtype)
+        projected = self.family.inserted(self.model, torch.cat(found).to(embeds.device, embeds.dtype))
         given = [call.sizes for call in calls if call.sizes is not None]
+        if len({one.shape[1:] for one in given}) > 1:
+            return None  # of kinds that never share a prompt
         sizes = torch.cat(given) if given else None
         embeds, placeholders = embeds[..., :COMPARED], prompt.placeholders.to(embeds.device)
         for repeats in _repeats(placeholders):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from foveate.errors import UnsupportedModelError
+from foveate.families.apertus1p5 import APERTUS1P5
 from foveate.families.aya_vision import AYA_VISION, COHERE2_VISION
 from foveate.families.base import Family, LayerAdditions, Parts, visual_mask
 from foveate.families.deepseek_vl import DEEPSEEK_VL
@@ -33,9 +34,11 @@ from foveate.families.llava_next_video import LLAVA_NEXT_VIDEO
 from foveate.families.llava_onevision import LLAVA_ONEVISION
 from foveate.families.minicpm_v import MINICPM_V4_6, MINICPM_V4_7
 from foveate.families.mistral3 import MISTRAL3
+from foveate.families.molmo2 import MOLMO2
 from foveate.families.ovis2 import OVIS2
 from foveate.families.paddleocr_vl import PADDLEOCR_VL
 from foveate.families.paligemma import PALIGEMMA
+from foveate.families.perception_lm import PERCEPTION_LM
 from foveate.families.qwen2_5_vl import QWEN2_5_VL
 from foveate.families.qwen2_vl import QWEN2_VL
 from foveate.families.qwen3_5 import QWEN3_5
@@ -85,6 +88,9 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             INTERNVL,
             IDEFICS3,
             SMOLVLM,
+            PERCEPTION_LM,
+            MOLMO2,
+            APERTUS1P5,
             LLAMA4,
             EXAONE4_5,
             KIMI_K25,

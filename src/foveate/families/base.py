@@ -14,6 +14,11 @@ from foveate.errors import UnsupportedModelError
 from foveate.families.grids import Grid, Run
 from foveate.families.vision import VisionParts, average_squares, find_vision_parts
 
+MERGED = (
+    "with images merged into inputs_embeds, the visual tokens of this model cannot be told from the text around them, "
+    "which mm_token_type_ids marks as well: pass input_ids, or embeddings of the ids alone"
+)
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -33,6 +38,10 @@ class Parts:
         Module that makes `position_embeddings` from `position_ids`.
     visual_ids
         Placeholder token ids that stand for visual tokens.
+    more_rotary
+        Modules like it, that make the tables of some of the layers.
+    marked_around
+        Whether `mm_token_type_ids` marks text around the visual tokens as well.
     """
 
     base: nn.Module
@@ -41,6 +50,8 @@ class Parts:
     attention: tuple[nn.Module | None, ...]
     rotary: nn.Module
     visual_ids: tuple[int, ...]
+    more_rotary: tuple[nn.Module, ...] = ()
+    marked_around: bool = False
 
 
 @dataclass(frozen=True)
@@ -251,6 +262,17 @@ class Family:
         """What `vision_order` must know of the images in a call of the encoder, (images, ...), from its arguments."""
         return None
 
+    def projector_sizes(self, args: tuple, kwargs: Mapping[str, Any]) -> Tensor | None:
+        """The same for encoders that are not told, from the arguments of the projector."""
+        return None
+
+    def inserted(self, model: Any, projected: Tensor) -> Tensor:
+        """What the language model is given for (M, C) visual tokens that the projector put out: just these.
+
+        C are the first channels, as many as the engine compares.
+        """
+        return projected
+
     def merge_patches(self, config: Any, output: Tensor, projected: Tensor) -> Tensor:
         """Features (M, C) of the visual tokens, in the encoder's order, from what a block put out in one call.
 
@@ -315,6 +337,11 @@ def visual_mask(parts: Parts, kwargs: Mapping[str, Any]) -> Tensor | None:
     """(B, L) bool, which prompt positions hold visual tokens; None for a decode step.
 
     `mm_token_type_ids` has the last word: a sampled answer may contain a placeholder id that is no image.
+
+    Raises
+    ------
+    UnsupportedModelError
+        When they cannot be told from the text around them.
     """
     ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
     tokens = ids if ids is not None else embeds
@@ -324,8 +351,11 @@ def visual_mask(parts: Parts, kwargs: Mapping[str, Any]) -> Tensor | None:
     if ids is not None:
         mask = torch.isin(ids, torch.tensor(parts.visual_ids, device=ids.device))
         return mask & (types > 0) if types is not None and types.shape == ids.shape else mask
-    if types is not None:
+    if types is not None and not parts.marked_around:
         return types > 0
     embed: nn.Module = cast(Any, parts.base).get_input_embeddings()
     placeholder = embed(torch.tensor(parts.visual_ids, device=tokens.device))
-    return (tokens[:, :, None] == placeholder).all(-1).any(-1)
+    mask = (tokens[:, :, None] == placeholder).all(-1).any(-1)
+    if types is not None and bool((types > 0).any()) and not bool(mask.any()):
+        raise UnsupportedModelError(MERGED)
+    return mask

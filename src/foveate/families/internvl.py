@@ -43,4 +43,4 @@ class InternVL(Family):
         return (*(dataclasses.replace(part, region=one) for part, one in zip(parts, regions, strict=True)), whole)
 
 
-INTERNVL = InternVL("internvl", "InternVL3", "OpenGVLab/InternVL3-8B-hf")
+INTERNVL = InternVL("internvl", "InternVL3, InternVL3.5", "OpenGVLab/InternVL3-8B-hf")

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT (1.6): the whole image small, then large without its padding, a newline token behind each row."""
+"""LLaVA-NeXT (1.6), Granite Vision 3: an image small, then large without padding, newline tokens behind its rows."""
 
 from __future__ import annotations
 
@@ -126,4 +126,4 @@ def from_row_ends(small: Grid, ends: Tensor) -> tuple[Grid, ...]:
     return small, Grid(height, width, row_ends=1)
 
 
-LLAVA_NEXT = LlavaNext("llava_next", "LLaVA-NeXT (1.6)", "llava-hf/llava-v1.6-mistral-7b-hf")
+LLAVA_NEXT = LlavaNext("llava_next", "LLaVA-NeXT (1.6), Granite Vision 3", "llava-hf/llava-v1.6-mistral-7b-hf")

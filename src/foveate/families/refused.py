@@ -13,6 +13,7 @@ INDEXED = "its attention looks only at tokens that an index chooses from the cac
 CONVOLUTIONS = "convolutions inside its layers take masks of their own, one entry a token, which foveate cannot cut"
 STATES = "its decoder has layers with a running state in the place of attention, of a kind that nobody has tested"
 ADDED = "features are added to its visual tokens between the layers (deep-stack), in a way that nobody has tested"
+LOOPED = "some of its layers run over the sequence again and again, each time with a cache of their own"
 CODES = "its images are codes of the vocabulary and not features of an encoder, which nobody has tested"
 
 # of these `family_of` says what the default finds in the model, and how to try it
@@ -32,7 +33,6 @@ UNTESTED = frozenset(
         "kosmos-2.5",
         "muse_glimmer",
         "muse_spark",
-        "perception_lm",
         "pixtral",
         "pp_chart2table",
         "qianfan_ocr",
@@ -58,8 +58,10 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "glm5_next": INDEXED,
         "granite4_vision": ADDED,
         "granite_docling": ADDED,
+        "hy_v4_vl": INDEXED,
         "idefics": CROSS,
         "inkling2": CONVOLUTIONS,
+        "inkling2_loop": LOOPED,
         "inkling_mm_model": CONVOLUTIONS,
         "instructblip": QUERIES,
         "instructblipvideo": QUERIES,
@@ -70,7 +72,6 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "mistral4": "this is the language model without its vision encoder",
         "mistral_large4": INDEXED,
         "mllama": CROSS,
-        "molmo2": "the tokens of all its images see one another in both directions, which nobody has tested",
         "nemotron_h_omni": STATES,
         "pi0": "it is a policy for robots and gives actions instead of words",
         "pix2struct": ENCODER,
