@@ -158,10 +158,9 @@ def cache_of(values: Any) -> Any:
     """The KV cache among the keyword arguments or outputs of a model, whatever it is called; None without one."""
     if not isinstance(values, Mapping):
         return None
-    for (
-        name
-    ) in CACHE:  # a loop, as torch 2.7 cannot compile `next` with a default, and this is in compiled decode steps
-        if values.get(name) is not None:
+    present = values.keys()  # asked for an old name, an output of transformers 5.24 warns
+    for name in CACHE:  # a loop: torch 2.7 cannot compile `next` with a default, and decode steps are compiled
+        if name in present and values[name] is not None:
             return values[name]
     return None
 
