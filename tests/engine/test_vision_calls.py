@@ -136,18 +136,19 @@ def test_images_may_be_encoded_one_by_one():
 
 
 @pytest.mark.oldest
-@pytest.mark.parametrize("family", SEEING)
+@pytest.mark.parametrize("family", [family for family in SEEING if family != "ernie4_5_vl_moe"])  # which cannot
 def test_without_a_cache_every_step_is_a_prompt(family):
     """`generate()` then encodes once and prefills often."""
+    calls = 2 if family == "step3p7" else 1  # whole images, and their tiles
     model, batch, look = build(family), inputs(family, "ragged"), Look(cuts=(3,))
     with attach(model, look) as handle:
         generate(model, batch, 3, use_cache=False)
         assert len(look.seen) == 3
         for tokens in look.seen[1:]:
             assert all(torch.equal(a, b) for a, b in zip(tokens.vision, look.seen[0].vision, strict=True))
-        assert len(recorded(handle)) == ENCODES_FIRST
+        assert len(recorded(handle)) == ENCODES_FIRST * calls
         encode(model, inputs(family, "one image", seed=9))
-        assert len(recorded(handle)) == 1  # those of the other prompt are gone
+        assert len(recorded(handle)) == calls  # those of the other prompt are gone
         generate(model, inputs(family, "one image", seed=9), 1)
         assert not recorded(handle)
     assert torch.equal(look.seen[3].vision[0], looked(model, inputs(family, "one image", seed=9))[0].vision[0])

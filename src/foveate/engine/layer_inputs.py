@@ -70,7 +70,7 @@ def pick_inputs(
             kwargs[names.positions] = picked
         for name, axis in tokens.items():
             if isinstance(kwargs.get(name), Tensor):
-                kwargs[name] = _pick_tokens(kwargs[name], axis, frame, places)
+                kwargs[name] = _pick_tokens(name, kwargs[name], axis, frame, places)
     keys = _coming_keys(frame, places, cached, group) if read is None else read
     padded = frame.alive is not None or keys.padded
     rows = frame.once("rows", None, lambda: frame.positions(places, keys.past))
@@ -130,8 +130,13 @@ def _inside(length: int, frame: Frame, index: Tensor) -> Tensor:
     return (index - (frame.length - length)).clamp(min=0)
 
 
-def _pick_tokens(value: Tensor, axis: int, frame: Frame, places: Tensor) -> Tensor:
+def _pick_tokens(name: str, value: Tensor, axis: int, frame: Frame, places: Tensor) -> Tensor:
     """The entries of an argument for the tokens that are there; zeros for those that the method added."""
+    given, length = value.shape[axis], frame.length if frame.newest is None else frame.newest
+    if given != length:  # the dense model may stop at that; after a cut nobody would see it
+        raise UnsupportedModelError(
+            f"{name!r} must have one entry a token for the decoder layers, but has {given} for {length} tokens"
+        )
     if frame.extra:
         shape = list(value.shape)
         shape[axis] = frame.extra
