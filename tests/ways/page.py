@@ -100,11 +100,14 @@ def _older(data: dict[str, Any], older: str, newest: str, notes: Notes) -> str:
         for family, tables in then.items()
         for table, cells in tables.items()
         for way, cell in cells.items()
-        if cell != now[family][table].get(way)
+        if family in now and cell != now[family][table].get(way)
     ]
     parts = [f"## transformers {older}\n"]
     if absent:
         parts.append(f"Not in transformers {older}: {', '.join(absent)}.\n")
+    gone = [f"`{name}`" for name in then if name not in now]
+    if gone:
+        parts.append(f"Here and not in {newest}, where the model itself raises: {', '.join(gone)}.\n")
     left_out = [way.name for way in load_ways().values() if not way.oldest]
     if left_out:
         parts.append(f"Run on {newest} only: {', '.join(left_out)}.\n")

@@ -36,7 +36,9 @@ def test_does_what_is_said(family, way):
 
 
 def test_every_family_is_there():
-    assert set(DATA[NEWEST]["families"]) >= set(FAMILIES)
+    assert {name for run in DATA.values() for name in run["families"]} >= set(FAMILIES)
+    # whose forward raises in that release, also without a pruner
+    assert set(FAMILIES) - set(DATA[NEWEST]["families"]) <= {"llama4"}
     assert set(DATA[COLUMN]["families"]) == set(BUILDERS)
 
 
