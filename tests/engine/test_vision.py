@@ -17,6 +17,7 @@ from tests.tiny_pictures import SIZED
 from tests.vision_probe import MIXED_UP, TILED, VIDEOS_LINE_UP, Look, hooked, looked
 
 PACKED = [*(family for family, tiny in TINY.items() if tiny.packed or tiny.codes), "step3p7"]
+REORDERING = ("llava_next", "granite_vision", "llava_next_video", "llava_onevision", "mistral3")
 WINDOWED = ("qwen2_5_vl", "qwen2_5_omni_thinker", "exaone4_5")
 
 
@@ -44,10 +45,7 @@ def by_hand(family, output):
 
 
 @pytest.mark.oldest
-@pytest.mark.parametrize(
-    "family",
-    sorted({*SEEING} - {"llava_next", "llava_next_video", "llava_onevision", "mistral3", *WINDOWED, *PACKED}),
-)  # those reorder: see families
+@pytest.mark.parametrize("family", sorted({*SEEING} - {*REORDERING, *WINDOWED, *PACKED}))  # see families
 @pytest.mark.parametrize("how", ["generate", "forward"])
 @pytest.mark.parametrize("blocks", [(2, 0), (0, 1, 2), (1,), (1, 1)])
 def test_outputs_of_the_blocks_asked_for_in_their_order(family, how, blocks):
@@ -94,6 +92,8 @@ def test_generate_equals_forward_and_beams_repeat_rows(family, layout):
         pytest.skip("no videos that line up")
     if family in MIXED_UP and (layout != "one image" or family in (*TILED, "llama4")):
         pytest.skip("generate() of this transformers mixes up the images of beams")
+    if (family, layout) == ("perception_lm", "video"):
+        pytest.skip("the frames of a beam are encoded in another order than they are given: refused")
     model, batch = build(family), inputs(family, layout)
     forward = looked(model, batch, "forward")[0]
     for how, copies in (("generate", 1), ("beams", 2)):

@@ -25,7 +25,19 @@ PROCESSOR = SimpleNamespace(
 BOXES = ((0.2, 0.1, 0.6, 0.55),)
 
 
-IN_PARTS = ("internvl", "idefics3", "smolvlm", "aya_vision", "cohere2_vision")  # which is where, sizes would tell
+# which part of the image is where, sizes would tell
+IN_PARTS = (
+    "internvl",
+    "internvl3_5",
+    "internvl3_5_moe",
+    "internvl3_5_gpt_oss",
+    "idefics3",
+    "smolvlm",
+    "aya_vision",
+    "cohere2_vision",
+    "got_ocr2",
+    "perception_lm",
+)
 ROWS = {"one": [[4, None, 5]], "ragged": [[4, None, 5], [3, None, 2], [12, None, 4]]}
 
 
