@@ -29,3 +29,17 @@ class ReadingRecipe:
     adam_vision: float = 0.003
     decay_vision: float = 0.5
     texture_gain: float = 6.0
+    # stage B: the language model, on questions
+    steps_language: int = 13000
+    batch_language: int = 8
+    muon_language: float = 0.008
+    adam_language: float = 0.002
+    decay_from: int = 8500
+    top_layers: int = 6
+    """The layers that learn first; the others begin as the identity."""
+    grow_at: int = 8000
+    """The step from which on all layers are trained."""
+    phases: tuple[tuple[int, int, int], ...] = ((1200, 3, 64), (2800, 6, 128), (0, 99, 256))
+    """Up to which step, objects at most, visual tokens shown: only the first two phases leave tokens out."""
+    check_every: int = 250
+    check_scenes: int = 192

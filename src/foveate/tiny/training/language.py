@@ -1,0 +1,193 @@
+"""Stage B: the language model learns to answer, on the frozen tower's cached tokens.
+
+The top layers learn first, alone; the layers below them begin as the identity and join later (``grow_at``). So what is
+read from the image is read late, as in large models, without a mask or a loss that says where or when to look.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..lexicon import TOKENS
+from ..reading_questions import LONG_TASKS, SHORT_TASKS, TASKS
+from ..run import Run
+from ..vision_stage import TEXTURE, amplify_texture, see, to_pixels
+from .decoder import logits_at, run_layers
+from .optimisers import optimisers
+from .packing import FEW_OBJECTS, LAYOUT, NO_TARGET, Packed, pack, positions
+from .pool import ReadingPool
+from .recipe import ReadingRecipe
+from .vision import LABEL_IDS
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of stage B: up to which step, how many objects a scene may have, how many visual tokens are shown."""
+
+    until: int
+    most_objects: int
+    visual: int = TOKENS
+
+
+def phase_at(recipe: ReadingRecipe, step: int) -> Phase:
+    """The phase that a step belongs to; the last one has no end."""
+    phases = [Phase(*values) for values in recipe.phases]
+    return next((phase for phase in phases if step < phase.until), phases[-1])
+
+
+@torch.no_grad()
+def cache_tokens(model: nn.Module, pool: ReadingPool, path: Path) -> torch.Tensor:
+    """Projected visual tokens of all scenes of a pool, bfloat16 (N, 256, D), kept in ``path``."""
+    if not path.is_file():
+        parts = [see(model, to_pixels(pool.images[i : i + 32]))[0] for i in range(0, len(pool), 32)]
+        torch.save(torch.cat(parts), path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+    return torch.load(path, weights_only=True, mmap=True)
+
+
+@torch.no_grad()
+def start_layers(model: nn.Module, identity: int) -> None:
+    """Weights to begin stage B with: attention and MLP of the first ``identity`` layers add nothing at first."""
+    for number, layer in enumerate(model.model.language_model.layers):
+        if number < identity:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+
+
+def batch_at(recipe: ReadingRecipe, pool: ReadingPool, sizes: np.ndarray, step: int) -> tuple[np.ndarray, Packed]:
+    """Scene numbers (B,) and packed questions of a step; they depend on the seed and the step alone."""
+    rng = np.random.default_rng([7, recipe.seed, step])
+    phase = phase_at(recipe, step)
+    members = np.flatnonzero((sizes <= phase.most_objects) & (sizes > 0))
+    chosen = rng.choice(members, min(recipe.batch_language, len(members)), replace=False)
+    return chosen, pack(rng, pool, chosen, phase.visual, FEW_OBJECTS if phase.most_objects < 4 else LAYOUT)
+
+
+def gather(cache: torch.Tensor, chosen: np.ndarray, keep: np.ndarray) -> torch.Tensor:
+    """The cached tokens that are shown, (B, V, D)."""
+    rows = cache[torch.from_numpy(chosen)]
+    if keep.shape[1] == rows.shape[1]:
+        return rows
+    return rows.gather(1, torch.from_numpy(keep)[..., None].expand(-1, -1, rows.shape[2]))
+
+
+def answer_loss(model: nn.Module, hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
+    """Weighted cross entropy of the answers."""
+    targets, weights = torch.from_numpy(packed.targets), torch.from_numpy(packed.weights())
+    asked = targets != NO_TARGET
+    each = F.cross_entropy(logits_at(model, hidden, asked), targets[asked], reduction="none")
+    return (each * weights[asked]).sum() / weights[asked].sum()
+
+
+@torch.no_grad()
+def answered(model: nn.Module, cache: torch.Tensor, pool: ReadingPool, first_layer: int, scenes: int) -> dict:
+    """Share of held-out questions answered exactly (every token and the end), per task, and the means; in per cent."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for first in range(0, min(scenes, len(pool)), 16):
+        chosen = np.arange(first, min(first + 16, scenes, len(pool)))
+        packed = pack(np.random.default_rng([123, first]), pool, chosen, shares={})
+        where = positions(torch.from_numpy(packed.keep), packed.layout)
+        tokens, ids = gather(cache, chosen, packed.keep), torch.from_numpy(packed.ids)
+        hidden = run_layers(model, tokens, ids, where, packed.layout, first_layer)
+        targets = torch.from_numpy(packed.targets)
+        asked = targets != NO_TARGET
+        good = torch.ones_like(asked)
+        good[asked] = logits_at(model, hidden, asked).argmax(-1) == targets[asked]
+        for b, start, end, question in packed.asked:
+            right[question.task].append(bool(good[b, start:end].all()))
+    out = {task: 100 * float(np.mean(right[task])) for task in TASKS if right[task]}
+    for name, tasks in (("short", SHORT_TASKS), ("long", LONG_TASKS)):
+        values = [out[task] for task in tasks if task in out]
+        if values:
+            out[name] = float(np.mean(values))
+    return out
+
+
+def _set_rates(opts: list[torch.optim.Optimizer], recipe: ReadingRecipe, step: int) -> None:
+    """Warm up, stay, fall linearly to 1 % from ``decay_from`` on; the layers that join later warm up when they do."""
+    left = (recipe.steps_language - step) / max(1, recipe.steps_language - recipe.decay_from)
+    factor = min(1.0, (step + 1) / 100) * min(1.0, max(0.01, left))
+    for opt in opts:
+        for group in opt.param_groups:
+            joined = min(1.0, max(0.0, (step + 1 - recipe.grow_at) / 200)) if group["late"] else 1.0
+            group["lr"] = group["peak"] * factor * joined
+
+
+def _optimisers(language: nn.Module, recipe: ReadingRecipe) -> list[torch.optim.Optimizer]:
+    """Two groups each: the layers that begin as the identity apart from the rest."""
+    out = []
+    late = tuple(f"layers.{n}." for n in range(recipe.layers - recipe.top_layers))
+    for joins in (False, True):
+        named = [(n, p) for n, p in language.named_parameters() if n.startswith(late) == joins]
+        if not named:
+            continue
+        opts = optimisers(named, recipe.muon_language, recipe.adam_language)
+        for opt in opts:
+            for group in opt.param_groups:
+                group["late"] = joins
+        out += opts
+    return out
+
+
+def train_language(
+    run: Run, model: nn.Module, pool: ReadingPool, cache: torch.Tensor, held_out: ReadingPool, held_cache: torch.Tensor
+) -> nn.Module:
+    """Stage B on cached visual tokens; goes on from the last checkpoint of the run folder."""
+    recipe = run.recipe
+    torch.manual_seed(recipe.seed + 1)
+    language = model.model.language_model
+    embedding, fixed = language.embed_tokens.weight, torch.cat(LABEL_IDS)
+    # The words that stage A aligned the visual tokens with stay where they are.
+    embedding.register_hook(lambda grad: grad.index_fill(0, fixed, 0.0))
+    start_layers(model, recipe.layers - recipe.top_layers)
+    opts = _optimisers(language, recipe)
+    step = run.restore("language", [language], opts)
+    sizes = np.array([len(objects) for objects in pool.objects])
+    means: dict[str, float] = {}
+    clock, questions = time.time(), 0
+    while step < recipe.steps_language:
+        _set_rates(opts, recipe, step)
+        first_layer = 0 if step >= recipe.grow_at else recipe.layers - recipe.top_layers
+        chosen, packed = batch_at(recipe, pool, sizes, step)
+        where = positions(torch.from_numpy(packed.keep), packed.layout)
+        tokens, ids = gather(cache, chosen, packed.keep), torch.from_numpy(packed.ids)
+        hidden = run_layers(model, tokens, ids, where, packed.layout, first_layer)
+        loss = answer_loss(model, hidden, packed)
+        loss.backward()
+        for opt in opts:
+            opt.step()
+            opt.zero_grad()
+        step += 1
+        questions += len(packed.asked)
+        means["answer"] = 0.98 * means.get("answer", float(loss.detach())) + 0.02 * float(loss.detach())
+        if step % 25 == 0 or step == recipe.steps_language:
+            due = step % recipe.check_every == 0 or step == recipe.steps_language
+            extra = answered(model, held_cache, held_out, first_layer, recipe.check_scenes) if due else {}
+            spent, clock = (time.time() - clock) / 25, time.time()
+            run.log(
+                stage="language",
+                step=step,
+                first_layer=first_layer,
+                per_step=spent,
+                per_scene=questions / 25 / recipe.batch_language,
+                **means,
+                **extra,
+            )
+            questions = 0
+        if run.due() or step == recipe.steps_language:
+            run.save("language", step, [language], opts)
+    return model
+
+
+def texture_dimensions(model: nn.Module) -> slice:
+    """The dimensions of a visual token that hold the texture code."""
+    width = model.config.text_config.hidden_size
+    return slice(width - TEXTURE, width)
