@@ -245,9 +245,7 @@ def _trail(rng: np.random.Generator, paint: _Painter, most: int) -> None:
         text = random_text(rng, "short")
         column = _CELL * cell[1] + int(rng.integers(0, 3 - len(text)))
         row = _CELL * cell[0] + int(rng.integers(1, 3))
-        paint.put(
-            Thing("sign", colour, "", text, _sign_box(rng, len(text) + 1, column, row), arrow=taken[cell])
-        )
+        paint.put(Thing("sign", colour, "", text, _sign_box(rng, len(text) + 1, column, row), arrow=taken[cell]))
     for _ in range(int(rng.integers(0, 6)) if most > count else 0):
         cell = (int(rng.integers(cells)), int(rng.integers(cells)))
         size, side = _side(rng, (0.4, 0.35, 0.25))

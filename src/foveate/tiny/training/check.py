@@ -67,7 +67,9 @@ def visual_tokens(model: torch.nn.Module, scenes: list[Scene], dtype: torch.dtyp
     for first in range(0, len(scenes), 32):
         images = [scene.pil() for scene in scenes[first : first + 32]]
         if keep < 1:
-            images = [downsample(image, keep).resize(image.size, 3) for image in images]  # 3: bicubic, as the processor
+            images = [
+                downsample(image, keep).resize(image.size, 3) for image in images
+            ]  # 3: bicubic, as the processor
         out.append(see(model, to_pixels(np.stack([np.asarray(image) for image in images])), dtype)[0])
     return torch.cat(out)
 
@@ -234,7 +236,10 @@ def check(model: torch.nn.Module, n: int, seed: int, dtype: torch.dtype = torch.
         add(f"evidence only before {layer}", answer_right(model, items, lambda a, s, i: items.evidence[i], layer))
     for name, select in selections(items, round(KEEP * TOKENS), seed).items():
         add(f"{name} 22 % before 2", answer_right(model, items, select, 2))
-    add("image of 22 % of the pixels", answer_right(model, make_items(visual_tokens(model, scenes, dtype, KEEP), questions)))
+    add(
+        "image of 22 % of the pixels",
+        answer_right(model, make_items(visual_tokens(model, scenes, dtype, KEEP), questions)),
+    )
     out["attention"] = hit_rates(model, items)
     return out
 
@@ -263,7 +268,15 @@ def verdict(table: dict, layers: int) -> list[tuple[str, float, list[float], str
     names = [f"{name} 22 % before 2" for name in ("random", "diversity", "attention")]
     best = [sum(table[a]["tasks"][t] >= max(table[b]["tasks"][t] for b in names) for t in TASKS) for a in names]
     ahead = float(max(best))
-    out.append((f"most tasks that one of the three leads or shares, of {len(TASKS)}", ahead, [ahead, ahead], f"< {len(TASKS)}", ahead < len(TASKS)))
+    out.append(
+        (
+            f"most tasks that one of the three leads or shares, of {len(TASKS)}",
+            ahead,
+            [ahead, ahead],
+            f"< {len(TASKS)}",
+            ahead < len(TASKS),
+        )
+    )
     return out
 
 

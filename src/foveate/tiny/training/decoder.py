@@ -40,7 +40,9 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, front: int, layout
         extra = hide.to(q.dtype).repeat_interleave(groups, 0)[:, None, None]
         scores = scores + extra
     out = [(scores.softmax(-1).flatten(1, 2) @ vf).view(-1, share, front, width)]
-    to_front = (q[:, :, front:].reshape(-1, share * (length - front), width) @ kf.mT).view(-1, share, length - front, front)
+    to_front = (q[:, :, front:].reshape(-1, share * (length - front), width) @ kf.mT).view(
+        -1, share, length - front, front
+    )
     if hide is not None:
         to_front = to_front + extra
     at = 0

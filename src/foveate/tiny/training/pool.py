@@ -94,9 +94,7 @@ def render_pool(folder: Path, count: int, seed: int, stream: int = TRAINING_STRE
         return read_pool(folder)
     folder.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)
-    images = np.lib.format.open_memmap(
-        folder / "images.npy", mode="w+", dtype=np.uint8, shape=(count, SIZE, SIZE, 3)
-    )
+    images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=(count, SIZE, SIZE, 3))
     labels = np.zeros((count, len(LABELS), TOKENS), dtype=np.int8)
     with open(folder / "objects.jsonl", "w") as file:
         for index in range(count):

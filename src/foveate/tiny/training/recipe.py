@@ -23,11 +23,11 @@ class ReadingRecipe:
     vision_layers: int = 4
     vision_heads: int = 5
     # stage A: the vision part, on what each patch shows
-    steps_vision: int = 2400
+    steps_vision: int = 2000
     batch_vision: int = 24
     muon_vision: float = 0.02
     adam_vision: float = 0.003
-    decay_vision: float = 0.5
+    decay_vision: float = 0.6
     texture_gain: float = 6.0
     # stage B: the language model, on questions
     steps_language: int = 13000

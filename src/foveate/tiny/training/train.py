@@ -58,7 +58,9 @@ def trained_model(run: Run) -> torch.nn.Module:
     return model.eval()
 
 
-def train(folder: Path, recipe: ReadingRecipe | None = None, threads: int = 1, checkpoint_seconds: float = 180.0) -> Path:
+def train(
+    folder: Path, recipe: ReadingRecipe | None = None, threads: int = 1, checkpoint_seconds: float = 180.0
+) -> Path:
     """Train from scratch or go on where a run stopped.
 
     Parameters
