@@ -1,5 +1,6 @@
 """Scenes and questions to read: deterministic, in bounds, grammatical, and true by an independent derivation."""
 
+import itertools
 import re
 from collections import Counter
 
@@ -67,7 +68,7 @@ def test_rows_are_in_order_of_height(scenes):
         rows = {row: [t for t in scene.objects if t.row == row] for row in ("top", "middle", "bottom")}
         rows = [group for group in rows.values() if group]
         seen[len(rows)] += 1
-        for above, below in zip(rows, rows[1:], strict=False):
+        for above, below in itertools.pairwise(rows):
             assert max(t.box[3] for t in above) < min(t.box[1] for t in below) + 8
             assert max(t.centre[1] for t in above) < min(t.centre[1] for t in below)
     assert set(seen) == {0, 2, 3} or set(seen) == {0, 1, 2, 3}
@@ -91,7 +92,7 @@ def test_grammar(asked):
     for _, question in asked:
         for text in (question.text, question.answer):
             words = text.rstrip("?.").replace(",", " ").split()
-            for word, following in zip(words, words[1:], strict=False):
+            for word, following in itertools.pairwise(words):
                 if word in ("a", "an"):
                     assert (word == "an") == (following[0] in "aeiou"), text
         assert question.text.endswith(("?", "."))

@@ -1,4 +1,4 @@
-"""Training the model that reads, on a minute recipe: lean layers equal the model's, a resumed run one without a stop."""
+"""Training the model that reads, on a minute recipe: lean layers equal the model's, and a run can be resumed."""
 
 import json
 import shutil

@@ -7,6 +7,7 @@ step has boxes of its own.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 
@@ -59,7 +60,7 @@ def article(word: str) -> str:
 def _listed(task: str, text: str, parts: list[str], boxes: list[list[Box]], joint: str = ", ") -> Question:
     """A question whose answer is a list, with one step for each part; a separator belongs to the part before it."""
     steps, first = [], 0
-    for number, (part, own) in enumerate(zip(parts, boxes, strict=True)):
+    for number, (_part, own) in enumerate(zip(parts, boxes, strict=True)):
         last = len(pieces(joint.join(parts[: number + 1]) + (joint if number + 1 < len(parts) else "")))
         steps.append(Step(first, last, own))
         first = last
@@ -74,7 +75,7 @@ def _pairs(scene: Scene) -> list[Thing]:
 def _ordered(things: Iterable[Thing]) -> list[Thing] | None:
     """From left to right; None where two are as good as one above the other."""
     out = sorted(things, key=lambda t: t.centre[0])
-    clear = all(b.centre[0] - a.centre[0] >= _MARGIN for a, b in zip(out, out[1:], strict=False))
+    clear = all(b.centre[0] - a.centre[0] >= _MARGIN for a, b in itertools.pairwise(out))
     return out if clear else None
 
 
@@ -131,7 +132,7 @@ def _read(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 
 def _find(rng: np.random.Generator, scene: Scene) -> Question | None:
-    signs = [t for t in _alone((t for t in scene.objects if t.text), lambda t: t.text)]
+    signs = list(_alone((t for t in scene.objects if t.text), lambda t: t.text))
     signs = [t for t in signs if t.text.isdigit() and len(t.text) < 4]
     if not signs:
         return None
@@ -301,7 +302,7 @@ def _follow(rng: np.random.Generator, scene: Scene) -> Question | None:
         return None
     walk = _pick(rng, walks)
     text = f"follow {_HOPS[len(walk) - 1]} arrows from the {walk[0].colour} sign."
-    boxes = [[a.box, b.box] for a, b in zip(walk, walk[1:], strict=False)]
+    boxes = [[a.box, b.box] for a, b in itertools.pairwise(walk)]
     return _listed("follow", text, [t.colour for t in walk[1:]], boxes, ", then ")
 
 

@@ -300,7 +300,7 @@ def make_reading_scene(
 
 
 def follow(objects: list[Thing], sign: Thing) -> Thing | None:
-    """The sign that a sign's arrow leads to: the nearest whose middle lies in that direction, within a patch and a half."""
+    """The sign that a sign's arrow leads to: the nearest with an arrow about that way; None where there is none."""
     if not sign.arrow:
         return None
     down, right = _STEPS[sign.arrow]

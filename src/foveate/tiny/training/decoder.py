@@ -1,4 +1,4 @@
-"""The decoder layers over one picture and many questions, written lean: what the model itself computes for each alone."""
+"""The decoder layers over one picture and many questions: what the model itself computes for each alone, but lean."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from torch import nn
 from ..lexicon import TOKENS
 from ..reading_questions import LONG_TASKS, SHORT_TASKS, TASKS
 from ..run import Run
-from ..vision_stage import TEXTURE, amplify_texture, see, to_pixels
+from ..vision_stage import TEXTURE, see, to_pixels
 from .decoder import logits_at, run_layers
 from .optimisers import optimisers
 from .packing import FEW_OBJECTS, LAYOUT, NO_TARGET, Packed, pack, positions

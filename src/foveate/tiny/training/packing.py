@@ -1,4 +1,4 @@
-"""Many questions after one picture, short and long ones in slots of fitting lengths: batches for the language stage."""
+"""Many questions after one picture, short and long ones in slots of fitting lengths."""
 
 from __future__ import annotations
 
