@@ -40,13 +40,13 @@ PLACES = ("first", "second", "third", "fourth", "fifth", "sixth")
 ROWS = ("top", "middle", "bottom")
 
 _WORDS = (
-    "what colour colours color is the shape shapes of object objects thing things how many are there a an does sign say "
-    "says with from where size number word letter on in it row column every each list name read spell follow arrow arrows two "
-    "three four one zero compare digit by which to and then or left right above below top bottom middle up down "
-    "yes no smaller larger as large higher lower further same different first second third fourth fifth sixth last "
-    "next image picture describe begin end before after frame frames video images both between near far corner centre "
-    "moves move enters leaves appears stays still faster slower start starts ends point points show shows all any "
-    "not only most fewest more less than nothing ? , ."
+    "what colour colours color is the shape shapes of object objects thing things how many are there a an does sign "
+    "say says with from where size number word letter on in it row column every each list name read spell follow "
+    "arrow arrows two three four one zero compare digit by which to and then or left right above below top bottom "
+    "middle up down yes no smaller larger as large higher lower further same different first second third fourth "
+    "fifth sixth last next image picture describe begin end before after frame frames video images both between "
+    "near far corner centre moves move enters leaves appears stays still faster slower start starts ends point "
+    "points show shows all any not only most fewest more less than nothing ? , ."
 )
 
 

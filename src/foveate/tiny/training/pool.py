@@ -27,7 +27,8 @@ def patch_labels(objects: list[Thing]) -> np.ndarray:
     -------
     numpy.ndarray
         int8 (7, 256), rows as in ``LABELS``; 0 is "nothing", -1 "ask nothing here" (a patch barely touched).
-        ``glyph``, ``place`` (1-6) and ``more`` (1: another character follows, 2: the last one) are for the characters of signs.
+        ``glyph``, ``place`` (1-6) and ``more`` (1: another character follows, 2: the last one) are for the
+        characters of signs.
     """
     out = np.zeros((len(LABELS), TOKENS), dtype=np.int8)
     best = np.zeros(TOKENS)
