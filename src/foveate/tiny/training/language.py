@@ -56,10 +56,9 @@ def cache_tokens(model: nn.Module, pool: ReadingPool, path: Path) -> torch.Tenso
 @torch.no_grad()
 def start_layers(model: nn.Module, identity: int) -> None:
     """Weights to begin stage B with: attention and MLP of the first ``identity`` layers add nothing at first."""
-    for number, layer in enumerate(model.model.language_model.layers):
-        if number < identity:
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
+    for layer in model.model.language_model.layers[:identity]:
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
 
 
 def batch_at(recipe: ReadingRecipe, pool: ReadingPool, sizes: np.ndarray, step: int) -> tuple[np.ndarray, Packed]:
@@ -79,12 +78,20 @@ def gather(cache: torch.Tensor, chosen: np.ndarray, keep: np.ndarray) -> torch.T
     return rows.gather(1, torch.from_numpy(keep)[..., None].expand(-1, -1, rows.shape[2]))
 
 
-def answer_loss(model: nn.Module, hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
-    """Weighted cross entropy of the answers."""
+def answer_loss(model: nn.Module, hidden: torch.Tensor, packed: Packed) -> tuple[torch.Tensor, dict[str, float]]:
+    """Weighted cross entropy of the answers, and the share of short and of long ones that are right, in per cent."""
     targets, weights = torch.from_numpy(packed.targets), torch.from_numpy(packed.weights())
     asked = targets != NO_TARGET
-    each = F.cross_entropy(logits_at(model, hidden, asked), targets[asked], reduction="none")
-    return (each * weights[asked]).sum() / weights[asked].sum()
+    logits = logits_at(model, hidden, asked)
+    each = F.cross_entropy(logits, targets[asked], reduction="none")
+    good = torch.ones_like(asked)
+    good[asked] = logits.detach().argmax(-1) == targets[asked]
+    right: dict[str, list[bool]] = defaultdict(list)
+    for b, start, end, question in packed.asked:
+        name = "train_long" if question.task in LONG_TASKS else "train_short"
+        right[name].append(bool(good[b, start:end].all()))
+    share = {name: 100 * float(np.mean(values)) for name, values in right.items()}
+    return (each * weights[asked]).sum() / weights[asked].sum(), share
 
 
 @torch.no_grad()
@@ -160,14 +167,15 @@ def train_language(
         where = positions(torch.from_numpy(packed.keep), packed.layout)
         tokens, ids = gather(cache, chosen, packed.keep), torch.from_numpy(packed.ids)
         hidden = run_layers(model, tokens, ids, where, packed.layout, first_layer)
-        loss = answer_loss(model, hidden, packed)
+        loss, share = answer_loss(model, hidden, packed)
         loss.backward()
         for opt in opts:
             opt.step()
             opt.zero_grad()
         step += 1
         questions += len(packed.asked)
-        means["answer"] = 0.98 * means.get("answer", float(loss.detach())) + 0.02 * float(loss.detach())
+        for name, value in (("answer", float(loss.detach())), *share.items()):
+            means[name] = 0.96 * means.get(name, value) + 0.04 * value
         if step % 25 == 0 or step == recipe.steps_language:
             due = step % recipe.check_every == 0 or step == recipe.steps_language
             extra = answered(model, held_cache, held_out, first_layer, recipe.check_scenes) if due else {}
