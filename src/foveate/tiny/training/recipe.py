@@ -35,7 +35,7 @@ class ReadingRecipe:
     muon_language: float = 0.008
     adam_language: float = 0.002
     decay_from: int = 8500
-    top_layers: int = 6
+    top_layers: int = 5
     """The layers that learn first; the others begin as the identity."""
     grow_at: int = 8000
     """The step from which on all layers are trained."""
