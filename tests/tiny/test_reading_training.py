@@ -19,6 +19,7 @@ from foveate.tiny.training.decoder import run_layers
 from foveate.tiny.training.language import start_layers
 from foveate.tiny.training.model import build
 from foveate.tiny.training.packing import FEW_OBJECTS, LAYOUT, NO_TARGET, PREFIX, pack, positions, written
+from foveate.tiny.training.plot import plot_log
 from foveate.tiny.training.pool import LABELS, ReadingPool, patch_labels
 from foveate.tiny.training.recipe import ReadingRecipe
 from foveate.tiny.training.train import train, trained_model
@@ -91,6 +92,8 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path, monkeypatch):
     assert {"answer", "short", "long", "seconds"} <= set(lines[-1])
     with pytest.raises(ValueError, match="another recipe"):
         train(tmp_path / "whole", replace(MINUTE, steps_language=6))
+    plot_log(tmp_path / "whole" / "log.jsonl", tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 5000
     # The bottom layers have joined, and a checkpoint gives the model that was exported.
     run = Run(tmp_path / "whole", MINUTE, torch.device("cpu"))
     last = trained_model(run)
