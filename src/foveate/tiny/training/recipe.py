@@ -28,7 +28,9 @@ class ReadingRecipe:
     muon_vision: float = 0.02
     adam_vision: float = 0.003
     decay_vision: float = 0.6
-    texture_gain: float = 6.0
+    texture_gain: float = 2.0
+    """How much the texture code is scaled up beside the labels. On the tower half trained: at 1, 2, 3 and 6 max-min
+    diversity finds 53, 48, 44 and 41 % of the objects' tokens among 22 % of all; a large code hides the labels."""
     # stage B: the language model, on questions
     steps_language: int = 13000
     batch_language: int = 8
