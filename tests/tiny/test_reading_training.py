@@ -16,7 +16,7 @@ from foveate.tiny.run import Run
 from foveate.tiny.training.check import answer_right, attention_of, fresh, make_items, selections, verdict
 from foveate.tiny.training.check import check as check_model
 from foveate.tiny.training.decoder import run_layers
-from foveate.tiny.training.language import start_layers
+from foveate.tiny.training.language import Batches, start_layers
 from foveate.tiny.training.model import build
 from foveate.tiny.training.packing import FEW_OBJECTS, LAYOUT, NO_TARGET, PREFIX, pack, positions, written
 from foveate.tiny.training.plot import plot_log
@@ -140,6 +140,20 @@ def test_packed_questions_keep_their_evidence(pool):
     assert weights[packed.targets == WORD_ID[","]].max() < 0.1
     assert weights[packed.targets == NO_TARGET].max() == 0
     assert weights[packed.targets == WORD_ID["red"]].min() == 1
+
+
+def test_batches_depend_on_the_step_alone_and_prefer_signs(pool):
+    batches, again = (Batches(replace(MINUTE, batch_language=4), pool) for _ in range(2))
+    for step in (0, 1, 7):
+        (chosen, packed), (same, like) = batches(step), again(step)
+        assert np.array_equal(chosen, same)
+        assert np.array_equal(packed.ids, like.ids)
+        assert packed.keep.shape[1] == (96 if step < 2 else TOKENS)
+        assert all(len(pool.objects[i]) <= 8 for i in chosen if step < 2)
+    assert not np.array_equal(batches(3)[1].ids, batches(4)[1].ids)
+    signs = {i for i, things in enumerate(pool.objects) if any(t.arrow or len(t.text) > 2 for t in things)}
+    eager = Batches(replace(MINUTE, batch_language=len(signs), signs_weight=1e9), pool)
+    assert set(eager(5)[0]) == signs
 
 
 def test_layers_that_join_later_begin_as_the_identity(pool):

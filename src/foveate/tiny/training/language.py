@@ -61,13 +61,27 @@ def start_layers(model: nn.Module, identity: int) -> None:
         layer.mlp.down_proj.weight.zero_()
 
 
-def batch_at(recipe: ReadingRecipe, pool: ReadingPool, sizes: np.ndarray, step: int) -> tuple[np.ndarray, Packed]:
-    """Scene numbers (B,) and packed questions of a step; they depend on the seed and the step alone."""
-    rng = np.random.default_rng([7, recipe.seed, step])
-    phase = phase_at(recipe, step)
-    members = np.flatnonzero((sizes <= phase.most_objects) & (sizes > 0))
-    chosen = rng.choice(members, min(recipe.batch_language, len(members)), replace=False)
-    return chosen, pack(rng, pool, chosen, phase.visual, FEW_OBJECTS if phase.most_objects < 4 else LAYOUT)
+class Batches:
+    """Batches of stage B by step number; scenes and questions depend on the seed and the step alone.
+
+    Scenes with signs to read digit by digit or to spell, or with arrows, come ``recipe.signs_weight`` times as often.
+    """
+
+    def __init__(self, recipe: ReadingRecipe, pool: ReadingPool):
+        self.recipe, self.pool = recipe, pool
+        self.sizes = np.array([len(objects) for objects in pool.objects])
+        signs = np.array([any(len(t.text) > 2 or t.arrow for t in objects) for objects in pool.objects])
+        self.weight = np.where(signs, recipe.signs_weight, 1.0)
+
+    def __call__(self, step: int) -> tuple[np.ndarray, Packed]:
+        """Scene numbers (B,) and packed questions of a step."""
+        rng = np.random.default_rng([7, self.recipe.seed, step])
+        phase = phase_at(self.recipe, step)
+        members = np.flatnonzero((self.sizes <= phase.most_objects) & (self.sizes > 0))
+        chance = self.weight[members] / self.weight[members].sum()
+        chosen = rng.choice(members, min(self.recipe.batch_language, len(members)), replace=False, p=chance)
+        layout = FEW_OBJECTS if phase.most_objects < 4 else LAYOUT
+        return chosen, pack(rng, self.pool, chosen, phase.visual, layout)
 
 
 def gather(cache: torch.Tensor, chosen: np.ndarray, keep: np.ndarray) -> torch.Tensor:
@@ -157,13 +171,13 @@ def train_language(
     start_layers(model, recipe.layers - recipe.top_layers)
     opts = _optimisers(language, recipe)
     step = run.restore("language", [language], opts)
-    sizes = np.array([len(objects) for objects in pool.objects])
+    batches = Batches(recipe, pool)
     means: dict[str, float] = {}
     clock, questions = time.time(), 0
     while step < recipe.steps_language:
         _set_rates(opts, recipe, step)
         first_layer = 0 if step >= recipe.grow_at else recipe.layers - recipe.top_layers
-        chosen, packed = batch_at(recipe, pool, sizes, step)
+        chosen, packed = batches(step)
         where = positions(torch.from_numpy(packed.keep), packed.layout)
         tokens, ids = gather(cache, chosen, packed.keep), torch.from_numpy(packed.ids)
         hidden = run_layers(model, tokens, ids, where, packed.layout, first_layer)

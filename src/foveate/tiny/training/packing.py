@@ -24,7 +24,19 @@ _SHORT = 13  # text positions that a question with a short answer takes at most
 _FILLING = {WORD_ID[word] for word in (",", "and", "then", "a", "an", "further")}
 _FILLING_WEIGHT, _END_WEIGHT = 0.05, 0.2
 # How often each task is asked; the rest once.
-SHARES = {"count": 1.6, "relation": 1.4, "shape": 1.3, "exist": 0.8, "compare": 1.0, "row": 1.3, "follow": 2.0}
+SHARES = {
+    "count": 1.6,
+    "relation": 1.4,
+    "shape": 1.3,
+    "read": 1.5,
+    "exist": 0.8,
+    # Few scenes have these, so where they can be asked they are.
+    "number": 3.0,
+    "spell": 3.0,
+    "each": 1.5,
+    "row": 1.5,
+    "follow": 3.0,
+}
 
 
 @dataclass

@@ -37,6 +37,8 @@ class ReadingRecipe:
     muon_language: float = 0.008
     adam_language: float = 0.002
     decay_from: int = 8500
+    signs_weight: float = 2.0
+    """How much oftener scenes with long numbers, words or arrows come."""
     top_layers: int = 5
     """The layers that learn first; the others begin as the identity."""
     grow_at: int = 8000
