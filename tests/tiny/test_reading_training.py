@@ -16,7 +16,7 @@ from foveate.tiny.run import Run
 from foveate.tiny.training.check import answer_right, attention_of, fresh, make_items, selections, verdict
 from foveate.tiny.training.check import check as check_model
 from foveate.tiny.training.decoder import run_layers
-from foveate.tiny.training.language import Batches, start_layers
+from foveate.tiny.training.language import Batches, evidence_loss, start_layers
 from foveate.tiny.training.model import build
 from foveate.tiny.training.packing import FEW_OBJECTS, LAYOUT, NO_TARGET, PREFIX, pack, positions, written
 from foveate.tiny.training.plot import plot_log
@@ -43,6 +43,8 @@ MINUTE = ReadingRecipe(
     top_layers=2,
     grow_at=3,
     phases=((2, 8, 96), (0, 99, 256)),
+    led_until=2,
+    led_layers=(2, 3),
     check_every=5,
     check_scenes=4,
 )
@@ -154,6 +156,35 @@ def test_batches_depend_on_the_step_alone_and_prefer_signs(pool):
     signs = {i for i, things in enumerate(pool.objects) if any(t.arrow or len(t.text) > 2 for t in things)}
     eager = Batches(replace(MINUTE, batch_language=len(signs), signs_weight=1e9), pool)
     assert set(eager(5)[0]) == signs
+
+
+def test_evidence_loss_is_what_the_layer_attends_to(model, pool):
+    """By hand for every led row: softmax of its query against the keys of prefix and image, mean over heads."""
+    packed = pack(np.random.default_rng(0), pool, np.arange(3))
+    where = positions(torch.from_numpy(packed.keep), packed.layout)
+    hidden = torch.randn(3, where.shape[1], 64)
+    language = model.model.language_model
+    attention, norm = language.layers[2].self_attn, language.layers[2].input_layernorm
+    missed = []
+    with torch.no_grad():
+        cos, sin = language.rotary_emb(hidden, where)
+
+        def turned(x, b, place):
+            x = x.view(-1, 32)
+            return x * cos[b, place] + torch.cat([-x[:, 16:], x[:, :16]], 1) * sin[b, place]
+
+        for b, start, _, question in packed.asked:
+            x = norm(hidden[b])
+            keys = torch.stack([turned(attention.k_proj(x[i]), b, i)[0] for i in range(2 + TOKENS)])
+            for first, boxes in [(s.first, s.boxes) for s in question.steps] or [(0, question.boxes)]:
+                if not boxes or question.answer == "no":
+                    continue
+                row = 2 + TOKENS + start + first
+                share = (turned(attention.q_proj(x[row]), b, row) @ keys.T / 32**0.5).softmax(-1).mean(0)[2:]
+                missed.append(-float(torch.log(share[torch.from_numpy(cover(boxes) >= 0.1)].sum() + 1e-3)))
+        loss = evidence_loss(model, {2: hidden}, where, packed)
+    assert len(missed) > 40
+    assert float(loss) == pytest.approx(np.mean(missed), rel=1e-4)
 
 
 def test_layers_that_join_later_begin_as_the_identity(pool):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +18,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..lexicon import TOKENS
-from ..reading_questions import LONG_TASKS, SHORT_TASKS, TASKS
+from ..reading_questions import LONG_TASKS, SHORT_TASKS, TASKS, Step, cover
 from ..run import Run
 from ..vision_stage import TEXTURE, see, to_pixels
 from .decoder import logits_at, run_layers
 from .optimisers import optimisers
-from .packing import FEW_OBJECTS, LAYOUT, NO_TARGET, Packed, pack, positions
+from .packing import FEW_OBJECTS, LAYOUT, NO_TARGET, PREFIX, Packed, pack, positions
 from .pool import ReadingPool
 from .recipe import ReadingRecipe
 from .vision import LABEL_IDS
@@ -108,6 +109,49 @@ def answer_loss(model: nn.Module, hidden: torch.Tensor, packed: Packed) -> tuple
     return (each * weights[asked]).sum() / weights[asked].sum(), share
 
 
+def evidence_loss(
+    model: nn.Module, inputs: dict[int, torch.Tensor], where: torch.Tensor, packed: Packed
+) -> torch.Tensor:
+    """How little the rows that are about to speak look at the evidence of what they say: mean of -log(share).
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    inputs : dict of int to torch.Tensor
+        Input (B, S, D) of each led layer.
+    where : torch.Tensor
+        See ``positions``.
+    packed : Packed
+        A row is led for each step of a long answer, and the last prompt token for a short one.
+    """
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    front = len(PREFIX) + packed.keep.shape[1]
+    rows, proofs = [], []
+    for b, start, _, question in packed.asked:
+        steps = question.steps or [Step(0, 1, question.boxes)]
+        for step in steps:
+            if step.boxes and question.answer != "no":
+                rows.append((b, front + start + step.first))
+                proofs.append(cover(step.boxes)[packed.keep[b]] >= 0.1)
+    pictures, places = (torch.tensor(v) for v in zip(*rows, strict=True))
+    proof = torch.from_numpy(np.stack(proofs)).float()
+    loss = torch.zeros(())
+    for number, hidden in inputs.items():
+        layer = model.model.language_model.layers[number]
+        attention = layer.self_attn
+        cos, sin = model.model.language_model.rotary_emb(hidden, where)
+        x = layer.input_layernorm(hidden).float()
+        query = attention.q_proj(x[pictures, places]).view(len(rows), -1, 1, attention.head_dim)
+        key = attention.k_proj(x[:, :front]).view(len(x), front, -1, attention.head_dim).transpose(1, 2)
+        query, _ = apply_rotary_pos_emb(query, query, cos[pictures, places][:, None], sin[pictures, places][:, None])
+        key, _ = apply_rotary_pos_emb(key, key, cos[:, :front], sin[:, :front])
+        key = key[pictures].repeat_interleave(attention.num_key_value_groups, 1)
+        share = ((query @ key.mT)[:, :, 0] * attention.scaling).softmax(-1).mean(1)[:, len(PREFIX) :]
+        loss = loss - torch.log((share * proof).sum(-1) + 1e-3).mean() / len(inputs)
+    return loss
+
+
 @torch.no_grad()
 def answered(model: nn.Module, cache: torch.Tensor, pool: ReadingPool, first_layer: int, scenes: int) -> dict:
     """Share of held-out questions answered exactly (every token and the end), per task, and the means; in per cent."""
@@ -158,6 +202,16 @@ def _optimisers(language: nn.Module, recipe: ReadingRecipe) -> list[torch.optim.
     return out
 
 
+def _keeper(inputs: dict[int, torch.Tensor], layers: tuple[int, ...]) -> Callable[[int, torch.Tensor], None]:
+    """A ``before`` for ``run_layers`` that keeps what enters some layers."""
+
+    def keep(number: int, hidden: torch.Tensor) -> None:
+        if number in layers:
+            inputs[number] = hidden
+
+    return keep
+
+
 def train_language(
     run: Run, model: nn.Module, pool: ReadingPool, cache: torch.Tensor, held_out: ReadingPool, held_cache: torch.Tensor
 ) -> nn.Module:
@@ -180,8 +234,15 @@ def train_language(
         chosen, packed = batches(step)
         where = positions(torch.from_numpy(packed.keep), packed.layout)
         tokens, ids = gather(cache, chosen, packed.keep), torch.from_numpy(packed.ids)
-        hidden = run_layers(model, tokens, ids, where, packed.layout, first_layer)
+        led = recipe.led_weight * max(0.0, 1 - step / recipe.led_until) if recipe.led_until else 0.0
+        inputs: dict[int, torch.Tensor] = {}
+        keep_inputs = _keeper(inputs, recipe.led_layers) if led else None
+        hidden = run_layers(model, tokens, ids, where, packed.layout, first_layer, keep_inputs)
         loss, share = answer_loss(model, hidden, packed)
+        if led:
+            missed = evidence_loss(model, inputs, where, packed)
+            share["evidence"] = float(missed.detach())
+            loss = loss + led * missed
         loss.backward()
         for opt in opts:
             opt.step()

@@ -45,5 +45,9 @@ class ReadingRecipe:
     """The step from which on all layers are trained."""
     phases: tuple[tuple[int, int, int], ...] = ((1200, 3, 64), (2800, 6, 128), (0, 99, 256))
     """Up to which step, objects at most, visual tokens shown: only the first two phases leave tokens out."""
+    led_until: int = 0
+    """The step by which the loss that leads attention to the evidence has faded; 0: there is none."""
+    led_weight: float = 0.2
+    led_layers: tuple[int, ...] = (9, 10)
     check_every: int = 250
     check_scenes: int = 192

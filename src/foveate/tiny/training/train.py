@@ -30,7 +30,8 @@ def read_recipe(folder: Path) -> ReadingRecipe:
     if not path.is_file():
         return ReadingRecipe()
     values = json.loads(path.read_text())
-    return ReadingRecipe(**{**values, "phases": tuple(tuple(phase) for phase in values["phases"])})
+    phases = tuple(tuple(phase) for phase in values["phases"])
+    return ReadingRecipe(**{**values, "phases": phases, "led_layers": tuple(values["led_layers"])})
 
 
 def export(model: torch.nn.Module, folder: Path) -> None:
