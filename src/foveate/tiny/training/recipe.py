@@ -43,9 +43,9 @@ class ReadingRecipe:
     """The layers that learn first; the others begin as the identity."""
     grow_at: int = 8000
     """The step from which on all layers are trained."""
-    phases: tuple[tuple[int, int, int], ...] = ((1200, 3, 64), (2800, 6, 128), (0, 99, 256))
-    """Up to which step, objects at most, visual tokens shown: only the first two phases leave tokens out."""
-    led_until: int = 0
+    phases: tuple[tuple[int, int, int], ...] = ((600, 4, 32), (1500, 6, 64), (2800, 9, 128), (0, 99, 256))
+    """Up to which step, objects at most, visual tokens shown: only the last phase, most of the run, shows all."""
+    led_until: int = 2000
     """The step by which the loss that leads attention to the evidence has faded; 0: there is none."""
     led_weight: float = 0.2
     led_layers: tuple[int, ...] = (9, 10)
