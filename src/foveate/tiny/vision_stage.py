@@ -18,6 +18,7 @@ from .scenes import Thing
 from .vocabulary import COLOURS, DIGITS, KINDS, NEXT_DIGITS, SIZES, WORD_ID
 
 COEFFICIENTS = 16
+PATCH = 16  # side in pixels
 # Token dimensions that hold the texture code; word embeddings start without them.
 TEXTURE = 32
 TEXTURE_SCALE = 8.0
@@ -37,8 +38,8 @@ def presence(objects: list[list[Thing]]) -> np.ndarray:
 
 
 def patches(images: torch.Tensor) -> torch.Tensor:
-    """Cut pictures (B, 3, 224, 224) into flat patches (B, 196, 768) as the tower's convolution sees them."""
-    return F.unfold(images, images.shape[-1] // GRID, stride=images.shape[-1] // GRID).transpose(1, 2)
+    """Cut pictures (B, 3, H, W) into flat patches (B, HW / 256, 768) as the tower's convolution sees them."""
+    return F.unfold(images, PATCH, stride=PATCH).transpose(1, 2)
 
 
 def to_pixels(images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -62,7 +63,7 @@ def principal_patches(images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, t
 
 
 @torch.no_grad()
-def start_tower(model: nn.Module, axes: torch.Tensor, variance: torch.Tensor) -> None:
+def start_tower(model: nn.Module, axes: torch.Tensor, variance: torch.Tensor, grid: int = GRID) -> None:
     """Begin with PCA-whitened patches and 2-D sine positions: far quicker than from random ones."""
     embeddings = body(model).embeddings
     weight = embeddings.patch_embedding.weight
@@ -70,7 +71,7 @@ def start_tower(model: nn.Module, axes: torch.Tensor, variance: torch.Tensor) ->
     scale = 0.5 / torch.sqrt(variance[:width] + 0.02 * variance[20])
     weight.copy_((axes[:, :width] * scale).T.reshape(weight.shape))
     frequency = 30.0 ** -(torch.arange(width // 4) / (width // 4))
-    y, x = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
+    y, x = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
     waves = [f(v.reshape(-1, 1) * frequency) for v in (y, x) for f in (torch.sin, torch.cos)]
     embeddings.position_embedding.weight[1:] = 0.5 * torch.cat(waves, 1)
     model.model.language_model.embed_tokens.weight[:, -TEXTURE:] = 0
@@ -79,7 +80,7 @@ def start_tower(model: nn.Module, axes: torch.Tensor, variance: torch.Tensor) ->
 def see(
     model: nn.Module, pixels: torch.Tensor, dtype: torch.dtype = torch.bfloat16
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Projected visual tokens (B, 196, D) and the tower's pooled CLS (B, D) of pictures (B, 3, 224, 224).
+    """Projected visual tokens (B, N, D) and the tower's pooled CLS (B, E) of pictures (B, 3, H, W).
 
     The same function as the model's own, written lean: it computes in ``dtype`` whatever the weights are stored in.
     """
@@ -102,7 +103,9 @@ def see(
         attention = layer.self_attn
         y = linear(norm(x, layer.layer_norm1), attention.q_proj, attention.k_proj, attention.v_proj)
         q, k, v = y.view(size, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(size, length, width)
+        # Plain products: on a CPU the fused kernel's backward takes several times as long.
+        share = ((q * (width // heads) ** -0.5) @ k.mT).softmax(-1).to(v.dtype)
+        y = (share @ v).transpose(1, 2).reshape(size, length, width)
         x = x + linear(y, attention.out_proj)
         y = linear(norm(x, layer.layer_norm2), layer.mlp.fc1)
         x = x + linear(y * torch.sigmoid(1.702 * y), layer.mlp.fc2)

@@ -1,0 +1,277 @@
+"""Stage B: the language model learns to answer, on the frozen tower's cached tokens.
+
+The top layers learn first, alone; the layers below them begin as the identity and join later (``grow_at``). So what is
+read from the image is read late, as in large models, though no mask forbids to read it earlier. A loss may lead
+attention to the evidence while training gets going (``led_until``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..lexicon import TOKENS
+from ..reading_questions import LONG_TASKS, SHORT_TASKS, TASKS, Step, cover
+from ..run import Run
+from ..vision_stage import TEXTURE, see, to_pixels
+from .decoder import logits_at, run_layers
+from .optimisers import optimisers
+from .packing import FEW_OBJECTS, LAYOUT, NO_TARGET, PREFIX, Packed, pack, positions
+from .pool import ReadingPool
+from .recipe import ReadingRecipe
+from .vision import LABEL_IDS
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of stage B: up to which step, how many objects a scene may have, how many visual tokens are shown."""
+
+    until: int
+    most_objects: int
+    visual: int = TOKENS
+
+
+def phase_at(recipe: ReadingRecipe, step: int) -> Phase:
+    """The phase that a step belongs to; the last one has no end."""
+    phases = [Phase(*values) for values in recipe.phases]
+    return next((phase for phase in phases if step < phase.until), phases[-1])
+
+
+@torch.no_grad()
+def cache_tokens(model: nn.Module, pool: ReadingPool, path: Path) -> torch.Tensor:
+    """Projected visual tokens of all scenes of a pool, bfloat16 (N, 256, D), kept in ``path``."""
+    if not path.is_file():
+        parts = [see(model, to_pixels(pool.images[i : i + 32]))[0] for i in range(0, len(pool), 32)]
+        torch.save(torch.cat(parts), path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+    return torch.load(path, weights_only=True, mmap=True)
+
+
+@torch.no_grad()
+def start_layers(model: nn.Module, identity: int) -> None:
+    """Weights to begin stage B with: attention and MLP of the first ``identity`` layers add nothing at first."""
+    for layer in model.model.language_model.layers[:identity]:
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+
+
+class Batches:
+    """Batches of stage B by step number; scenes and questions depend on the seed and the step alone.
+
+    Scenes with signs to read digit by digit or to spell, or with arrows, come ``recipe.signs_weight`` times as often.
+    """
+
+    def __init__(self, recipe: ReadingRecipe, pool: ReadingPool):
+        self.recipe, self.pool = recipe, pool
+        self.sizes = np.array([len(objects) for objects in pool.objects])
+        signs = np.array([any(len(t.text) > 2 or t.arrow for t in objects) for objects in pool.objects])
+        self.weight = np.where(signs, recipe.signs_weight, 1.0)
+
+    def __call__(self, step: int) -> tuple[np.ndarray, Packed]:
+        """Scene numbers (B,) and packed questions of a step."""
+        rng = np.random.default_rng([7, self.recipe.seed, step])
+        phase = phase_at(self.recipe, step)
+        members = np.flatnonzero((self.sizes <= phase.most_objects) & (self.sizes > 0))
+        chance = self.weight[members] / self.weight[members].sum()
+        chosen = rng.choice(members, min(self.recipe.batch_language, len(members)), replace=False, p=chance)
+        layout = FEW_OBJECTS if phase.most_objects < 4 else LAYOUT
+        return chosen, pack(rng, self.pool, chosen, phase.visual, layout)
+
+
+def gather(cache: torch.Tensor, chosen: np.ndarray, keep: np.ndarray) -> torch.Tensor:
+    """The cached tokens that are shown, (B, V, D)."""
+    rows = cache[torch.from_numpy(chosen)]
+    if keep.shape[1] == rows.shape[1]:
+        return rows
+    return rows.gather(1, torch.from_numpy(keep)[..., None].expand(-1, -1, rows.shape[2]))
+
+
+def answer_loss(model: nn.Module, hidden: torch.Tensor, packed: Packed) -> tuple[torch.Tensor, dict[str, float]]:
+    """Weighted cross entropy of the answers, and the share of short and of long ones that are right, in per cent."""
+    targets, weights = torch.from_numpy(packed.targets), torch.from_numpy(packed.weights())
+    asked = targets != NO_TARGET
+    logits = logits_at(model, hidden, asked)
+    each = F.cross_entropy(logits, targets[asked], reduction="none")
+    good = torch.ones_like(asked)
+    good[asked] = logits.detach().argmax(-1) == targets[asked]
+    right: dict[str, list[bool]] = defaultdict(list)
+    for b, start, end, question in packed.asked:
+        name = "train_long" if question.task in LONG_TASKS else "train_short"
+        right[name].append(bool(good[b, start:end].all()))
+    share = {name: 100 * float(np.mean(values)) for name, values in right.items()}
+    return (each * weights[asked]).sum() / weights[asked].sum(), share
+
+
+def evidence_loss(
+    model: nn.Module, inputs: dict[int, torch.Tensor], where: torch.Tensor, packed: Packed
+) -> torch.Tensor:
+    """How little the rows that are about to speak look at the evidence of what they say: mean of -log(share).
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    inputs : dict of int to torch.Tensor
+        Input (B, S, D) of each led layer.
+    where : torch.Tensor
+        See ``positions``.
+    packed : Packed
+        A row is led for each step of a long answer, and the last prompt token for a short one.
+    """
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    front = len(PREFIX) + packed.keep.shape[1]
+    rows, proofs = [], []
+    for b, start, _, question in packed.asked:
+        steps = question.steps or [Step(0, 1, question.boxes)]
+        for step in steps:
+            if step.boxes and question.answer != "no":
+                rows.append((b, front + start + step.first))
+                proofs.append(cover(step.boxes)[packed.keep[b]] >= 0.1)
+    pictures, places = (torch.tensor(v) for v in zip(*rows, strict=True))
+    proof = torch.from_numpy(np.stack(proofs)).float()
+    loss = torch.zeros(())
+    for number, hidden in inputs.items():
+        layer = model.model.language_model.layers[number]
+        attention = layer.self_attn
+        cos, sin = model.model.language_model.rotary_emb(hidden, where)
+        x = layer.input_layernorm(hidden).float()
+        query = attention.q_proj(x[pictures, places]).view(len(rows), -1, 1, attention.head_dim)
+        key = attention.k_proj(x[:, :front]).view(len(x), front, -1, attention.head_dim).transpose(1, 2)
+        query, _ = apply_rotary_pos_emb(query, query, cos[pictures, places][:, None], sin[pictures, places][:, None])
+        key, _ = apply_rotary_pos_emb(key, key, cos[:, :front], sin[:, :front])
+        key = key[pictures].repeat_interleave(attention.num_key_value_groups, 1)
+        share = ((query @ key.mT)[:, :, 0] * attention.scaling).softmax(-1).mean(1)[:, len(PREFIX) :]
+        loss = loss - torch.log((share * proof).sum(-1) + 1e-3).mean() / len(inputs)
+    return loss
+
+
+@torch.no_grad()
+def answered(model: nn.Module, cache: torch.Tensor, pool: ReadingPool, first_layer: int, scenes: int) -> dict:
+    """Share of held-out questions answered exactly (every token and the end), per task, and the means; in per cent."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for first in range(0, min(scenes, len(pool)), 16):
+        chosen = np.arange(first, min(first + 16, scenes, len(pool)))
+        packed = pack(np.random.default_rng([123, first]), pool, chosen, shares={})
+        where = positions(torch.from_numpy(packed.keep), packed.layout)
+        tokens, ids = gather(cache, chosen, packed.keep), torch.from_numpy(packed.ids)
+        hidden = run_layers(model, tokens, ids, where, packed.layout, first_layer)
+        targets = torch.from_numpy(packed.targets)
+        asked = targets != NO_TARGET
+        good = torch.ones_like(asked)
+        good[asked] = logits_at(model, hidden, asked).argmax(-1) == targets[asked]
+        for b, start, end, question in packed.asked:
+            right[question.task].append(bool(good[b, start:end].all()))
+    out = {task: 100 * float(np.mean(right[task])) for task in TASKS if right[task]}
+    for name, tasks in (("short", SHORT_TASKS), ("long", LONG_TASKS)):
+        values = [out[task] for task in tasks if task in out]
+        if values:
+            out[name] = float(np.mean(values))
+    return out
+
+
+def _set_rates(opts: list[torch.optim.Optimizer], recipe: ReadingRecipe, step: int) -> None:
+    """Warm up, stay, fall linearly to 1 % from ``decay_from`` on; the layers that join later warm up when they do."""
+    left = (recipe.steps_language - step) / max(1, recipe.steps_language - recipe.decay_from)
+    factor = min(1.0, (step + 1) / 100) * min(1.0, max(0.01, left))
+    for opt in opts:
+        for group in opt.param_groups:
+            joined = min(1.0, max(0.0, (step + 1 - recipe.grow_at) / 200)) if group["late"] else 1.0
+            group["lr"] = group["peak"] * factor * joined
+
+
+def _optimisers(language: nn.Module, recipe: ReadingRecipe) -> list[torch.optim.Optimizer]:
+    """Two groups each: the layers that begin as the identity apart from the rest."""
+    out = []
+    late = tuple(f"layers.{n}." for n in range(recipe.layers - recipe.top_layers))
+    for joins in (False, True):
+        named = [(n, p) for n, p in language.named_parameters() if n.startswith(late) == joins]
+        if not named:
+            continue
+        opts = optimisers(named, recipe.muon_language, recipe.adam_language)
+        for opt in opts:
+            for group in opt.param_groups:
+                group["late"] = joins
+        out += opts
+    return out
+
+
+def _keeper(inputs: dict[int, torch.Tensor], layers: tuple[int, ...]) -> Callable[[int, torch.Tensor], None]:
+    """A ``before`` for ``run_layers`` that keeps what enters some layers."""
+
+    def keep(number: int, hidden: torch.Tensor) -> None:
+        if number in layers:
+            inputs[number] = hidden
+
+    return keep
+
+
+def train_language(
+    run: Run, model: nn.Module, pool: ReadingPool, cache: torch.Tensor, held_out: ReadingPool, held_cache: torch.Tensor
+) -> nn.Module:
+    """Stage B on cached visual tokens; goes on from the last checkpoint of the run folder."""
+    recipe = run.recipe
+    torch.manual_seed(recipe.seed + 1)
+    language = model.model.language_model
+    embedding, fixed = language.embed_tokens.weight, torch.cat(LABEL_IDS)
+    # The words that stage A aligned the visual tokens with stay where they are.
+    embedding.register_hook(lambda grad: grad.index_fill(0, fixed, 0.0))
+    start_layers(model, recipe.layers - recipe.top_layers)
+    opts = _optimisers(language, recipe)
+    step = run.restore("language", [language], opts)
+    batches = Batches(recipe, pool)
+    means: dict[str, float] = {}
+    clock, questions = time.time(), 0
+    while step < recipe.steps_language:
+        _set_rates(opts, recipe, step)
+        first_layer = 0 if step >= recipe.grow_at else recipe.layers - recipe.top_layers
+        chosen, packed = batches(step)
+        where = positions(torch.from_numpy(packed.keep), packed.layout)
+        tokens, ids = gather(cache, chosen, packed.keep), torch.from_numpy(packed.ids)
+        led = recipe.led_weight * max(0.0, 1 - step / recipe.led_until) if recipe.led_until else 0.0
+        inputs: dict[int, torch.Tensor] = {}
+        keep_inputs = _keeper(inputs, recipe.led_layers) if led else None
+        hidden = run_layers(model, tokens, ids, where, packed.layout, first_layer, keep_inputs)
+        loss, share = answer_loss(model, hidden, packed)
+        if led:
+            missed = evidence_loss(model, inputs, where, packed)
+            share["evidence"] = float(missed.detach())
+            loss = loss + led * missed
+        loss.backward()
+        for opt in opts:
+            opt.step()
+            opt.zero_grad()
+        step += 1
+        questions += len(packed.asked)
+        for name, value in (("answer", float(loss.detach())), *share.items()):
+            means[name] = 0.96 * means.get(name, value) + 0.04 * value
+        if step % 25 == 0 or step == recipe.steps_language:
+            due = step % recipe.check_every == 0 or step == recipe.steps_language
+            extra = answered(model, held_cache, held_out, first_layer, recipe.check_scenes) if due else {}
+            spent, clock = (time.time() - clock) / 25, time.time()
+            run.log(
+                stage="language",
+                step=step,
+                first_layer=first_layer,
+                per_step=spent,
+                per_scene=questions / 25 / recipe.batch_language,
+                **means,
+                **extra,
+            )
+            questions = 0
+        if run.due() or step == recipe.steps_language:
+            run.save("language", step, [language], opts)
+    return model
+
+
+def texture_dimensions(model: nn.Module) -> slice:
+    """The dimensions of a visual token that hold the texture code."""
+    width = model.config.text_config.hidden_size
+    return slice(width - TEXTURE, width)
