@@ -15,4 +15,4 @@ for _module in sorted(module.name for module in pkgutil.iter_modules(__path__) i
     _MADE |= importlib.import_module(f"{__name__}.{_module}").FAMILIES
 
 TINY = {name: family for name, family in _MADE.items() if family.available()}
-TINY_ABSENT = {*_MADE} - {*TINY}  # this transformers is too old for them
+TINY_ABSENT = {name for name, family in _MADE.items() if name not in TINY and not family.variant}  # it is too old
