@@ -42,7 +42,7 @@ MERGED = dict.fromkeys(
 ) | {family: tiny.merged for family, tiny in TINY.items()}
 PACKED = ("mistral3", "pixtral", *(family for family, tiny in TINY.items() if tiny.packed))
 WITHOUT_CLASS_TOKEN = (
-    *TINY,
+    *(family for family in TINY if family != "llama4"),
     "idefics3",
     "smolvlm",
     "llava_onevision",
