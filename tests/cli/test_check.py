@@ -175,12 +175,12 @@ def unlisted(folder, source):
     for path in source.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "ovis2"}))
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "janus"}))
     return folder
 
 
 def test_an_unlisted_family(run, llava_folder, tmp_path):
-    in_one_line(run("check", unlisted(tmp_path, llava_folder)), "ovis2")
+    in_one_line(run("check", unlisted(tmp_path, llava_folder)), "janus")
 
 
 def test_a_family_of_one_s_own(run, llava_folder, tmp_path):

@@ -26,8 +26,8 @@ def test_models_say_what_was_tested(run, tmp_path):
     assert {name: list(row["tested"]) for name, row in rows.items()} == {
         name: [version for version in data if name in data[version]["families"]] for name in FAMILIES
     }
-    newest = list(data)[-1]
     for name, row in rows.items():
+        newest = list(row["tested"])[-1]  # Llama 4 itself raises in 5.24.0
         assert row["tested"][newest]["backends"]["eager"] == "works"
         (line,) = [line for line in found.output.splitlines() if f"| {name} " in line]
         assert newest in line

@@ -168,5 +168,5 @@ def test_a_family_that_is_not_supported_is_refused_before_its_weights_are_read(
         if path.suffix != ".safetensors":
             (tmp_path / path.name).write_bytes(path.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "ovis2"}))
-    in_one_line(run("run", "--model", tmp_path, "--image", image_file, "--prompt", "what ?"), "ovis2", "qwen3_vl")
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "janus"}))
+    in_one_line(run("run", "--model", tmp_path, "--image", image_file, "--prompt", "what ?"), "janus", "qwen3_vl")

@@ -141,6 +141,8 @@ def test_images_may_be_encoded_one_by_one():
 @pytest.mark.parametrize("family", [family for family in SEEING if family != "ernie4_5_vl_moe"])  # which cannot
 def test_without_a_cache_every_step_is_a_prompt(family):
     """`generate()` then encodes once and prefills often."""
+    if family == "llama4" and not ENCODES_FIRST:
+        pytest.skip("its function for images asks for more than the images in this transformers")
     calls = 2 if family == "step3p7" else 1  # whole images, and their tiles
     model, batch, look = build(family), inputs(family, "ragged"), Look(cuts=(3,))
     with attach(model, look) as handle:
