@@ -161,10 +161,16 @@ def test_a_prompt_that_ends_in_an_image_keeps_its_last_token(family, attention):
     """The answer is read off the last token; if it were dropped, the logits would be those of nothing."""
     model = build(family, attention)
     batch = inputs(family, [[4, None], [2, 3, None]])
+    words = [name for name, value in batch.items() if value.shape == batch["input_ids"].shape]
     while batch["input_ids"][0, -1] != IMAGE:  # without the tokens that close an image
-        words = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
-        batch |= {name: batch[name][:, :-1] for name in words if name in batch}
+        batch |= {name: batch[name][:, :-1] for name in words}
+    if family == "ovis2":
+        pytest.skip("images of different shapes end in different numbers of tokens")
     assert (batch["input_ids"][:, -1] == IMAGE).all()
+    if family in ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"):
+        with pytest.raises(RuntimeError, match="shape mismatch"):  # in its own positions
+            generate(model, batch, 1)
+        pytest.skip("the model itself takes no such prompt")
     with Random(keep=0.3, layer=1)(model) as pruned:
         out = generate(model, batch, 4)
     kept = pruned.report.stages[0].kept
