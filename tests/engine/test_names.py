@@ -10,6 +10,7 @@ import warnings
 import pytest
 import torch
 import transformers
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 import foveate
@@ -122,6 +123,22 @@ def test_a_layer_that_hides_its_cache_gives_no_answer(pruner):
     attention.forward = twice
     with pruner(model), pytest.raises(UnsupportedModelError, match="KV cache of layer 3 holds"):
         generate(model, batch, 1)
+
+
+@pytest.mark.parametrize("pruner", [FastV(keep=0.3), Random(keep=0.3, layer=2, compact_cache=True)])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_checkpointed_layers_need_no_cache(family, pruner):
+    """In training transformers takes the cache away from them: that it stays empty is no fault."""
+    model, batch = build.__wrapped__(family), inputs(family, "ragged")
+    model.train()
+    with pruner(model):
+        expected = model(**batch).logits
+        for layer in model.get_decoder().layers:
+            layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+        cache = DynamicCache(config=model.config.get_text_config())
+        found = model(**batch, **with_cache(model, cache)).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", CACHE)

@@ -195,6 +195,21 @@ def test_cropping_undoes_a_step():
     torch.testing.assert_close(again, first, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_conversation_that_the_dense_cache_has_no_room_for_is_refused(layer):
+    """The buffers of a pruned layer may have room, but the dense masks end where the dense cache does."""
+    model, batch = build("llava"), inputs("llava", "one image")
+    words = torch.arange(5, 13)[None]
+    cache = StaticCache(config=model.config.get_text_config(), max_cache_len=batch["input_ids"].shape[1] + 3)
+    with Random(keep=0.3, layer=layer)(model), torch.no_grad():
+        model(**batch, **with_cache(model, cache))
+        error, match = (
+            (UnsupportedCacheError, "made for 28 tokens, .* has 33") if layer == 0 else (IndexError, "index")
+        )
+        with pytest.raises(error, match=match):
+            model(input_ids=words, **with_cache(model, cache))
+
+
 def test_pruned_static_cache_outside_its_block():
     model, batch = build("llava"), inputs("llava", "one image")
     with Random(keep=0.3, layer=0)(model):

@@ -108,7 +108,8 @@ def compact(cache: Cache, groups: list[int], survivors: Tensor, lengths: list[in
     """
     picked: dict[tuple[int, int | None], tuple[Tensor, Tensor, bool]] = {}
     for number, group in enumerate(groups):
-        if holds_state(cache_layer(cache, number)):
+        found = cache_layer(cache, number)
+        if holds_state(found) or _held(found) == 0:  # in training, checkpointed layers leave their cache empty
             continue
         layer = pruned_layer(cache, number, survivors.shape[0], survivors.device)
         held = group, layer.window  # a window's layers hold other positions than their neighbours
@@ -126,7 +127,9 @@ def lengths_held(cache: Cache, depth: int) -> list[int | None]:
     return [_held(cache.layers[number]) if number < len(cache.layers) else 0 for number in range(depth)]
 
 
-def check_lengths(cache: Any, before: Sequence[int | None], coming: Sequence[int | None]) -> None:
+def check_lengths(
+    cache: Any, before: Sequence[int | None], coming: Sequence[int | None], training: bool = False
+) -> None:
     """Raise unless every layer of the cache holds what the report says was left for it, after a pruned prefill.
 
     The proof, before an answer is given, that nothing the engine relies on has changed its name or its place.
@@ -139,6 +142,9 @@ def check_lengths(cache: Any, before: Sequence[int | None], coming: Sequence[int
         Tokens that each layer held before, see `lengths_held`.
     coming
         Tokens of the longest sample that each layer was given; None: not known, or a layer without a cache.
+    training
+        Whether gradients are wanted of a model in training mode: with gradient checkpointing, transformers then takes
+        the cache away from the layers.
 
     Raises
     ------
@@ -146,6 +152,8 @@ def check_lengths(cache: Any, before: Sequence[int | None], coming: Sequence[int
         Naming the first layer that holds another number.
     """
     if not isinstance(cache, Cache):
+        return
+    if training and lengths_held(cache, len(before)) == list(before):  # checkpointed layers use no cache
         return
     for number, (old, new) in enumerate(zip(before, coming, strict=True)):
         if old is None or new is None:

@@ -279,7 +279,9 @@ class Hooks:
             return None
         if frame.prompt is not None:
             cache = cache_of(output)
-            check_lengths(frame.cache if cache is None else cache, frame.held or [0] * self.depth, self._left(frame))
+            training = module.training and torch.is_grad_enabled()
+            held = frame.held or [0] * self.depth
+            check_lengths(frame.cache if cache is None else cache, held, self._left(frame), training)
         full = at_dense_length(output[0], frame)
         if isinstance(output, tuple):
             return (full, *output[1:])
