@@ -33,6 +33,7 @@ from foveate.engine.dense import add_features, at_dense_length
 from foveate.engine.frame import Frame, PrefillRecord, Prompt
 from foveate.engine.gather import table_length
 from foveate.engine.layer_inputs import pick_inputs, row_scale, static_step
+from foveate.engine.methods import guard_method
 from foveate.engine.prompt import LABELLED, read_prompt
 from foveate.engine.shared_kv import check_stages
 from foveate.engine.stage import cut, stopwatch, text_rows
@@ -55,6 +56,10 @@ REPLICA = (
 ADDED_STREAMS = (
     "{}: it adds tokens to the prompt, of which this model's layers would want several states (AltUp) that the method "
     "does not have"
+)
+PROPOSALS = (
+    "{} takes tokens out of the KV cache of the layers before its stage, which proposed words would have seen: "
+    "assisted decoding and prompt lookup need compact_cache=False and a method that adds no tokens"
 )
 PAUSED = "the pruner was paused"
 TOO_SHORT = "{} visual tokens are fewer than min_visual={}: so few run dense"
@@ -114,6 +119,7 @@ class Hooks:
             self.undo.append(run_as_python(model, self._before_model))
             self.undo.append(refuse_chunks(model, self.parts.visual_ids, lambda: not self.paused))
             self.undo += refuse_continuous_batching(model, lambda: not self.paused)
+            self.undo.append(guard_method(model, "_get_candidate_generator", self._before_proposals))
             self._register()
         except BaseException:
             self.remove()
@@ -190,6 +196,18 @@ class Hooks:
         if module is not self.model:
             raise UnsupportedModelError(REPLICA)
 
+    def _before_proposals(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> None:
+        """An assistant's words come with the prompt in one forward pass: the question ends before them.
+
+        They are read with it, so that they would still find in the first layers what is taken out of those afterwards.
+        """
+        ids = torch.tensor(self.parts.visual_ids, device=input_ids.device)
+        takes_out = self.pruner.compact_cache or self.extra is not None
+        prunes = takes_out and getattr(self.pruner, "keep", None) != 1.0 and not self.paused
+        if prunes and bool(torch.isin(input_ids, ids).any()):
+            raise UnsupportedModelError(PROPOSALS.format(self.pruner.name))
+        self.thread.asked = input_ids.shape[1]
+
     def _before_model(self, kwargs: Mapping[str, Any]) -> None:
         self.thread.labels = kwargs.get("labels")
 
@@ -197,9 +215,10 @@ class Hooks:
         labels, self.thread.labels = getattr(self.thread, "labels", None), None
         if module is self.model:  # one that calls its decoder itself: `_before_model` comes after this
             labels = kwargs.get("labels")
+        asked, self.thread.asked = getattr(self.thread, "asked", None), None
         self.thread.frame = None
         given = {"input_ids": args[0], **kwargs} if args else kwargs
-        self.thread.frame = read_prompt(given, labels, self.family, self.parts, self.config)
+        self.thread.frame = read_prompt(given, labels, self.family, self.parts, self.config, asked)
         reason = PAUSED if self.paused else self._too_short()
         if reason is not None:
             self._run_dense(reason)

@@ -24,7 +24,12 @@ LABELLED = "the labels begin before any visual token: what they ask for must not
 
 
 def read_prompt(
-    kwargs: Mapping[str, Any], labels: Tensor | None, family: Family, parts: Parts, config: Any
+    kwargs: Mapping[str, Any],
+    labels: Tensor | None,
+    family: Family,
+    parts: Parts,
+    config: Any,
+    asked: int | None = None,
 ) -> Frame | None:
     """The frame of a forward pass of the base model; None if it has no tokens (the model says what it misses).
 
@@ -34,6 +39,8 @@ def read_prompt(
         Arguments of the base model's forward.
     labels
         (B, L) of the whole model's forward, or None.
+    asked
+        Tokens of the conversation up to the end of the question, where proposals for the answer come after it.
     """
     tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
     if tokens is None:
@@ -48,6 +55,9 @@ def read_prompt(
         real = real.expand_as(visual)
         visual = visual & real
     query = last_prompt_token(frame.length, real, labels, tokens)
+    if asked is not None and kwargs.get("input_ids") is not None:
+        last = asked - _seen(cache_of(kwargs)) - 1
+        query = query.clamp(max=last) if last >= 0 else query
     # The last prompt token speaks the answer's first word: it stays, even if it is part of an image.
     before = visual & (torch.arange(frame.length, device=visual.device) < query[:, None])
     there = torch.ones_like(visual) if real is None else real
