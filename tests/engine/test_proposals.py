@@ -64,6 +64,18 @@ def test_the_next_prompt_ends_where_it_ends():
     assert torch.equal(after.report.stages[0].kept[0], alone.report.stages[0].kept[0])
 
 
+def test_a_call_that_fails_leaves_no_mark_on_the_next():
+    """Assisted decoding of several samples is refused by transformers, after it made the proposing part."""
+    model, long = build("llava"), inputs("llava", "two images")
+    with FastV(keep=0.3)(model) as alone, torch.no_grad():
+        model(**long)
+    with FastV(keep=0.3)(model) as after, torch.no_grad():
+        with pytest.raises(ValueError, match="batch_size = 1"):
+            generate(model, inputs("llava", [[4, None], [3, None]]), 1, prompt_lookup_num_tokens=3)
+        model(**long)
+    assert torch.equal(after.report.stages[0].kept[0], alone.report.stages[0].kept[0])
+
+
 def test_nothing_stays_behind():
     model = build("llava")
     with FastV(keep=0.3)(model):

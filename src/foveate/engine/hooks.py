@@ -206,7 +206,7 @@ class Hooks:
         prunes = takes_out and getattr(self.pruner, "keep", None) != 1.0 and not self.paused
         if prunes and bool(torch.isin(input_ids, ids).any()):
             raise UnsupportedModelError(PROPOSALS.format(self.pruner.name))
-        self.thread.asked = input_ids.shape[1]
+        self.thread.asked = input_ids if len(input_ids) == 1 else None  # transformers refuses more, after this
 
     def _before_model(self, kwargs: Mapping[str, Any]) -> None:
         self.thread.labels = kwargs.get("labels")

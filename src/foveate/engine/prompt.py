@@ -29,7 +29,7 @@ def read_prompt(
     family: Family,
     parts: Parts,
     config: Any,
-    asked: int | None = None,
+    asked: Tensor | None = None,
 ) -> Frame | None:
     """The frame of a forward pass of the base model; None if it has no tokens (the model says what it misses).
 
@@ -40,7 +40,8 @@ def read_prompt(
     labels
         (B, L) of the whole model's forward, or None.
     asked
-        Tokens of the conversation up to the end of the question, where proposals for the answer come after it.
+        (1, P) ids of the conversation up to the end of the question, where proposals for the answer come after it.
+        They may be of a call that failed before it came here: then they are not what this prompt begins with.
     """
     tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
     if tokens is None:
@@ -56,8 +57,10 @@ def read_prompt(
         visual = visual & real
     query = last_prompt_token(frame.length, real, labels, tokens)
     if asked is not None and kwargs.get("input_ids") is not None:
-        last = asked - _seen(cache_of(kwargs)) - 1
-        query = query.clamp(max=last) if last >= 0 else query
+        past, ids = _seen(cache_of(kwargs)), kwargs["input_ids"]
+        new = asked[:, past:].to(ids.device)
+        if new.shape[1] and torch.equal(new, ids[:, : new.shape[1]]):
+            query = query.clamp(max=new.shape[1] - 1)
     # The last prompt token speaks the answer's first word: it stays, even if it is part of an image.
     before = visual & (torch.arange(frame.length, device=visual.device) < query[:, None])
     there = torch.ones_like(visual) if real is None else real
