@@ -112,7 +112,7 @@ def _parameters(module: nn.Module) -> tuple[str, ...]:
         inspect.Parameter.POSITIONAL_ONLY,
         inspect.Parameter.KEYWORD_ONLY,
     )
-    module = cast(nn.Module, module._modules.get("_orig_mod", module))  # torch.compile's wrapper takes anything
+    module = cast("nn.Module", module._modules.get("_orig_mod", module))  # torch.compile's wrapper takes anything
     found = inspect.signature(module.forward).parameters
     return tuple(name for name, parameter in found.items() if parameter.kind in kinds)
 

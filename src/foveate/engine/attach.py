@@ -115,7 +115,7 @@ def _unwrap(model: nn.Module) -> nn.Module:
     while True:
         adapted = getattr(model, "get_base_model", None)
         if is_wrapper(model):
-            model = cast(nn.Module, model._orig_mod)
+            model = cast("nn.Module", model._orig_mod)
         elif callable(adapted):
             model = adapted()
         else:

@@ -136,7 +136,9 @@ class Family:
         ]
         if missing:
             raise UnsupportedModelError(f"{type(model).__name__} cannot be pruned: it lacks {'; '.join(missing)}")
-        return Parts(base, cast(nn.Module, decoder), cast(nn.ModuleList, layers), found, cast(nn.Module, rotary), ids)
+        return Parts(
+            base, cast("nn.Module", decoder), cast("nn.ModuleList", layers), found, cast("nn.Module", rotary), ids
+        )
 
     def decoder(self, model: Any) -> Any:
         """The language model without its head; None if it is not found."""
@@ -353,7 +355,7 @@ def visual_mask(parts: Parts, kwargs: Mapping[str, Any]) -> Tensor | None:
         return mask & (types > 0) if types is not None and types.shape == ids.shape else mask
     if types is not None and not parts.marked_around:
         return types > 0
-    embed: nn.Module = cast(Any, parts.base).get_input_embeddings()
+    embed: nn.Module = cast("Any", parts.base).get_input_embeddings()
     placeholder = embed(torch.tensor(parts.visual_ids, device=tokens.device))
     mask = (tokens[:, :, None] == placeholder).all(-1).any(-1)
     if types is not None and bool((types > 0).any()) and not bool(mask.any()):

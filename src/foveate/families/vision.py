@@ -62,7 +62,7 @@ def find_vision_parts(model: Any, projectors: Sequence[str] = PROJECTORS) -> Vis
         raise UnsupportedModelError(
             f"the vision encoder of {type(model).__name__} was not found: {'; '.join(missing)}"
         )
-    return VisionParts(cast(nn.Module, encoder), cast(nn.ModuleList, blocks), cast(nn.Module, projector))
+    return VisionParts(cast("nn.Module", encoder), cast("nn.ModuleList", blocks), cast("nn.Module", projector))
 
 
 SIZES = "_foveate_sizes"

@@ -94,7 +94,7 @@ def _positions(model: Any, prompt: Tensor, mask: Tensor, inputs: Mapping[str, An
         return plain.expand(3, -1, -1)
     known = inspect.signature(owner.get_rope_index).parameters
     others = {name: value for name, value in inputs.items() if name in known}
-    return cast(Tensor, owner.get_rope_index(input_ids=prompt, attention_mask=mask, **others)[0])
+    return cast("Tensor", owner.get_rope_index(input_ids=prompt, attention_mask=mask, **others)[0])
 
 
 def _score(logits: Tensor, words: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -6,19 +6,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .harder import HARD_STYLE as HARD_STYLE
-    from .harder import HARD_TASKS as HARD_TASKS
-    from .harder import ask_hard as ask_hard
-    from .heldout import held_out as held_out
-    from .heldout import held_out_hard as held_out_hard
-    from .model import load as load
-    from .model import prompt as prompt
-    from .questions import TASKS as TASKS
-    from .questions import Question as Question
-    from .questions import ask as ask
-    from .questions import evidence_tokens as evidence_tokens
-    from .scenes import Scene as Scene
-    from .scenes import make_scene as make_scene
+    from foveate.tiny.harder import HARD_STYLE as HARD_STYLE
+    from foveate.tiny.harder import HARD_TASKS as HARD_TASKS
+    from foveate.tiny.harder import ask_hard as ask_hard
+    from foveate.tiny.heldout import held_out as held_out
+    from foveate.tiny.heldout import held_out_hard as held_out_hard
+    from foveate.tiny.model import load as load
+    from foveate.tiny.model import prompt as prompt
+    from foveate.tiny.questions import TASKS as TASKS
+    from foveate.tiny.questions import Question as Question
+    from foveate.tiny.questions import ask as ask
+    from foveate.tiny.questions import evidence_tokens as evidence_tokens
+    from foveate.tiny.scenes import Scene as Scene
+    from foveate.tiny.scenes import make_scene as make_scene
 
 _WHERE = {
     "HARD_STYLE": "harder",

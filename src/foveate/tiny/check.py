@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .heldout import held_out
-from .language_stage import decoder_layer, layer_weights
-from .packing import PREFIX, TOKENS, masks
-from .questions import SINGLE_EVIDENCE, TASKS, overlap
-from .vocabulary import ASSISTANT, EOS, NEWLINE, WORD_ID, question_ids
+from foveate.tiny.heldout import held_out
+from foveate.tiny.language_stage import decoder_layer, layer_weights
+from foveate.tiny.packing import PREFIX, TOKENS, masks
+from foveate.tiny.questions import SINGLE_EVIDENCE, TASKS, overlap
+from foveate.tiny.vocabulary import ASSISTANT, EOS, NEWLINE, WORD_ID, question_ids
 
 KEEP = 0.22
 Select = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -199,7 +199,7 @@ def main() -> None:
     """``python -m foveate.tiny.check FILE``: check the shipped weights and write the figures."""
     import argparse
 
-    from .model import load
+    from foveate.tiny.model import load
 
     parser = argparse.ArgumentParser(prog="python -m foveate.tiny.check", description=main.__doc__)
     parser.add_argument("file", type=Path, help="JSON file to write")

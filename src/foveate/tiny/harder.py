@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .questions import Question, _alone, _direction, _pairs, _pick
-from .questions import ask as ask_trained
-from .scenes import Scene, Style
-from .vocabulary import COLOURS, KINDS, PLURALS, SIZES
+from foveate.tiny.questions import Question, _alone, _direction, _pairs, _pick
+from foveate.tiny.questions import ask as ask_trained
+from foveate.tiny.scenes import Scene, Style
+from foveate.tiny.vocabulary import COLOURS, KINDS, PLURALS, SIZES
 
 HARD_STYLE = Style(fewest=14, most=24, sizes=(0.55, 0.3, 0.15), hidden=0.5, colours=5, kinds=5)
 HARD_TASKS = ("colour", "shape", "relation", "read-number", "relation-sign", "exist-size", "count-kind")

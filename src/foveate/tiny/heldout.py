@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from .harder import HARD_STYLE, HARD_TASKS, ask_hard
-from .questions import TASKS, Question, ask
-from .scenes import TRAINED, Scene, Style, make_scene
+from foveate.tiny.harder import HARD_STYLE, HARD_TASKS, ask_hard
+from foveate.tiny.questions import TASKS, Question, ask
+from foveate.tiny.scenes import TRAINED, Scene, Style, make_scene
 
 # Entropy words that keep the streams apart: no seed of one is a seed of another.
 TRAINING_STREAM, HELD_OUT_STREAM, GROUNDED_STREAM = 11, 97, 131

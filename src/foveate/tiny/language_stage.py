@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .packing import EVEN, NO_TARGET, PREFIX, SHARES, SLOT, TOKENS, Packed, masks, pack, positions
-from .pool import Pool
-from .questions import TASKS
-from .vision_stage import LABEL_IDS, see, to_pixels
-from .vocabulary import EOS, WORD_ID
+from foveate.tiny.packing import EVEN, NO_TARGET, PREFIX, SHARES, SLOT, TOKENS, Packed, masks, pack, positions
+from foveate.tiny.pool import Pool
+from foveate.tiny.questions import TASKS
+from foveate.tiny.vision_stage import LABEL_IDS, see, to_pixels
+from foveate.tiny.vocabulary import EOS, WORD_ID
 
 # Layers (from 0) whose attention is led to the evidence early in training.
 LED_LAYERS = (4, 5, 6)

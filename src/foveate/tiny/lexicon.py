@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from .vocabulary import (
+from foveate.tiny.vocabulary import (
     ASSISTANT,
     BOS,
     CHAT_TEMPLATE,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .vocabulary import BOS, EOS, IMAGE, PAD, WORD_ID
+from foveate.tiny.vocabulary import BOS, EOS, IMAGE, PAD, WORD_ID
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from .pool import Pool
-from .questions import TASKS, Question, ask, overlap
-from .scenes import Scene
-from .vocabulary import ASSISTANT, BOS, EOS, NEWLINE, USER, WORD_ID, question_ids
+from foveate.tiny.pool import Pool
+from foveate.tiny.questions import TASKS, Question, ask, overlap
+from foveate.tiny.scenes import Scene
+from foveate.tiny.vocabulary import ASSISTANT, BOS, EOS, NEWLINE, USER, WORD_ID, question_ids
 
 PREFIX = [WORD_ID[BOS], WORD_ID[USER]]
 TOKENS = 196

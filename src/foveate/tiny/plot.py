@@ -6,7 +6,7 @@ import json
 import logging
 from pathlib import Path
 
-from .questions import TASKS
+from foveate.tiny.questions import TASKS
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .heldout import HELD_OUT_STREAM, TRAINING_STREAM
-from .questions import overlap
-from .scenes import SIZE, Scene, Thing, make_scene
-from .vocabulary import COLOURS, KINDS, SIZES
+from foveate.tiny.heldout import HELD_OUT_STREAM, TRAINING_STREAM
+from foveate.tiny.questions import overlap
+from foveate.tiny.scenes import SIZE, Scene, Thing, make_scene
+from foveate.tiny.vocabulary import COLOURS, KINDS, SIZES
 
 LABELS = ("kind", "colour", "size", "digit", "next_digit", "centre")
 IGNORE = -1

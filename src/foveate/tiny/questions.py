@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .scenes import Scene, Thing
-from .vocabulary import COLOURS, KINDS, PLURALS
+from foveate.tiny.scenes import Scene, Thing
+from foveate.tiny.vocabulary import COLOURS, KINDS, PLURALS
 
 TASKS = ("colour", "shape", "size", "read", "find", "relation", "exist", "count", "position")
 # One object answers these (the others compare, search or count).

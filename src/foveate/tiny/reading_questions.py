@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .lexicon import GRID, ROWS, SIZE, pieces
-from .questions import _alone, _direction, _pick
-from .questions import overlap as _overlap
-from .reading_scenes import Box, Scene, Thing, follow
-from .vocabulary import COLOURS, KINDS, PLURALS
+from foveate.tiny.lexicon import GRID, ROWS, SIZE, pieces
+from foveate.tiny.questions import _alone, _direction, _pick
+from foveate.tiny.questions import overlap as _overlap
+from foveate.tiny.reading_scenes import Box, Scene, Thing, follow
+from foveate.tiny.vocabulary import COLOURS, KINDS, PLURALS
 
 SHORT_TASKS = ("colour", "shape", "size", "read", "find", "relation", "exist", "count", "position")
 LONG_TASKS = ("number", "spell", "colours", "shapes", "each", "row", "compare", "follow")

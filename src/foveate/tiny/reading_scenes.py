@@ -13,10 +13,10 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .lexicon import ARROWS, CONSONANTS, PATCH, ROWS, SIZE, VOWELS
-from .scenes import _PALETTE, _paint_shape, _some, _touch
-from .textures import background
-from .vocabulary import COLOURS, SHAPES
+from foveate.tiny.lexicon import ARROWS, CONSONANTS, PATCH, ROWS, SIZE, VOWELS
+from foveate.tiny.scenes import _PALETTE, _paint_shape, _some, _touch
+from foveate.tiny.textures import background
+from foveate.tiny.vocabulary import COLOURS, SHAPES
 
 LAYOUTS = ("scattered", "rows", "trail")
 _NAMES = tuple(COLOURS)

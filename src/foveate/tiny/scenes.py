@@ -8,8 +8,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from .textures import background
-from .vocabulary import COLOURS, SHAPES
+from foveate.tiny.textures import background
+from foveate.tiny.vocabulary import COLOURS, SHAPES
 
 SIZE = 224
 _PALETTE = np.asarray(list(COLOURS.values()), dtype=np.float32)

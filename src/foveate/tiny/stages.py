@@ -7,7 +7,7 @@ from itertools import chain
 
 import torch
 
-from .language_stage import (
+from foveate.tiny.language_stage import (
     LanguageBatches,
     answer_loss,
     check_language,
@@ -17,11 +17,19 @@ from .language_stage import (
     run_layers,
     to_device,
 )
-from .model import build
-from .optim import optimisers, set_rate
-from .pool import Pool
-from .run import Run, Threads
-from .vision_stage import PatchHeads, VisionBatches, presence, principal_patches, see, start_tower, to_pixels
+from foveate.tiny.model import build
+from foveate.tiny.optim import optimisers, set_rate
+from foveate.tiny.pool import Pool
+from foveate.tiny.run import Run, Threads
+from foveate.tiny.vision_stage import (
+    PatchHeads,
+    VisionBatches,
+    presence,
+    principal_patches,
+    see,
+    start_tower,
+    to_pixels,
+)
 
 Progress = Callable[[str, int, int, str], None]
 

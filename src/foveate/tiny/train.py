@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from .language_stage import cache_tokens
-from .plot import plot_log
-from .pool import Pool, render_pool
-from .run import Recipe, Run
-from .stages import Progress, train_language, train_vision
-from .vision_stage import amplify_texture
-from .vocabulary import processor
+from foveate.tiny.language_stage import cache_tokens
+from foveate.tiny.plot import plot_log
+from foveate.tiny.pool import Pool, render_pool
+from foveate.tiny.run import Recipe, Run
+from foveate.tiny.stages import Progress, train_language, train_vision
+from foveate.tiny.vision_stage import amplify_texture
+from foveate.tiny.vocabulary import processor
 
 __all__ = ["Recipe", "export", "train"]
 

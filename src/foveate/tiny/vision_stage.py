@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .pool import GRID, IGNORE, Pool
-from .scenes import Thing
-from .vocabulary import COLOURS, DIGITS, KINDS, NEXT_DIGITS, SIZES, WORD_ID
+from foveate.tiny.pool import GRID, IGNORE, Pool
+from foveate.tiny.scenes import Thing
+from foveate.tiny.vocabulary import COLOURS, DIGITS, KINDS, NEXT_DIGITS, SIZES, WORD_ID
 
 COEFFICIENTS = 16
 PATCH = 16  # side in pixels

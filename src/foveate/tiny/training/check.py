@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..lexicon import TOKENS
-from ..reading_questions import LONG_TASKS, SHORT_TASKS, TASKS, Question, ask_reading, cover
-from ..reading_scenes import Scene, make_reading_scene
-from ..run import Run
-from ..vision_stage import see, to_pixels
-from .decoder import run_layers
-from .packing import NO_TARGET, PREFIX, positions, single
-from .pool import FRESH_STREAM
-from .train import read_recipe, trained_model
+from foveate.tiny.lexicon import TOKENS
+from foveate.tiny.reading_questions import LONG_TASKS, SHORT_TASKS, TASKS, Question, ask_reading, cover
+from foveate.tiny.reading_scenes import Scene, make_reading_scene
+from foveate.tiny.run import Run
+from foveate.tiny.training.decoder import run_layers
+from foveate.tiny.training.packing import NO_TARGET, PREFIX, positions, single
+from foveate.tiny.training.pool import FRESH_STREAM
+from foveate.tiny.training.train import read_recipe, trained_model
+from foveate.tiny.vision_stage import see, to_pixels
 
 KEEP, FEW = 0.22, 0.07
 Select = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]

@@ -18,16 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..lexicon import TOKENS
-from ..reading_questions import LONG_TASKS, SHORT_TASKS, TASKS, Step, cover
-from ..run import Run
-from ..vision_stage import TEXTURE, see, to_pixels
-from .decoder import logits_at, run_layers
-from .optimisers import optimisers
-from .packing import FEW_OBJECTS, LAYOUT, NO_TARGET, PREFIX, Packed, pack, positions
-from .pool import ReadingPool
-from .recipe import ReadingRecipe
-from .vision import LABEL_IDS
+from foveate.tiny.lexicon import TOKENS
+from foveate.tiny.reading_questions import LONG_TASKS, SHORT_TASKS, TASKS, Step, cover
+from foveate.tiny.run import Run
+from foveate.tiny.training.decoder import logits_at, run_layers
+from foveate.tiny.training.optimisers import optimisers
+from foveate.tiny.training.packing import FEW_OBJECTS, LAYOUT, NO_TARGET, PREFIX, Packed, pack, positions
+from foveate.tiny.training.pool import ReadingPool
+from foveate.tiny.training.recipe import ReadingRecipe
+from foveate.tiny.training.vision import LABEL_IDS
+from foveate.tiny.vision_stage import TEXTURE, see, to_pixels
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..lexicon import PATCH, SIZE, WORD_ID
-from ..vocabulary import BOS, EOS, IMAGE, PAD
-from .recipe import ReadingRecipe
+from foveate.tiny.lexicon import PATCH, SIZE, WORD_ID
+from foveate.tiny.training.recipe import ReadingRecipe
+from foveate.tiny.vocabulary import BOS, EOS, IMAGE, PAD
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration

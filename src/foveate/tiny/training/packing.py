@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ..lexicon import TOKENS, WORD_ID, text_ids
-from ..reading_questions import LONG_TASKS, TASKS, Question, ask_reading, cover
-from ..reading_scenes import Box, Scene
-from ..vocabulary import ASSISTANT, BOS, EOS, NEWLINE, USER
-from .pool import ReadingPool
+from foveate.tiny.lexicon import TOKENS, WORD_ID, text_ids
+from foveate.tiny.reading_questions import LONG_TASKS, TASKS, Question, ask_reading, cover
+from foveate.tiny.reading_scenes import Box, Scene
+from foveate.tiny.training.pool import ReadingPool
+from foveate.tiny.vocabulary import ASSISTANT, BOS, EOS, NEWLINE, USER
 
 PREFIX = [WORD_ID[BOS], WORD_ID[USER]]
 NO_TARGET = -100

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..lexicon import GLYPHS, GRID, PATCH, SIZE, TOKENS
-from ..pool import IGNORE
-from ..reading_questions import cover
-from ..reading_scenes import Scene, Thing, make_reading_scene
-from ..vocabulary import COLOURS, KINDS, SIZES
+from foveate.tiny.lexicon import GLYPHS, GRID, PATCH, SIZE, TOKENS
+from foveate.tiny.pool import IGNORE
+from foveate.tiny.reading_questions import cover
+from foveate.tiny.reading_scenes import Scene, Thing, make_reading_scene
+from foveate.tiny.vocabulary import COLOURS, KINDS, SIZES
 
 # Entropy words that keep the streams apart: no seed of one is a seed of another, nor of the streams in `heldout`.
 TRAINING_STREAM, POOL_CHECK_STREAM, FRESH_STREAM = 211, 223, 227

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 
-from ..lexicon import processor
-from ..run import Run
-from ..vision_stage import amplify_texture
-from .language import cache_tokens, train_language
-from .pool import POOL_CHECK_STREAM, render_pool
-from .recipe import ReadingRecipe
-from .vision import train_vision
+from foveate.tiny.lexicon import processor
+from foveate.tiny.run import Run
+from foveate.tiny.training.language import cache_tokens, train_language
+from foveate.tiny.training.pool import POOL_CHECK_STREAM, render_pool
+from foveate.tiny.training.recipe import ReadingRecipe
+from foveate.tiny.training.vision import train_vision
+from foveate.tiny.vision_stage import amplify_texture
 
 RECIPE, WEIGHTS = "recipe.json", "weights"
 
@@ -43,8 +43,8 @@ def export(model: torch.nn.Module, folder: Path) -> None:
 
 def trained_model(run: Run) -> torch.nn.Module:
     """The model as the last checkpoints of a run folder have it; also of a run under way."""
-    from .language import start_layers
-    from .model import build
+    from foveate.tiny.training.language import start_layers
+    from foveate.tiny.training.model import build
 
     recipe = run.recipe
     model = build(recipe)

@@ -13,10 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..lexicon import GLYPHS, GRID, PLACES, WORD_ID
-from ..pool import IGNORE
-from ..run import Run
-from ..vision_stage import (
+from foveate.tiny.lexicon import GLYPHS, GRID, PLACES, WORD_ID
+from foveate.tiny.pool import IGNORE
+from foveate.tiny.run import Run
+from foveate.tiny.training.model import build
+from foveate.tiny.training.optimisers import optimisers, set_rate
+from foveate.tiny.training.pool import LABELS, ReadingPool
+from foveate.tiny.vision_stage import (
     _FINE,
     COEFFICIENTS,
     TEXTURE,
@@ -28,10 +31,7 @@ from ..vision_stage import (
     start_tower,
     to_pixels,
 )
-from ..vocabulary import COLOURS, KINDS, SIZES
-from .model import build
-from .optimisers import optimisers, set_rate
-from .pool import LABELS, ReadingPool
+from foveate.tiny.vocabulary import COLOURS, KINDS, SIZES
 
 # The words for the labels of a patch; "more" has no words.
 _LABEL_WORDS = (KINDS, tuple(COLOURS), SIZES, GLYPHS, PLACES)
