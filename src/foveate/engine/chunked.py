@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from foveate.engine.methods import guard_method
 from foveate.errors import UnsupportedModelError
 
-REFUSAL = "pruning does not support chunked prefill, which would prune each chunk alone: leave prefill_chunk_size away"
+NO_CHUNKS = "pruning does not support chunked prefill, which would prune each chunk alone: leave prefill_chunk_size away"
 
 
 def refuse_chunks(model: nn.Module, visual_ids: tuple[int, ...], active: Callable[[], bool]) -> Callable[[], None]:
@@ -33,6 +33,6 @@ def refuse_chunks(model: nn.Module, visual_ids: tuple[int, ...], active: Callabl
     def check(input_ids: Tensor, generation_config: Any, *args: Any, **kwargs: Any) -> None:
         size = getattr(generation_config, "prefill_chunk_size", None)
         if size is not None and size < input_ids.shape[1] and active() and has_images(input_ids):
-            raise UnsupportedModelError(REFUSAL)
+            raise UnsupportedModelError(NO_CHUNKS)
 
     return guard_method(model, "_prefill", check)

@@ -16,7 +16,7 @@ from foveate.errors import UnsupportedModelError
 
 # `generate(cache_implementation="paged")` comes through the first; each may call the next
 ENTRIES = ("generate_batch", "continuous_batching_context_manager", "init_continuous_batching")
-REFUSAL = (
+NO_CONTINUOUS_BATCHING = (
     "pruning does not support continuous batching ({}): call generate() with a padded batch, or, to answer dense, "
     "detach the pruner or use paused()"
 )
@@ -34,7 +34,7 @@ def refuse_continuous_batching(model: nn.Module, active: Callable[[], bool]) -> 
     def entry(name: str) -> Callable[[], None]:
         def check(*args: Any, **kwargs: Any) -> None:
             if active():
-                raise UnsupportedModelError(REFUSAL.format(name))
+                raise UnsupportedModelError(NO_CONTINUOUS_BATCHING.format(name))
 
         return guard_method(model, name, check)
 

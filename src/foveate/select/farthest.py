@@ -10,7 +10,6 @@ from foveate.select.checks import wide
 from foveate.select.cosine import UnitRows, unit_rows
 from foveate.select.lazy import Array, LazyGreedy
 
-CHUNK = 256  # tokens of a start set compared at a time
 WORTH = 100_000_000  # multiplications of the plain loop: with fewer it is the faster one, at 64 to 3,584 features
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from foveate.select.checks import wide
 from foveate.select.cosine import unit_rows
 
-BLOCK = 96  # candidates compared at a time
+WALK_BLOCK = 96  # candidates compared at a time
 
 
 def walk(features: Tensor, order: Tensor, most: int, limit: float) -> Tensor:
@@ -34,13 +34,13 @@ def walk(features: Tensor, order: Tensor, most: int, limit: float) -> Tensor:
     taken = torch.empty(most, features.shape[1], dtype=torch.promote_types(features.dtype, torch.float32))
     places: list[Tensor] = []
     count = 0
-    for index in order.split(BLOCK):
+    for index in order.split(WALK_BLOCK):
         block = unit_rows(wide(features.index_select(0, index)))
         if count:
             near = (taken[:count] @ block.T).amax(0)
             left = (near <= limit).nonzero()[:, 0]
             index, block = index[left], block.index_select(0, left)
-        chosen = _settle(block @ block.T > limit, most - count)
+        chosen = _settle_one(block @ block.T > limit, most - count)
         places.append(index[chosen])
         torch.index_select(block, 0, chosen, out=taken[count : count + len(chosen)])
         count += len(chosen)
@@ -49,7 +49,7 @@ def walk(features: Tensor, order: Tensor, most: int, limit: float) -> Tensor:
     return torch.cat(places) if places else order[:0]
 
 
-def _settle(alike: Tensor, most: int) -> Tensor:
+def _settle_one(alike: Tensor, most: int) -> Tensor:
     """Places, at most `most`, of those not too alike to one taken before; `alike` (C, C) bool, best first."""
     rest = (~alike).numpy()
     active = np.ones(len(rest), dtype=bool)
