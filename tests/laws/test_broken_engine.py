@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from foveate.engine import gather, hooks, layer_inputs, layout, mask, stage
+from foveate import tensors as gather
+from foveate.engine import hooks, layer_inputs, layout, mask, stage
 from foveate.engine.cache import PrunedLayer
 from foveate.families import Family, Grid, llava_next, llava_onevision, pixtral, qwen2_5_vl
 from foveate.families.idefics3 import Idefics3

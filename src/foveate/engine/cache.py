@@ -22,8 +22,8 @@ from foveate.engine.cache_dynamic import PrunedLayer
 from foveate.engine.cache_linear import STATE_LAYERS, holds_state
 from foveate.engine.cache_sliding import PrunedSlidingLayer
 from foveate.engine.cache_static import PrunedStaticLayer
-from foveate.engine.gather import align_right
 from foveate.errors import UnsupportedCacheError, UnsupportedModelError
+from foveate.tensors import align_right
 
 AnyPrunedLayer = PrunedLayer | PrunedStaticLayer
 KINDS: dict[type, type[AnyPrunedLayer]] = {

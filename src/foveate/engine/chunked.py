@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from foveate.engine.methods import guard_method
 from foveate.errors import UnsupportedModelError
 
-NO_CHUNKS = "pruning does not support chunked prefill, which would prune each chunk alone: leave prefill_chunk_size away"
+NO_CHUNKS = (
+    "pruning does not support chunked prefill, which would prune each chunk alone: leave prefill_chunk_size away"
+)
 
 
 def refuse_chunks(model: nn.Module, visual_ids: tuple[int, ...], active: Callable[[], bool]) -> Callable[[], None]:

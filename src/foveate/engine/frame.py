@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.engine.gather import gather_positions
 from foveate.engine.layout import Layout
 from foveate.engine.shared_kv import Keys
 from foveate.engine.vision import VisionFeatures
 from foveate.families import LayerAdditions
+from foveate.tensors import gather_positions
 
 
 @dataclass

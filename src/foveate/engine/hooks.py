@@ -31,7 +31,6 @@ from foveate.engine.compiled import NOTE, in_python, run_as_python, set_compiled
 from foveate.engine.continuous import refuse_continuous_batching
 from foveate.engine.dense import add_features, at_dense_length
 from foveate.engine.frame import Frame, PrefillRecord, Prompt
-from foveate.engine.gather import table_length
 from foveate.engine.layer_inputs import pick_inputs, row_scale, static_step
 from foveate.engine.methods import guard_method
 from foveate.engine.prompt import LABELLED, read_prompt
@@ -43,6 +42,7 @@ from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelE
 from foveate.families import Family
 from foveate.families.vision import keep_sizes
 from foveate.pruners.base import PromptRows, Pruner
+from foveate.tensors import table_length
 
 UNKNOWN_LAYOUT = (
     "where the visual tokens lie in their images is unknown here; each image was taken for one row of tokens"

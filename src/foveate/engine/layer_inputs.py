@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from foveate.engine.arguments import NAMES, Arguments
 from foveate.engine.cache import AnyPrunedLayer, PrunedStaticLayer
 from foveate.engine.frame import Frame
-from foveate.engine.gather import gather_positions, gather_rotary, table_length
 from foveate.engine.mask import pick_mask
 from foveate.engine.shared_kv import Keys
 from foveate.errors import UnsupportedModelError
+from foveate.tensors import gather_positions, gather_rotary, table_length
 
 # labels: some models hand all they are given to every layer
 KNOWN = {*(name for names in NAMES.values() for name in names), "use_cache", "labels"}

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from foveate.engine.frame import Frame, Prompt, StageRecord
-from foveate.engine.gather import align_right, gather_positions
 from foveate.pruners.base import Pruner, VisualTokens
-from foveate.select.transfer import to_device
+from foveate.tensors import align_right, gather_positions, to_device
 
 
 def cut(

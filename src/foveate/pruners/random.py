@@ -11,7 +11,7 @@ from torch import Tensor
 from foveate import select
 from foveate.errors import BudgetError
 from foveate.pruners.base import SingleStagePruner, VisualTokens, option
-from foveate.select.transfer import to_device
+from foveate.tensors import to_device
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from foveate import select
 from foveate.pruners.base import VisualTokens
-from foveate.select.transfer import to_device
+from foveate.tensors import to_device
 
 
 def spread(tokens: VisualTokens, k: Tensor, metric: Literal["manhattan", "euclidean"] = "manhattan") -> Tensor:

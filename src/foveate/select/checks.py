@@ -10,7 +10,7 @@ from typing import ParamSpec
 import torch
 from torch import Tensor
 
-from foveate.select.transfer import to_device
+from foveate.tensors import to_device
 
 P = ParamSpec("P")
 

@@ -1,4 +1,4 @@
-"""Picking sequence positions out of whatever carries them: hidden states, rotary tables, position ids."""
+"""Plumbing on tensors: gathering rows, and moving small ones between host and device."""
 
 from __future__ import annotations
 
@@ -48,3 +48,10 @@ def table_length(tables: Any) -> int:
 def align_right(keep: Tensor, length: int) -> Tensor:
     """(B, length) columns of the true entries of keep (B, L), in order, right aligned; other columns before them."""
     return torch.argsort(keep.to(torch.uint8), dim=-1, stable=True)[:, keep.shape[1] - length :]
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`; from the CPU to a GPU without making the CPU wait for what the GPU is doing."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
