@@ -7,7 +7,7 @@ from typing import Any
 from transformers.cache_utils import Cache, StaticLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 
-from foveate.engine.frame import Frame
+from foveate.engine.forward_pass import Frame
 from foveate.errors import UnsupportedCacheError, UnsupportedModelError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from foveate.engine.frame import Frame
+from foveate.engine.forward_pass import Frame
 
 
 def at_dense_length(hidden: Tensor, frame: Frame) -> Tensor:

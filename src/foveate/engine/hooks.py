@@ -30,7 +30,7 @@ from foveate.engine.chunked import refuse_chunks
 from foveate.engine.compiled import NOTE, in_python, run_as_python, set_compiled_aside
 from foveate.engine.continuous import refuse_continuous_batching
 from foveate.engine.dense import add_features, at_dense_length
-from foveate.engine.frame import Frame, PrefillRecord, Prompt
+from foveate.engine.forward_pass import Frame, PrefillRecord, Prompt
 from foveate.engine.layer_inputs import pick_inputs, row_scale, static_step
 from foveate.engine.methods import guard_method
 from foveate.engine.prompt import LABELLED, read_prompt

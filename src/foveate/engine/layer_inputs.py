@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from foveate.engine.arguments import NAMES, Arguments
 from foveate.engine.cache import AnyPrunedLayer, PrunedStaticLayer
-from foveate.engine.frame import Frame
+from foveate.engine.forward_pass import Frame
 from foveate.engine.mask import pick_mask
 from foveate.engine.shared_kv import Keys
 from foveate.errors import UnsupportedModelError

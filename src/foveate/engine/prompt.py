@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from foveate.engine.arguments import cache_of
-from foveate.engine.frame import Frame, PrefillRecord, Prompt
+from foveate.engine.forward_pass import Frame, PrefillRecord, Prompt
 from foveate.engine.layout import lay_out
 from foveate.families import Family, Parts, find_runs, visual_mask
 

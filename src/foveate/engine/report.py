@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foveate.engine.flops import prefill_flops
-from foveate.engine.frame import PrefillRecord, StageRecord
+from foveate.engine.forward_pass import PrefillRecord, StageRecord
 from foveate.engine.report_view import prefill_html, prefill_line, report_html, report_lines, stage_line
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from foveate.engine.frame import Frame, Prompt, StageRecord
+from foveate.engine.forward_pass import Frame, Prompt, StageRecord
 from foveate.pruners.base import Pruner, VisualTokens
 from foveate.tensors import align_right, gather_positions, to_device
 

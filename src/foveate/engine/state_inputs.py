@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from foveate.engine.arguments import Arguments
 from foveate.engine.cache_linear import has_state
-from foveate.engine.frame import Frame
+from foveate.engine.forward_pass import Frame
 from foveate.engine.layer_inputs import refuse_unknown
 from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelError
 from foveate.pruners.base import PromptRows, Pruner

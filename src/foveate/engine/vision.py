@@ -24,7 +24,7 @@ from foveate.families import Family, same_features
 from foveate.pruners.base import Pruner
 
 if TYPE_CHECKING:
-    from foveate.engine.frame import Prompt
+    from foveate.engine.forward_pass import Prompt
 
 MOST_CALLS = 32  # whoever encodes image after image, and never prefills, must not fill the memory
 COMPARED = 16  # of the channels of a visual token; no two images agree in so many
