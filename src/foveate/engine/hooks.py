@@ -29,13 +29,12 @@ from foveate.engine.checkpointing import hooks_around_checkpoints
 from foveate.engine.chunked import refuse_chunks
 from foveate.engine.compiled import NOTE, in_python, run_as_python, set_compiled_aside
 from foveate.engine.continuous import refuse_continuous_batching
-from foveate.engine.dense import add_features, at_dense_length
+from foveate.engine.cut import add_features, at_dense_length, cut, stopwatch, text_rows
 from foveate.engine.forward_pass import Frame, PrefillRecord, Prompt
 from foveate.engine.layer_inputs import pick_inputs, row_scale, static_step
 from foveate.engine.methods import guard_method
 from foveate.engine.prompt import LABELLED, read_prompt
 from foveate.engine.shared_kv import check_stages
-from foveate.engine.stage import cut, stopwatch, text_rows
 from foveate.engine.state_inputs import check_method, pick_state_inputs
 from foveate.engine.vision import VisionRecorder, vision_recorder
 from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelError
