@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from foveate import BTP, FastV, PyramidDrop, Random
-from foveate.engine import attach, hooks, state_inputs
+from foveate.engine import attach, hooks
+from foveate.engine import layer_inputs as state_inputs
 from foveate.engine.arguments import cache_of, with_cache
 from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelError
 from foveate.learn.states import refuse_states

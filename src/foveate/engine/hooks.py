@@ -31,11 +31,10 @@ from foveate.engine.compiled import NOTE, in_python, run_as_python, set_compiled
 from foveate.engine.continuous import refuse_continuous_batching
 from foveate.engine.cut import add_features, at_dense_length, cut, stopwatch, text_rows
 from foveate.engine.forward_pass import Frame, PrefillRecord, Prompt
-from foveate.engine.layer_inputs import pick_inputs, row_scale, static_step
+from foveate.engine.layer_inputs import check_method, pick_inputs, pick_state_inputs, row_scale, static_step
 from foveate.engine.methods import guard_method
 from foveate.engine.prompt import LABELLED, read_prompt
 from foveate.engine.shared_kv import check_stages
-from foveate.engine.state_inputs import check_method, pick_state_inputs
 from foveate.engine.vision import VisionRecorder, vision_recorder
 from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelError
 from foveate.families import Family
