@@ -10,7 +10,8 @@ from transformers.cache_utils import DynamicLayer
 
 from foveate import tensors as gather
 from foveate.engine import cut as stage
-from foveate.engine import hooks, layer_inputs, layout, mask
+from foveate.engine import hooks, layer_inputs, layout
+from foveate.engine import masks as mask
 from foveate.engine.cache import PrunedLayer
 from foveate.families import Family, Grid, llava_next, llava_onevision, pixtral, qwen2_5_vl
 from foveate.families.idefics3 import Idefics3

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers.modeling_utils import AttentionInterface
 
-from foveate.engine.flex import visible_keys
+from foveate.engine.masks import visible_keys
 from foveate.engine.rows import row_logits
 from foveate.pruners.base import AttentionForm
 

@@ -12,7 +12,7 @@ from foveate.engine.arguments import NAMES, Arguments
 from foveate.engine.cache import AnyPrunedLayer, PrunedStaticLayer
 from foveate.engine.cache_linear import has_state
 from foveate.engine.forward_pass import Frame
-from foveate.engine.mask import pick_mask
+from foveate.engine.masks import pick_mask
 from foveate.engine.shared_kv import Keys
 from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelError
 from foveate.pruners.base import PromptRows, Pruner
