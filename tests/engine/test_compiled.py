@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import foveate
-from foveate.engine.compiled import NOTE
+from foveate.engine.compat import NOTE
 from tests.tiny_models import build, inputs
 
 PRUNER = foveate.FastV(keep=0.3, layer=1)

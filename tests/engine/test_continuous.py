@@ -14,7 +14,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 import foveate
 from foveate import FastV, Random
-from foveate.engine.continuous import ENTRIES
+from foveate.engine.compat import ENTRIES
 from foveate.errors import UnsupportedModelError
 from tests.tiny_models import build, generate, inputs
 

@@ -14,7 +14,7 @@ from transformers.masking_utils import flash_attention_mask
 from foveate import Random
 from foveate.engine import attach
 from foveate.engine.arguments import cache_of, with_cache
-from foveate.engine.backend import takes_flat_masks
+from foveate.engine.compat import takes_flat_masks
 from foveate.errors import UnsupportedCacheError, UnsupportedModelError
 from foveate.testing import hidden_from, reference_logits
 from tests.engine import window_models

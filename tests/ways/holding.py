@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 import foveate
-from foveate.engine.compiled import NOTE
+from foveate.engine.compat import NOTE
 from foveate.pruners import Pruner
 from foveate.testing import NEVER, hidden_from, reference_logits
 from tests.fake_devices import FakeDevices, spread

@@ -11,7 +11,7 @@ from typing import cast
 
 from torch import nn
 
-from foveate.engine.compiled import is_wrapper
+from foveate.engine.compat import is_wrapper
 from foveate.engine.hooks import Hooks
 from foveate.engine.report import Report, summarise
 from foveate.errors import AlreadyAttachedError

@@ -14,7 +14,6 @@ from transformers.cache_utils import Cache, StaticLayer
 
 from foveate.engine.arguments import cache_of, find_arguments, refuse_unknown_cache
 from foveate.engine.attention import attention_rows, attention_tap
-from foveate.engine.backend import check_backend, takes_flat_masks
 from foveate.engine.cache import (
     AnyPrunedLayer,
     PrunedStaticLayer,
@@ -25,14 +24,21 @@ from foveate.engine.cache import (
     lengths_held,
     pruned_layer,
 )
-from foveate.engine.checkpointing import hooks_around_checkpoints
-from foveate.engine.chunked import refuse_chunks
-from foveate.engine.compiled import NOTE, in_python, run_as_python, set_compiled_aside
-from foveate.engine.continuous import refuse_continuous_batching
+from foveate.engine.compat import (
+    NOTE,
+    check_backend,
+    guard_method,
+    hooks_around_checkpoints,
+    in_python,
+    refuse_chunks,
+    refuse_continuous_batching,
+    run_as_python,
+    set_compiled_aside,
+    takes_flat_masks,
+)
 from foveate.engine.cut import add_features, at_dense_length, cut, stopwatch, text_rows
 from foveate.engine.forward_pass import Frame, PrefillRecord, Prompt
 from foveate.engine.layer_inputs import check_method, pick_inputs, pick_state_inputs, row_scale, static_step
-from foveate.engine.methods import guard_method
 from foveate.engine.prompt import LABELLED, read_prompt
 from foveate.engine.shared_kv import check_stages
 from foveate.engine.vision import VisionRecorder, vision_recorder

@@ -1,0 +1,278 @@
+"""What transformers and torch do beside a forward pass, and what pruning needs or refuses of it: attention backends,
+chunked prefill, gradient checkpointing, compiled calls, continuous batching.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, StaticLayer
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
+
+from foveate.engine.arguments import CACHE, cache_of
+from foveate.engine.forward_pass import Frame
+from foveate.errors import UnsupportedCacheError, UnsupportedModelError
+
+
+def takes_flat_masks(config: Any) -> bool:
+    """Whether the backend takes (B, K) padding masks and works out the rest itself, as flash attention does."""
+    name = str(config._attn_implementation)
+    make = ALL_MASK_ATTENTION_FUNCTIONS.get(name)  # kernels from the Hub have names of their own
+    return "flash" in name if make is None else make is flash_attention_mask
+
+
+def check_backend(config: Any, frame: Frame, cache: Any, pruned: bool) -> None:
+    """Raise if the backend would get a forward pass of several tokens wrong.
+
+    Parameters
+    ----------
+    config
+        Of the decoder.
+    pruned
+        Whether the cache holds pruned layers.
+
+    Raises
+    ------
+    UnsupportedCacheError
+        For a static cache with a backend whose masks are not tensors of all rows and keys.
+    UnsupportedModelError
+        For flash attention with a sliding window that is shorter than the prompt: the kernels count the keys that are
+        left, and each row would need another count.
+    """
+    flat = takes_flat_masks(config)
+    static = isinstance(cache, Cache) and any(isinstance(layer, StaticLayer) for layer in getattr(cache, "layers", ()))
+    if static and frame.prompt is not None and (flat or config._attn_implementation == "flex_attention"):
+        raise UnsupportedCacheError(
+            f"pruning supports static caches with sdpa and eager attention, not with {config._attn_implementation}"
+        )
+    window = _window(config)
+    if not flat or window is None or not (frame.prompt is not None or pruned):
+        return
+    past = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
+    if past + frame.length > window:
+        raise UnsupportedModelError(
+            f"flash attention cannot prune a prompt of {past + frame.length} tokens in layers with a window of "
+            f'{window}, as it counts the tokens that are left: use attn_implementation="sdpa"'
+        )
+
+
+def _window(config: Any) -> int | None:
+    """The sliding window of some layer; None where every layer sees everything."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and not any("sliding" in str(kind) for kind in kinds):
+        return None
+    return getattr(config, "sliding_window", None)
+
+
+NO_CHUNKS = (
+    "pruning does not support chunked prefill, which would prune each chunk alone: leave prefill_chunk_size away"
+)
+
+
+def refuse_chunks(model: nn.Module, visual_ids: tuple[int, ...], active: Callable[[], bool]) -> Callable[[], None]:
+    """Raise when `generate()` is about to cut a prompt with images, until the function that is returned is called.
+
+    Parameters
+    ----------
+    active
+        Whether the pruner is at work now.
+    """
+
+    def has_images(ids: Tensor) -> bool:
+        return bool(torch.isin(ids, torch.tensor(visual_ids, device=ids.device)).any())
+
+    def check(input_ids: Tensor, generation_config: Any, *args: Any, **kwargs: Any) -> None:
+        size = getattr(generation_config, "prefill_chunk_size", None)
+        if size is not None and size < input_ids.shape[1] and active() and has_images(input_ids):
+            raise UnsupportedModelError(NO_CHUNKS)
+
+    return guard_method(model, "_prefill", check)
+
+
+@contextlib.contextmanager
+def hooks_around_checkpoints(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """While open, layers that would be checkpointed with their hooks are checkpointed within them."""
+    with contextlib.ExitStack() as undo:
+        for layer in layers:
+            if type(layer).__call__ is nn.Module.__call__ or not layer.training:
+                continue
+            if getattr(layer, "gradient_checkpointing", False):
+                undo.enter_context(_swapped(layer))
+        yield
+
+
+@contextlib.contextmanager
+def _swapped(layer: Any) -> Iterator[None]:
+    own = layer.__dict__.get("forward")
+    layer.forward = partial(_checkpointed, layer._gradient_checkpointing_func, layer.forward)
+    layer.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        layer.gradient_checkpointing = True
+        if own is None:
+            del layer.forward
+        else:
+            layer.forward = own
+
+
+def _checkpointed(checkpoint: Callable, forward: Callable, *args: Any, **kwargs: Any) -> Any:
+    for name, value in (("use_cache", False), *((name, None) for name in CACHE)):  # it would be filled a second time
+        if name in kwargs:
+            kwargs[name] = value
+    return checkpoint(partial(forward, **kwargs), *args)
+
+
+NOTE = "the model is compiled: while a pruner is attached it runs uncompiled"
+
+
+def run_as_python(model: nn.Module, before: Callable[[Mapping[str, Any]], None]) -> Callable[[], None]:
+    """Keep compiled code from running `model` until the function that is returned is called.
+
+    A decode step with a cache that `generate()` compiles for is left to it: that code is made with the hooks.
+
+    Parameters
+    ----------
+    before
+        Called with the keyword arguments of each forward; unlike a hook also where PEFT calls `forward` itself.
+    """
+    forward, own = model.forward, model.__dict__.get("forward")
+    eager = torch.compiler.disable(forward)
+    active = True
+
+    @functools.wraps(forward)
+    def uncompiled(*args: Any, **kwargs: Any) -> Any:
+        if not active or _compiled_step(kwargs):
+            return forward(*args, **kwargs)
+        before(kwargs)
+        return eager(*args, **kwargs)
+
+    model.forward = uncompiled
+
+    def undo() -> None:
+        nonlocal active
+        active = False  # someone may have wrapped this forward in turn, such as a Trainer for mixed precision
+        if model.__dict__.get("forward") is uncompiled:
+            _restore(model, own)
+
+    return undo
+
+
+def set_compiled_aside(model: nn.Module) -> list[Callable[[], None]]:
+    """Take the compiled forwards out of a model and all its modules; calling what is returned puts them back."""
+    undo: list[Callable[[], None]] = []
+    for module in model.modules():
+        if getattr(module, "_compiled_call_impl", None) is not None:  # module.compile()
+            undo.append(functools.partial(setattr, module, "_compiled_call_impl", module._compiled_call_impl))
+            module._compiled_call_impl = None
+        forward = module.__dict__.get("forward")
+        if forward is None or not is_compiled(forward):
+            continue
+        undo.append(functools.partial(_restore, module, forward))
+        # torch.compile(module) has the module in itself; module.forward = torch.compile(module.forward) has not
+        inner: Any = module
+        module.forward = inner._orig_mod.__call__ if is_wrapper(module) else forward._torchdynamo_orig_callable
+    return undo
+
+
+def is_wrapper(model: Any) -> bool:
+    """Whether this is what `torch.compile(model)` returns."""
+    return isinstance(model, nn.Module) and isinstance(model.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module)
+
+
+def is_compiled(function: Any) -> bool:
+    """Whether this is what `torch.compile(function)` returns."""
+    return hasattr(function, "_torchdynamo_orig_callable") and not getattr(function, "_torchdynamo_disable", False)
+
+
+def _compiled_step(kwargs: Mapping[str, Any]) -> bool:
+    tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
+    if tokens is None or tokens.shape[1] > 1:
+        return False
+    return bool(getattr(cache_of(kwargs), "is_compileable", False))
+
+
+def _restore(module: nn.Module, forward: Any) -> None:
+    if forward is None:
+        del module.forward
+    else:
+        module.forward = forward
+
+
+def in_python(hook: Callable) -> Callable:
+    """The hook, which does nothing in compiled code: only decode steps with a static cache are compiled."""
+    return functools.partial(_unless_compiling, hook)  # a copy of the model then meets the hook, which refuses
+
+
+def _unless_compiling(hook: Callable, *args: Any) -> Any:
+    return None if torch.compiler.is_compiling() else hook(*args)
+
+
+# `generate(cache_implementation="paged")` comes through the first; each may call the next
+ENTRIES = ("generate_batch", "continuous_batching_context_manager", "init_continuous_batching")
+NO_CONTINUOUS_BATCHING = (
+    "pruning does not support continuous batching ({}): call generate() with a padded batch, or, to answer dense, "
+    "detach the pruner or use paused()"
+)
+
+
+def refuse_continuous_batching(model: nn.Module, active: Callable[[], bool]) -> list[Callable[[], None]]:
+    """Raise where continuous batching is asked for, until the functions that are returned are called.
+
+    Parameters
+    ----------
+    active
+        Whether the pruner is at work now.
+    """
+
+    def entry(name: str) -> Callable[[], None]:
+        def check(*args: Any, **kwargs: Any) -> None:
+            if active():
+                raise UnsupportedModelError(NO_CONTINUOUS_BATCHING.format(name))
+
+        return guard_method(model, name, check)
+
+    return [entry(name) for name in ENTRIES]
+
+
+def guard_method(model: nn.Module, name: str, check: Callable[..., None]) -> Callable[[], None]:
+    """Call `check` before each call of `model.<name>`, until the function that is returned is called.
+
+    Where the model has no such method, nothing is done.
+
+    Parameters
+    ----------
+    check
+        Called with the arguments of the method; what it raises leaves at the call.
+    """
+    method: Any = getattr(model, name, None)
+    if method is None:
+        return lambda: None
+    own, present = model.__dict__.get(name), name in model.__dict__
+    active = True
+
+    @functools.wraps(method)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if active:
+            check(*args, **kwargs)
+        return method(*args, **kwargs)
+
+    model.__dict__[name] = checked
+
+    def undo() -> None:
+        nonlocal active
+        active = False  # someone may have wrapped this method in turn, and then it stays where it is
+        if model.__dict__.get(name) is not checked:
+            return
+        if present:
+            model.__dict__[name] = own
+        else:
+            del model.__dict__[name]
+
+    return undo
