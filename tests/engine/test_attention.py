@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.modeling_utils import AttentionInterface
 
-from foveate.engine.attention import attention_rows, attention_tap
+from foveate.engine.attention_rows import attention_rows, attention_tap
 from tests.tiny_models import ATTENTIVE, build, decoder, inputs
 
 

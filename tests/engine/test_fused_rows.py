@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from foveate.engine import rows
+from foveate.engine import attention_rows as rows
 from foveate.select import fused
 from tests.interpreted import interpreting
 

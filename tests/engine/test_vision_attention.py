@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from foveate.engine.rows import QUERIES, column_sums
+from foveate.engine.attention_rows import QUERIES, column_sums
 from foveate.errors import UnsupportedModelError
 from foveate.families import family_of
 from tests.tiny_models import IMAGE, LAYOUTS, SEEING, build, inputs, single

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, StaticLayer
 
 from foveate.engine.arguments import cache_of, find_arguments, refuse_unknown_cache
-from foveate.engine.attention import attention_rows, attention_tap
+from foveate.engine.attention_rows import attention_rows, attention_tap
 from foveate.engine.cache import (
     AnyPrunedLayer,
     PrunedStaticLayer,

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from foveate.engine.attention import attention_tap
-from foveate.engine.vision_attention import find_attention, received
+from foveate.engine.attention_rows import attention_tap, find_attention, received
 from foveate.errors import BudgetError, UnsupportedModelError, VisionFeaturesError
 from foveate.families import Family, same_features
 from foveate.pruners.base import Pruner

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.engine.arguments import cache_of, with_cache
-from foveate.engine.attention import attention_rows, attention_tap
+from foveate.engine.attention_rows import attention_rows, attention_tap
 from foveate.families import Parts, family_of
 from foveate.learn.divergence import IGNORE
 from foveate.learn.grounded import Box, GroundedSample
