@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 import foveate
 from foveate.engine import attach
 from foveate.engine.arguments import cache_of, with_cache
-from foveate.engine.vision import MOST_CALLS, VisionFeatures
+from foveate.engine.vision_features import MOST_CALLS, VisionFeatures
 from foveate.errors import VisionFeaturesError
 from foveate.families import family_of
 from tests.threads import at_once

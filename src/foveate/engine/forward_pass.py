@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foveate.engine.layout import Layout
 from foveate.engine.shared_kv import Keys
-from foveate.engine.vision import VisionFeatures
+from foveate.engine.vision_features import VisionFeatures
 from foveate.families import LayerAdditions
 from foveate.tensors import gather_positions
 

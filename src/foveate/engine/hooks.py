@@ -41,7 +41,7 @@ from foveate.engine.forward_pass import Frame, PrefillRecord, Prompt
 from foveate.engine.layer_inputs import check_method, pick_inputs, pick_state_inputs, row_scale, static_step
 from foveate.engine.prompt import LABELLED, read_prompt
 from foveate.engine.shared_kv import check_stages
-from foveate.engine.vision import VisionRecorder, vision_recorder
+from foveate.engine.vision_features import VisionRecorder, vision_recorder
 from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelError
 from foveate.families import Family
 from foveate.families.vision import keep_sizes
