@@ -19,7 +19,6 @@ from transformers.cache_utils import (
 
 from foveate.engine.arguments import versions
 from foveate.engine.cache_dynamic import PrunedLayer
-from foveate.engine.cache_linear import STATE_LAYERS, holds_state
 from foveate.engine.cache_sliding import PrunedSlidingLayer
 from foveate.engine.cache_static import PrunedStaticLayer
 from foveate.errors import UnsupportedCacheError, UnsupportedModelError
@@ -178,3 +177,20 @@ def _held(layer: Any) -> int | None:
         return int(used) if used.device.type == "cpu" else None
     keys = getattr(layer, "keys", None)
     return keys.shape[-2] if isinstance(keys, Tensor) and keys.numel() else 0
+
+
+# older releases have no such layers; their hybrid models bring caches of their own, which `check_cache` refuses
+STATE_LAYERS: frozenset[type] = frozenset(
+    getattr(cache_utils, name) for name in ("LinearAttentionLayer",) if hasattr(cache_utils, name)
+)
+
+
+def holds_state(layer: Any) -> bool:
+    """Whether a cache layer holds a state of fixed size, and no keys and values."""
+    return type(layer) in STATE_LAYERS
+
+
+def has_state(layer: Any) -> bool:
+    """Whether such a layer has seen anything yet."""
+    seen = layer.has_previous_state
+    return any(seen.values()) if isinstance(seen, dict) else bool(seen)

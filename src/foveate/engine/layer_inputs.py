@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.engine.arguments import NAMES, Arguments
-from foveate.engine.cache import AnyPrunedLayer, PrunedStaticLayer
-from foveate.engine.cache_linear import has_state
+from foveate.engine.cache import AnyPrunedLayer, PrunedStaticLayer, has_state
 from foveate.engine.forward_pass import Frame
 from foveate.engine.masks import pick_mask
 from foveate.engine.shared_kv import Keys
