@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
 from foveate import Random
 from foveate.engine import attach
 from foveate.engine.arguments import cache_of, with_cache
-from foveate.engine.cache_sliding import PrunedSlidingLayer
+from foveate.engine.cache_layers import PrunedSlidingLayer
 from foveate.errors import UnsupportedCacheError
 from foveate.testing import hidden_from, reference_logits
 from tests.engine.window_models import BUILDERS, FAMILY, WINDOW, build, window_inputs

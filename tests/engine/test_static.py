@@ -12,7 +12,7 @@ from transformers.cache_utils import StaticLayer
 from foveate import FastV, Random
 from foveate.engine import attach
 from foveate.engine.arguments import cache_of, with_cache
-from foveate.engine.cache_static import STEP, PrunedStaticLayer
+from foveate.engine.cache_layers import STEP, PrunedStaticLayer
 from foveate.errors import UnsupportedCacheError
 from tests.laws.methods import METHODS
 from tests.tiny_models import build, generate, inputs, visual

@@ -18,9 +18,7 @@ from transformers.cache_utils import (
 )
 
 from foveate.engine.arguments import versions
-from foveate.engine.cache_dynamic import PrunedLayer
-from foveate.engine.cache_sliding import PrunedSlidingLayer
-from foveate.engine.cache_static import PrunedStaticLayer
+from foveate.engine.cache_layers import PrunedLayer, PrunedSlidingLayer, PrunedStaticLayer
 from foveate.errors import UnsupportedCacheError, UnsupportedModelError
 from foveate.tensors import align_right
 
