@@ -161,7 +161,7 @@ ROWS: dict[str, Arm] = {
 def plain_forms() -> Iterator[None]:
     """`foveate.select` without its kernels for a GPU."""
     try:
-        fused = importlib.import_module("foveate.select.fused")
+        fused = importlib.import_module("foveate.kernels.dispatch")
     except ModuleNotFoundError:
         yield
         return

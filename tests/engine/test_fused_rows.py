@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from foveate.engine import attention_rows as rows
-from foveate.select import fused
+from foveate.kernels import dispatch as fused
 from tests.interpreted import interpreting
 
 from foveate.engine import fused_rows  # isort: skip

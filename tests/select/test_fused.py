@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from foveate import select
-from foveate.select import fused, greedy
+from foveate.kernels import dispatch as fused
+from foveate.select import greedy
 from foveate.select.cosine import unit_rows
 from foveate.select.ranking import descending
 from tests.interpreted import interpreting

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from foveate import select
-from foveate.select import fused
+from foveate.kernels import dispatch as fused
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 

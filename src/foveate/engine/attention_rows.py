@@ -19,8 +19,8 @@ from transformers.modeling_utils import AttentionInterface
 
 from foveate.engine.masks import visible_keys
 from foveate.errors import UnsupportedModelError
+from foveate.kernels import dispatch as fused
 from foveate.pruners.base import AttentionForm
-from foveate.select import fused
 
 Listener = Callable[[Tensor, Tensor, Tensor | None, dict[str, Any]], None]
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.kernels.dispatch import Check
 from foveate.select import greedy
 from foveate.select.cosine import unit_rows
 from foveate.select.diversity import max_min_diversity
 from foveate.select.dpp import low_rank_dpp
-from foveate.select.fused import Check
 from foveate.select.ranking import descending
 
 NUMBER = 48

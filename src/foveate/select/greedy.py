@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from foveate.select import fused
+from foveate.kernels import dispatch as fused
 from foveate.select.checks import check_budget, check_features, check_mask, check_scores, exact, wide, widest
 from foveate.select.cosine import take_rows, unit_rows
 from foveate.select.ranking import best, descending
