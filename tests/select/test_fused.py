@@ -12,13 +12,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from foveate import select
+from foveate.kernels import common as fused_parts
 from foveate.kernels import dispatch as fused
-from foveate.select import greedy
+from foveate.select import fused_checks, fused_diversity, fused_dpp, fused_suppression, greedy
 from foveate.select.cosine import unit_rows
 from foveate.select.ranking import descending
 from tests.interpreted import interpreting
-
-from foveate.select import fused_checks, fused_diversity, fused_dpp, fused_parts, fused_suppression  # isort: skip
 
 CPU = torch.device("cpu")
 PROGRAMS = pytest.mark.parametrize("programs", [1, 3])

@@ -15,8 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from foveate.select.fused_outlier import to_mean
-from foveate.select.fused_parts import (
+from foveate.kernels.common import (
     cosines,
     measure,
     meet,
@@ -26,6 +25,7 @@ from foveate.select.fused_parts import (
     repeats_of,
     together,
 )
+from foveate.select.fused_outlier import to_mean
 
 CROWD = 256  # candidates that a round looks at closely
 ROUND = 128  # most picks in a round

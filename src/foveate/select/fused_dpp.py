@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from foveate.select.fused_parts import measure, meet, programs_for, rank, repeats_of, together
+from foveate.kernels.common import measure, meet, programs_for, rank, repeats_of, together
 from foveate.select.ranking import best
 
 EXHAUSTED = 1e-6  # of the row's largest |F_j|²: a residual that small is rounding

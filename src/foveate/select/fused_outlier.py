@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from foveate.select.fused_parts import TOKENS
+from foveate.kernels.common import TOKENS
 
 
 @triton.jit(do_not_specialize=["number"])

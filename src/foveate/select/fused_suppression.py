@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from foveate.select.fused_parts import cosines, measure, meet, programs_for, reciprocal, together
+from foveate.kernels.common import cosines, measure, meet, programs_for, reciprocal, together
 
 BLOCK = 128  # candidates compared at a time
 
