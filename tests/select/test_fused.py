@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from foveate import select
 from foveate.kernels import common as fused_parts
 from foveate.kernels import dispatch as fused
-from foveate.select import fused_checks, fused_diversity, fused_dpp, fused_suppression, greedy
+from foveate.kernels import diversity as fused_diversity
+from foveate.select import fused_checks, fused_dpp, fused_suppression, greedy
 from foveate.select.cosine import unit_rows
 from foveate.select.ranking import descending
 from tests.interpreted import interpreting

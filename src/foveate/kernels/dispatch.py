@@ -31,7 +31,7 @@ def max_min_diversity(features: Tensor, budget: Tensor, start: Tensor, valid: Te
     """`select.max_min_diversity` of checked arguments; None: take the plain form."""
 
     def compute() -> Tensor:
-        from foveate.select.fused_diversity import max_min_diversity
+        from foveate.kernels.diversity import max_min_diversity
 
         return max_min_diversity(features, budget, start, valid)
 

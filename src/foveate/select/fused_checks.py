@@ -36,7 +36,7 @@ def _problem(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _diversity(device: torch.device, dtype: torch.dtype) -> bool:
-    from foveate.select import fused_diversity
+    from foveate.kernels import diversity as fused_diversity
 
     features, budget, valid = _problem(dtype)
     start = torch.zeros_like(valid)
