@@ -42,7 +42,7 @@ def suppression(features: Tensor, order: Tensor, budget: Tensor, limit: Tensor, 
     """The greedy set of `select.suppression`, see `greedy._greedy`; None: take the plain form."""
 
     def compute() -> Tensor:
-        from foveate.select.fused_suppression import greedy
+        from foveate.kernels.suppression import greedy
 
         return greedy(features, order, budget, limit, valid)
 

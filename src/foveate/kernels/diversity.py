@@ -25,7 +25,7 @@ from foveate.kernels.common import (
     repeats_of,
     together,
 )
-from foveate.select.fused_outlier import to_mean
+from foveate.kernels.suppression import to_mean
 
 CROWD = 256  # candidates that a round looks at closely
 ROUND = 128  # most picks in a round

@@ -48,7 +48,7 @@ def _diversity(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _suppression(device: torch.device, dtype: torch.dtype) -> bool:
-    from foveate.select import fused_suppression
+    from foveate.kernels import suppression as fused_suppression
 
     features, budget, valid = _problem(dtype)
     order = descending(torch.randn(valid.shape, generator=torch.Generator().manual_seed(1)), valid)
