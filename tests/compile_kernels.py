@@ -20,8 +20,8 @@ from triton.runtime.jit import JITFunction
 
 from foveate.engine import fused_rows
 from foveate.kernels import diversity as fused_diversity
+from foveate.kernels import dpp as fused_dpp
 from foveate.kernels import suppression as fused_suppression
-from foveate.select import fused_dpp
 
 TARGET = GPUTarget("cuda", 90, 32)
 TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.int32: "i32", torch.int8: "i8", torch.int64: "i64"}

@@ -15,8 +15,9 @@ from foveate import select
 from foveate.kernels import common as fused_parts
 from foveate.kernels import dispatch as fused
 from foveate.kernels import diversity as fused_diversity
+from foveate.kernels import dpp as fused_dpp
 from foveate.kernels import suppression as fused_suppression
-from foveate.select import fused_checks, fused_dpp, greedy
+from foveate.select import fused_checks, greedy
 from foveate.select.cosine import unit_rows
 from foveate.select.ranking import descending
 from tests.interpreted import interpreting

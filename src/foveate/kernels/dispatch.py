@@ -53,7 +53,7 @@ def low_rank_dpp(factors: Tensor, k: int | Tensor, budget: Tensor, valid: Tensor
     """`select.low_rank_dpp` of checked arguments, k as it was given; None: take the plain form."""
 
     def compute() -> Tensor:
-        from foveate.select.fused_dpp import low_rank_dpp
+        from foveate.kernels.dpp import low_rank_dpp
 
         most: Any = k
         if isinstance(k, Tensor):

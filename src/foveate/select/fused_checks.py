@@ -59,7 +59,7 @@ def _suppression(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _dpp(device: torch.device, dtype: torch.dtype) -> bool:
-    from foveate.select import fused_dpp
+    from foveate.kernels import dpp as fused_dpp
 
     factors, budget, valid = _problem(dtype)
     budget = budget.clamp(max=12)  # the first factors are of rank 16: near the end rounding decides
