@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from foveate.engine import fused_rows
+from foveate.kernels import attention_rows as fused_rows
 from foveate.kernels import diversity as fused_diversity
 from foveate.kernels import dpp as fused_dpp
 from foveate.kernels import suppression as fused_suppression

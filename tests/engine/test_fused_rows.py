@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from foveate.engine import attention_rows as rows
+from foveate.kernels import attention_rows as fused_rows
 from foveate.kernels import dispatch as fused
 from tests.interpreted import interpreting
-
-from foveate.engine import fused_rows  # isort: skip
 
 
 @pytest.fixture(autouse=True)

@@ -168,13 +168,13 @@ def row_logits(query: Tensor, key: Tensor, scale: float, softcap: float | None =
 
 
 def _fused_logits(query: Tensor, key: Tensor, scale: float, softcap: float | None) -> Tensor:
-    from foveate.engine import fused_rows
+    from foveate.kernels import attention_rows as fused_rows
 
     return fused_rows.row_logits(query.to(key.dtype), key, scale, softcap)
 
 
 def _fused_agrees(device: torch.device, dtype: torch.dtype) -> bool:
-    from foveate.engine import fused_rows
+    from foveate.kernels import attention_rows as fused_rows
 
     return fused_rows.agrees(device, dtype)
 
