@@ -96,7 +96,7 @@ def supported(device: torch.device) -> bool:
 
 def _check(name: str) -> Check:
     def check(device: torch.device, dtype: torch.dtype) -> bool:
-        from foveate.select import fused_checks  # which imports the plain forms, and these this
+        from foveate.select import kernel_checks as fused_checks
 
         return fused_checks.CHECKS[name](device, dtype)
 
