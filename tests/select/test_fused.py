@@ -20,7 +20,7 @@ from foveate.kernels import suppression as fused_suppression
 from foveate.select import greedy
 from foveate.select import kernel_checks as fused_checks
 from foveate.select.cosine import unit_rows
-from foveate.select.ranking import descending
+from foveate.select.top_k import descending
 from tests.interpreted import interpreting
 
 CPU = torch.device("cpu")

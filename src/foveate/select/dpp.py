@@ -9,7 +9,7 @@ from foveate.kernels import dispatch as fused
 from foveate.select.checks import check_budget, check_features, check_mask, exact, wide, widest
 from foveate.select.cosine import repeats_of, take_rows
 from foveate.select.determinants import by_factors, by_kernel
-from foveate.select.ranking import best
+from foveate.select.top_k import best
 
 EXHAUSTED = 1e-6  # of the row's largest L_jj: a residual that small is rounding
 ASYMMETRY = 1e-2  # of the kernel's largest entry: more than half precision makes of a symmetric one

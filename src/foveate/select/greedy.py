@@ -14,7 +14,7 @@ from torch import Tensor
 from foveate.kernels import dispatch as fused
 from foveate.select.checks import check_budget, check_features, check_mask, check_scores, exact, wide, widest
 from foveate.select.cosine import take_rows, unit_rows
-from foveate.select.ranking import best, descending
+from foveate.select.top_k import best, descending
 from foveate.select.walk import walk
 
 Greedy = Callable[[Tensor, Tensor], Tensor]  # the greedy set (B, N) for budgets (B,) and thresholds (B,)

@@ -15,7 +15,7 @@ from foveate.select import greedy
 from foveate.select.cosine import unit_rows
 from foveate.select.diversity import max_min_diversity
 from foveate.select.dpp import low_rank_dpp
-from foveate.select.ranking import descending
+from foveate.select.top_k import descending
 
 NUMBER = 48
 
