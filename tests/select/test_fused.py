@@ -17,8 +17,8 @@ from foveate.kernels import dispatch as fused
 from foveate.kernels import diversity as fused_diversity
 from foveate.kernels import dpp as fused_dpp
 from foveate.kernels import suppression as fused_suppression
-from foveate.select import greedy
 from foveate.select import kernel_checks as fused_checks
+from foveate.select import suppression as greedy
 from foveate.select.cosine import unit_rows
 from foveate.select.top_k import descending
 from tests.interpreted import interpreting

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foveate.kernels.dispatch import Check
-from foveate.select import greedy
+from foveate.select import suppression as greedy
 from foveate.select.cosine import unit_rows
 from foveate.select.diversity import max_min_diversity
 from foveate.select.dpp import low_rank_dpp
