@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from foveate import select
-from foveate.select import elimination, lazy
-from foveate.select.residual import orthonormal
+from foveate.select import dpp as elimination
+from foveate.select import lazy
+from foveate.select.dpp import orthonormal
 from tests.select import reference
 from tests.select.cases import Case, continuous, sets, tied
 

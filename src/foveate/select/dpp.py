@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from foveate.kernels import dispatch as fused
 from foveate.select.checks import check_budget, check_features, check_mask, exact, wide, widest
-from foveate.select.cosine import repeats_of, take_rows
-from foveate.select.determinants import by_factors, by_kernel
+from foveate.select.cosine import Rows, repeats_of, take_rows
+from foveate.select.lazy import Array, LazyGreedy
 from foveate.select.top_k import best
 
 EXHAUSTED = 1e-6  # of the row's largest L_jj: a residual that small is rounding
@@ -174,3 +178,170 @@ def _by_kernel(kernel: Tensor, left: Tensor, floor: Tensor, budget: Tensor) -> T
         keep.scatter_(1, pick, keep.gather(1, pick) | wanted)
         left.scatter_(1, pick, -torch.inf)
     return keep
+
+
+def by_factors(factors: Tensor, left: Tensor, floor: Tensor, budget: Tensor) -> Tensor:
+    """Picks (B, N) bool for the kernel F Fᵀ; what they span is held as k x N or k x D numbers, whichever are fewer.
+
+    Parameters
+    ----------
+    factors
+        (B, N, D) float32 or float64.
+    left
+        (B, N) residuals to begin with, -inf for what cannot be picked; used up.
+    floor
+        (B, 1) residual at which a row is exhausted.
+    budget
+        (B,) long, tokens wanted.
+    """
+    keep = torch.zeros_like(left, dtype=torch.bool)
+    for row, (count, least) in enumerate(zip(budget.tolist(), floor.flatten().tolist(), strict=True)):
+        if factors.shape[1] <= factors.shape[2]:
+            picks = in_rounds(functools.partial(_product_at, factors[row]), left[row], least, count)
+        else:
+            picks = Residual(Rows(factors[row]), left[row], count).run(least)
+        keep[row, picks] = True
+    return keep
+
+
+def _product_at(factors: Tensor, rows: Tensor, columns: Tensor | None) -> Tensor:
+    """F Fᵀ at the rows and columns; None: all."""
+    others = factors if columns is None else factors.index_select(0, columns)
+    return factors.index_select(0, rows) @ others.T
+
+
+def by_kernel(kernel: Tensor, left: Tensor, floor: Tensor, budget: Tensor) -> Tensor:
+    """Picks (B, N) bool for a kernel (B, N, N); the other arguments as of `by_factors`."""
+
+    def at(rows: Tensor, columns: Tensor | None) -> Tensor:
+        part = kernel[row].index_select(0, rows)
+        return part if columns is None else part.index_select(1, columns)
+
+    keep = torch.zeros_like(left, dtype=torch.bool)
+    for row, (count, least) in enumerate(zip(budget.tolist(), floor.flatten().tolist(), strict=True)):
+        keep[row, in_rounds(at, left[row], least, count)] = True
+    return keep
+
+
+ROUNDED = 0.3  # where less is left of a row's length, rounding left too much of what was taken away
+
+
+class Residual(LazyGreedy):
+    """Determinantal point process: the gain is the squared length of what the picks do not explain of a row."""
+
+    def update(self, gain: Array, products: Tensor, news: Tensor | None) -> Array:
+        squares = products.square_()
+        if news is not None:
+            squares.mul_(news)
+        return gain - squares.sum(0).numpy()
+
+    def settle(self, rows: Tensor, gain: Array, first: int, bound: float, most: int) -> list[int]:
+        earlier = self.basis[: self.taken]
+        known = rows @ earlier.T
+        gram = (rows @ rows.T - known @ known.T).numpy()
+        chosen, _ = eliminate(gram, gain, first, bound, most)
+        index = torch.tensor(chosen)
+        picked = rows.index_select(0, index)
+        rest = picked - known.index_select(0, index) @ earlier
+        shrunk = torch.linalg.vector_norm(rest, dim=1) / torch.linalg.vector_norm(picked, dim=1)
+        if float(shrunk.min()) < ROUNDED:
+            rest = self._apart(rest)
+        basis = orthonormal(rest)
+        if float((basis * rest).sum(1).div_(torch.linalg.vector_norm(rest, dim=1)).min()) < ROUNDED:
+            basis = orthonormal(self._apart(basis))
+        self.basis[self.taken : self.taken + len(chosen)] = basis
+        return chosen
+
+    def _apart(self, rows: Tensor) -> Tensor:
+        """What the basis does not explain of the rows."""
+        earlier = self.basis[: self.taken]
+        return rows - (rows @ earlier.T) @ earlier
+
+
+def orthonormal(rows: Tensor) -> Tensor:
+    """Gram-Schmidt of rows (R, D), in their order."""
+    basis = rows
+    for _ in range(2):  # by Cholesky factors, several times as fast as Householder's QR; the second time for rounding
+        gram = basis @ basis.T
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        if bool(failed):
+            break
+        basis = torch.linalg.solve_triangular(factor, basis, upper=False)
+    else:
+        if float((gram - torch.eye(len(gram), dtype=gram.dtype)).abs().max()) < 0.01:
+            return basis
+    return torch.linalg.qr(rows.T).Q.T
+
+
+CROWD = 128  # tokens of which picks are made at a time
+
+Part = Callable[[Tensor, Tensor | None], Tensor]
+
+
+def eliminate(gram: Array, gain: Array, first: int, bound: float, most: int) -> tuple[list[int], Tensor]:
+    """Pick `first` and then as long as the best gain exceeds `bound`, inside a crowd.
+
+    Parameters
+    ----------
+    gram
+        (C, C) what earlier picks leave of the kernel; used up.
+    gain
+        (C,) residuals; brought in date in place, -inf for the picks.
+
+    Returns
+    -------
+    tuple
+        The picks' places, and the Cholesky factor (R, R) of the Gram matrix there.
+    """
+    chosen, rows, place = [], [], first
+    while True:
+        chosen.append(place)
+        row = gram[place] / np.sqrt(gain[place])
+        rows.append(row)
+        gain -= row * row
+        gain[place] = -np.inf
+        place = int(gain.argmax())
+        if len(chosen) == most or not gain[place] > bound:
+            break
+        gram -= np.outer(row, row)
+    return chosen, torch.from_numpy(np.stack(rows)[:, chosen].T.copy()).tril_()
+
+
+def in_rounds(part: Part, left: Tensor, floor: float, most: int) -> list[int]:
+    """One sample's picks; k x N numbers beside the kernel.
+
+    Residuals only ever fall. So as long as the best of a small crowd, kept in date, exceeds the highest that anyone
+    outside had when the round began, it is the best of all; those outside catch up once a round.
+
+    Parameters
+    ----------
+    part
+        Gives the kernel at rows (C,) and columns (C,), None: all columns.
+    left
+        (N,) residuals, -inf for what cannot be picked; used up.
+    """
+    rows = left.new_empty(most, len(left))
+    picks: list[int] = []
+    while len(picks) < most:
+        first = int(left.argmax())
+        if not float(left[first]) > floor:
+            break
+        index, bound = torch.arange(len(left)), floor
+        if len(left) > CROWD:
+            best = left.topk(CROWD + 1)
+            index, bound = best.indices[:CROWD], max(floor, float(best.values[-1]))
+            if not bool((index == first).any()):  # then all of them are as good as it
+                index[-1] = first
+            index = index.sort().values
+        known = rows[: len(picks)].index_select(1, index)
+        gram = (part(index, index) - known.T @ known).numpy()
+        place = int((index == first).nonzero())
+        chosen, factor = eliminate(gram, left[index].numpy(), place, bound, most - len(picks))
+        picked, those = index[chosen], known[:, chosen]
+        rest = torch.addmm(part(picked, None), those.T, rows[: len(picks)], alpha=-1)
+        fresh = torch.linalg.solve_triangular(factor, rest, upper=False)
+        rows[len(picks) : len(picks) + len(chosen)] = fresh
+        left -= fresh.square_().sum(0)
+        left[picked] = -torch.inf
+        picks += picked.tolist()
+    return picks
