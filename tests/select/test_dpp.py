@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate import select
 from foveate.select import dpp as elimination
-from foveate.select import lazy
+from foveate.select import lazy_greedy as lazy
 from foveate.select.dpp import orthonormal
 from tests.select import reference
 from tests.select.cases import Case, continuous, sets, tied

@@ -9,7 +9,7 @@ from torch import Tensor
 from foveate.kernels import dispatch as fused
 from foveate.select.checks import check_budget, check_features, check_mask, exact, wide, widest
 from foveate.select.cosine import UnitRows, repeats_of, take_rows, unit_rows
-from foveate.select.lazy import Array, LazyGreedy
+from foveate.select.lazy_greedy import Array, LazyGreedy
 
 CHUNK = 256  # tokens of a start set compared at a time
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from foveate.kernels import dispatch as fused
 from foveate.select.checks import check_budget, check_features, check_mask, exact, wide, widest
 from foveate.select.cosine import Rows, repeats_of, take_rows
-from foveate.select.lazy import Array, LazyGreedy
+from foveate.select.lazy_greedy import Array, LazyGreedy
 from foveate.select.top_k import best
 
 EXHAUSTED = 1e-6  # of the row's largest L_jj: a residual that small is rounding
