@@ -1,4 +1,4 @@
-"""Plumbing on tensors: gathering rows, and moving small ones between host and device."""
+"""Plumbing on tensors: gathering and ordering rows, and moving small tensors between host and device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.select.cosine import take_rows
+PREFIX = 64  # features by which equal tokens are looked for
+
+
+def wide(features: Tensor) -> Tensor:
+    """Features as float32, or float64 where they are."""
+    return features if features.dtype == torch.float64 else features.float()
+
+
+def take_rows(features: Tensor, index: Tensor) -> Tensor:
+    """Rows (B, C, D) of features (B, N, D) at index (B, C); whole rows are copied, which `gather` does by elements."""
+    batch, number, width = features.shape
+    first = torch.arange(0, batch * number, number, device=index.device)[:, None]
+    return features.reshape(-1, width).index_select(0, (index + first).flatten()).view(batch, -1, width)
 
 
 def gather_positions(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
@@ -55,3 +67,17 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def descending(scores: Tensor, valid: Tensor) -> Tensor:
+    """Order (B, N) from the best score to the worst: ties by index, tokens that are not valid last."""
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    # A second stable sort keeps padding last, even behind a valid score of minus infinity.
+    padding = ~valid.gather(1, order)
+    return order.gather(1, padding.to(torch.uint8).argsort(dim=-1, stable=True))
+
+
+def best(scores: Tensor, budget: Tensor, valid: Tensor) -> Tensor:
+    """`top_k` of checked arguments: budget (B,) long, at most the row's valid tokens, and not read from its device."""
+    within = torch.arange(scores.shape[1], device=scores.device) < budget[:, None]
+    return torch.zeros_like(valid).scatter_(1, descending(scores, valid), within)

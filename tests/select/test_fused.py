@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -17,10 +18,9 @@ from foveate.kernels import dispatch as fused
 from foveate.kernels import diversity as fused_diversity
 from foveate.kernels import dpp as fused_dpp
 from foveate.kernels import suppression as fused_suppression
-from foveate.select import kernel_checks as fused_checks
-from foveate.select import suppression as greedy
+from foveate.select import diversity, nms
 from foveate.select.cosine import unit_rows
-from foveate.select.top_k import descending
+from foveate.tensors import descending
 from tests.interpreted import interpreting
 
 CPU = torch.device("cpu")
@@ -87,7 +87,7 @@ def test_suppression_of_a_ragged_batch(programs: int, dtype: torch.dtype) -> Non
     for budget, limit in (([40, 35, 0], [0.2, -0.1, 0.3]), ([9, 35, 1], [0.9, 0.4, 0.3])):
         args = order, torch.tensor(budget), torch.tensor(limit), valid
         keep = fused_suppression.greedy(features, *args, programs=programs, block=32)
-        assert torch.equal(keep, greedy._greedy(unit_rows(features.float()), *args))
+        assert torch.equal(keep, nms._greedy(unit_rows(features.float()), *args))
 
 
 @PROGRAMS
@@ -99,16 +99,21 @@ def test_dpp_of_a_ragged_batch(programs: int, dtype: torch.dtype) -> None:
     assert torch.equal(keep, select.low_rank_dpp(factors, budget, valid))
 
 
-@pytest.mark.parametrize("name", list(fused_checks.CHECKS))
+# the function `dpp` hides its module's name
+PLAIN = {"diversity": diversity, "suppression": nms, "dpp": import_module("foveate.select.dpp")}
+
+
+@pytest.mark.parametrize("name", list(PLAIN))
 def test_a_kernel_passes_its_own_check(name: str, on_the_device: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "supported", lambda device: False)  # the plain form must not be the kernel itself
-    assert fused_checks.CHECKS[name](CPU, torch.float16)
+    assert PLAIN[name].agrees(CPU, torch.float16)
 
 
 def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The three functions of `select` that have a kernel, with its module and name."""
-    monkeypatch.setattr(fused_checks, "CHECKS", dict.fromkeys(fused_checks.CHECKS, lambda *_: True))
-    monkeypatch.setattr(greedy, "BISECTIONS", 2)
+    for module in PLAIN.values():
+        monkeypatch.setattr(module, "agrees", lambda *_: True)
+    monkeypatch.setattr(nms, "BISECTIONS", 2)
     scores = torch.randn(3, 38, generator=torch.Generator().manual_seed(3))
     features, valid = problem(torch.float32, 38, 6)
     return {
@@ -165,7 +170,7 @@ def test_a_kernel_that_cannot_be_trusted_is_given_up(
     if how == "fails":
         monkeypatch.setattr(module, function, broken)
     else:
-        monkeypatch.setattr(fused_checks, "CHECKS", dict.fromkeys(fused_checks.CHECKS, lambda *_: False))
+        monkeypatch.setattr(PLAIN[name], "agrees", lambda *_: False)
     with pytest.warns(RuntimeWarning, match="out of resource" if how == "fails" else "other results") as caught:
         assert torch.equal(call(), plain)
     assert len(caught) == 1

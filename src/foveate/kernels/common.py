@@ -1,6 +1,6 @@
 """Parts of the Triton kernels: an order that settles ties, cosines of a tile, and a barrier between programs.
 
-Imported by other `fused_*` modules only, and these only where Triton is about to be used. Kernels are not specialised
+Imported by the other kernels only, and these only where Triton is about to be used. Kernels are not specialised
 to the number of tokens, which differs from prompt to prompt: each time would compile anew.
 """
 
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from foveate.select.cosine import PREFIX
+from foveate.tensors import PREFIX
 
 TOKENS = 16  # that one program measures
 

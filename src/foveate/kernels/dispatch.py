@@ -27,7 +27,7 @@ _trusted: dict[Key, bool] = {}
 _lock = threading.RLock()
 
 
-def max_min_diversity(features: Tensor, budget: Tensor, start: Tensor, valid: Tensor) -> Tensor | None:
+def max_min_diversity(features: Tensor, budget: Tensor, start: Tensor, valid: Tensor, agrees: Check) -> Tensor | None:
     """`select.max_min_diversity` of checked arguments; None: take the plain form."""
 
     def compute() -> Tensor:
@@ -35,21 +35,23 @@ def max_min_diversity(features: Tensor, budget: Tensor, start: Tensor, valid: Te
 
         return max_min_diversity(features, budget, start, valid)
 
-    return attempt("max_min_diversity", features, compute, _check("max_min_diversity")) if _fits(features) else None
+    return attempt("max_min_diversity", features, compute, agrees) if _fits(features) else None
 
 
-def suppression(features: Tensor, order: Tensor, budget: Tensor, limit: Tensor, valid: Tensor) -> Tensor | None:
-    """The greedy set of `select.suppression`, see `greedy._greedy`; None: take the plain form."""
+def suppression(
+    features: Tensor, order: Tensor, budget: Tensor, limit: Tensor, valid: Tensor, agrees: Check
+) -> Tensor | None:
+    """The greedy set of `select.suppression`, see `select.nms._greedy`; None: take the plain form."""
 
     def compute() -> Tensor:
         from foveate.kernels.suppression import greedy
 
         return greedy(features, order, budget, limit, valid)
 
-    return attempt("suppression", features, compute, _check("suppression")) if _fits(features) else None
+    return attempt("suppression", features, compute, agrees) if _fits(features) else None
 
 
-def low_rank_dpp(factors: Tensor, k: int | Tensor, budget: Tensor, valid: Tensor) -> Tensor | None:
+def low_rank_dpp(factors: Tensor, k: int | Tensor, budget: Tensor, valid: Tensor, agrees: Check) -> Tensor | None:
     """`select.low_rank_dpp` of checked arguments, k as it was given; None: take the plain form."""
 
     def compute() -> Tensor:
@@ -60,13 +62,14 @@ def low_rank_dpp(factors: Tensor, k: int | Tensor, budget: Tensor, valid: Tensor
             most = int(k.max()) if k.device.type == "cpu" else None
         return low_rank_dpp(factors, budget, valid, most)
 
-    return attempt("low_rank_dpp", factors, compute, _check("low_rank_dpp")) if _fits(factors) else None
+    return attempt("low_rank_dpp", factors, compute, agrees) if _fits(factors) else None
 
 
 def attempt(name: str, tensor: Tensor, compute: Callable[[], Tensor], check: Check) -> Tensor | None:
     """What `compute` gives by the kernel `name` on the tensor's device; None: take the plain form.
 
-    `check(device, dtype)` runs before the first use, and tells whether the kernel agrees with the plain form there.
+    `check(device, dtype)`, of the plain form's module, runs before the first use: whether the kernel selects the same
+    there.
 
     Warns
     -----
@@ -94,13 +97,20 @@ def supported(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None and importlib.util.find_spec("triton") is not None
 
 
-def _check(name: str) -> Check:
-    def check(device: torch.device, dtype: torch.dtype) -> bool:
-        from foveate.select import kernel_checks as fused_checks
+def small_problem(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Features (3, 48, 16), budgets (3,) and valid (3, 48) on which a kernel must agree with its plain form.
 
-        return fused_checks.CHECKS[name](device, dtype)
-
-    return check
+    Products that are exact and often tie; random; random and padded. With equal rows, rows of zeros, and more programs
+    than one for a sample.
+    """
+    number, generator = 48, torch.Generator().manual_seed(0)
+    exact = torch.randint(0, 2, (1, number, 16), generator=generator) * 2.0 - 1
+    features = torch.cat([exact, torch.randn(2, number, 16, generator=generator)]).to(dtype)
+    features[:, 30] = features[:, 7]
+    features[:, [40, 41]] = 0
+    valid = torch.arange(number) < torch.tensor([[number], [number], [44]])
+    features[2, 45] = torch.nan
+    return features, torch.tensor([number, 30, 12]), valid
 
 
 def _fits(features: Tensor) -> bool:

@@ -181,7 +181,7 @@ def max_min_diversity(
     Parameters
     ----------
     features
-        (B, N, D) fp32, fp16 or bf16, N at most `fused.MOST`.
+        (B, N, D) fp32, fp16 or bf16, N at most `dispatch.MOST`.
     budget
         (B,) long, at most the row's valid tokens.
     start, valid

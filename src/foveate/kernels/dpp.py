@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from foveate.kernels.common import measure, meet, programs_for, rank, repeats_of, together
-from foveate.select.top_k import best
+from foveate.tensors import best
 
 EXHAUSTED = 1e-6  # of the row's largest |F_j|²: a residual that small is rounding
 NOBODY = tl.constexpr(0x7FFFFFFFFFFFFFFF)

@@ -59,11 +59,6 @@ def check_features(features: Tensor, name: str = "features", shape: str = "(B, N
     return features
 
 
-def wide(features: Tensor) -> Tensor:
-    """Features as float32, or float64 where they are."""
-    return features if features.dtype == torch.float64 else features.float()
-
-
 def check_mask(name: str, mask: Tensor | None, shape: torch.Size, device: torch.device) -> Tensor:
     """A bool mask of the shape on the device; all True for None."""
     if mask is None:

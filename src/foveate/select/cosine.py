@@ -7,10 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from foveate.select.checks import wide
+from foveate.tensors import PREFIX, wide
 
 BLOCK = 512  # rows in half precision that are widened at a time
-PREFIX = 64  # features by which equal tokens are looked for
 
 
 def unit_rows(features: Tensor) -> Tensor:
@@ -84,13 +83,6 @@ def _blocks(features: Tensor) -> Iterator[Tensor]:
     """Half-precision rows widened block by block; others all at once."""
     size = BLOCK if features.element_size() < 4 else len(features) or 1
     return (wide(block) for block in features.split(size))
-
-
-def take_rows(features: Tensor, index: Tensor) -> Tensor:
-    """Rows (B, C, D) of features (B, N, D) at index (B, C); whole rows are copied, which `gather` does by elements."""
-    batch, number, width = features.shape
-    first = torch.arange(0, batch * number, number, device=index.device)[:, None]
-    return features.reshape(-1, width).index_select(0, (index + first).flatten()).view(batch, -1, width)
 
 
 def repeats_of(rows: Tensor, valid: Tensor) -> Tensor:

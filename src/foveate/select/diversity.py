@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveate.kernels import dispatch as fused
-from foveate.select.checks import check_budget, check_features, check_mask, exact, wide, widest
-from foveate.select.cosine import UnitRows, repeats_of, take_rows, unit_rows
+from foveate.kernels import dispatch
+from foveate.select.checks import check_budget, check_features, check_mask, exact, widest
+from foveate.select.cosine import UnitRows, repeats_of, unit_rows
 from foveate.select.lazy_greedy import Array, LazyGreedy
+from foveate.tensors import take_rows, wide
 
 CHUNK = 256  # tokens of a start set compared at a time
 
@@ -49,7 +50,7 @@ def max_min_diversity(
     Notes
     -----
     The greedy 2-approximation of max-min diversity (Gonzalez 1985; DivPrune, Alvar et al., arXiv 2503.02175).
-    On CUDA a Triton kernel picks for the whole batch in one launch (see `fused`), and unless k lies on the GPU,
+    On CUDA a Triton kernel picks for the whole batch in one launch (see `kernels.dispatch`), and unless k lies on the GPU,
     nothing waits for it.
     """
     features = check_features(features)
@@ -57,7 +58,7 @@ def max_min_diversity(
     valid = check_mask("valid", valid, shape, device)
     start = torch.zeros_like(valid) if start is None else check_mask("start", start, shape, device) & valid
     budget = check_budget(k, valid)
-    keep = fused.max_min_diversity(features, budget, start, valid)
+    keep = dispatch.max_min_diversity(features, budget, start, valid, agrees)
     if keep is not None:
         return keep
     if not widest(budget):
@@ -179,3 +180,15 @@ class Farthest(LazyGreedy):
                 break
         torch.index_select(rows, 0, torch.tensor(chosen), out=self.basis[self.taken : self.taken + len(chosen)])
         return chosen
+
+
+def agrees(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernel on `device` selects from a small problem what the plain form does on the CPU."""
+    from foveate.kernels.diversity import max_min_diversity as kernel
+
+    features, budget, valid = dispatch.small_problem(dtype)
+    start = torch.zeros_like(valid)
+    start[2, 3:6] = True
+    budget[0] = 40
+    fused = kernel(features.to(device), budget.to(device), start.to(device), valid.to(device))
+    return torch.equal(fused.cpu(), max_min_diversity(features, budget, start, valid))

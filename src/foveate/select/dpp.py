@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveate.kernels import dispatch as fused
-from foveate.select.checks import check_budget, check_features, check_mask, exact, wide, widest
-from foveate.select.cosine import Rows, repeats_of, take_rows
+from foveate.kernels import dispatch
+from foveate.select.checks import check_budget, check_features, check_mask, exact, widest
+from foveate.select.cosine import Rows, repeats_of
 from foveate.select.lazy_greedy import Array, LazyGreedy
-from foveate.select.top_k import best
+from foveate.tensors import best, take_rows, wide
 
 EXHAUSTED = 1e-6  # of the row's largest L_jj: a residual that small is rounding
 ASYMMETRY = 1e-2  # of the kernel's largest entry: more than half precision makes of a symmetric one
@@ -97,13 +97,13 @@ def low_rank_dpp(factors: Tensor, k: int | Tensor, valid: Tensor | None = None) 
     -----
     Chen, Zhang, Zhou 2018, arXiv 1709.05135, section 3, with Gram-Schmidt in the place of the growing Cholesky factor;
     CDPruner, Zhang et al., arXiv 2506.10967.
-    On CUDA a Triton kernel picks for the whole batch in one launch (see `fused`), and unless k lies on the GPU,
+    On CUDA a Triton kernel picks for the whole batch in one launch (see `kernels.dispatch`), and unless k lies on the GPU,
     nothing waits for it.
     """
     factors = check_features(factors, "factors")
     valid = check_mask("valid", valid, factors.shape[:2], factors.device)
     budget = check_budget(k, valid)
-    keep = fused.low_rank_dpp(factors, k, budget, valid)
+    keep = dispatch.low_rank_dpp(factors, k, budget, valid, agrees)
     if keep is not None:
         return keep
     if not widest(budget):
@@ -345,3 +345,13 @@ def in_rounds(part: Part, left: Tensor, floor: float, most: int) -> list[int]:
         left[picked] = -torch.inf
         picks += picked.tolist()
     return picks
+
+
+def agrees(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernel on `device` selects from a small problem what the plain form does on the CPU."""
+    from foveate.kernels.dpp import low_rank_dpp as kernel
+
+    factors, budget, valid = (tensor[1:] for tensor in dispatch.small_problem(dtype))
+    budget = budget.clamp(max=12)  # the first factors are of rank 16: near the end rounding decides
+    fused = kernel(factors.to(device), budget.to(device), valid.to(device))
+    return torch.equal(fused.cpu(), low_rank_dpp(factors, budget, valid))

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveate.kernels import dispatch as fused
-from foveate.select.checks import check_budget, check_features, check_mask, check_scores, exact, wide, widest
-from foveate.select.cosine import take_rows, unit_rows
-from foveate.select.top_k import best, descending
+from foveate.kernels import dispatch
+from foveate.select.checks import check_budget, check_features, check_mask, check_scores, exact, widest
+from foveate.select.cosine import unit_rows
+from foveate.tensors import best, descending, take_rows, wide
 
 Greedy = Callable[[Tensor, Tensor], Tensor]  # the greedy set (B, N) for budgets (B,) and thresholds (B,)
 BLOCK = 128  # candidates compared at a time
@@ -70,7 +70,7 @@ def suppression(
     The rule is GreedyPrune's (Pei et al., arXiv 2506.13166) as reviews and a third party's note describe it.
     The size of the greedy set does not always grow with the threshold, so "relax" accepts only a threshold whose set
     it has counted.
-    On CUDA a Triton kernel picks for the whole batch in one launch (see `fused`), and unless k lies on the GPU,
+    On CUDA a Triton kernel picks for the whole batch in one launch (see `kernels.dispatch`), and unless k lies on the GPU,
     nothing waits for it.
     """
     features = check_features(features)
@@ -106,7 +106,7 @@ def _greedy_set(
     features: Tensor, unit: Callable[[], Tensor], order: Tensor, budget: Tensor, limit: Tensor, valid: Tensor
 ) -> Tensor:
     """The greedy set by the way that suits the device; `unit` gives the features' unit rows where they are needed."""
-    keep = fused.suppression(features, order, budget, limit, valid)
+    keep = dispatch.suppression(features, order, budget, limit, valid, agrees)
     if keep is not None:
         return keep
     if features.device.type == "cpu":
@@ -190,7 +190,7 @@ def _relax(greedy: Greedy, budget: Tensor, limit: Tensor, first: Tensor, plain: 
     """
     enough = first.sum(-1) >= budget
     # where the kernel runs, walks of nothing cost less than waiting for the GPU
-    if not fused.supported(limit.device) and bool(enough.all()):
+    if not dispatch.supported(limit.device) and bool(enough.all()):
         return first
     kept = torch.where(enough[:, None], first, plain)
     wanted = budget.masked_fill(enough, 0)
@@ -257,3 +257,14 @@ def _settle_one(alike: Tensor, most: int) -> Tensor:
         active &= rest[place]
         active[place] = False
     return torch.tensor(chosen, dtype=torch.long)
+
+
+def agrees(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernel on `device` selects from a small problem what the plain form does on the CPU."""
+    from foveate.kernels.suppression import greedy as kernel
+
+    features, budget, valid = dispatch.small_problem(dtype)
+    order = descending(torch.randn(valid.shape, generator=torch.Generator().manual_seed(1)), valid)
+    limit = torch.tensor([0.5, 0.3, 0.2])
+    fused = kernel(*(tensor.to(device) for tensor in (features, order, budget, limit, valid)))
+    return torch.equal(fused.cpu(), _greedy(unit_rows(features.float()), order, budget, limit, valid))
