@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from foveate import select
-from foveate.select import suppression as greedy
-from foveate.select import suppression as walk
+from foveate.select import nms as greedy
+from foveate.select import nms as walk
 from foveate.select.cosine import unit_rows
 from tests.select import reference
 from tests.select.cases import Case, continuous, sets, tied

@@ -2,8 +2,8 @@
 
 from foveate.select.diversity import max_min_diversity
 from foveate.select.dpp import dpp, low_rank_dpp
+from foveate.select.nms import suppression
 from foveate.select.spatial import spatial_order, spatial_seed
-from foveate.select.suppression import suppression
 from foveate.select.top_k import rebalanced_top_k, top_k
 
 __all__ = [
