@@ -12,7 +12,7 @@ from foveate.learn import plot as plot_module
 from foveate.learn.calibrate import PICTURE, RESULT, STATE
 from foveate.learn.divergence import dense_answer
 from foveate.learn.samples import from_folder, from_suite
-from foveate.pruners.btp import BTPStage
+from foveate.pruners.btp.method import BTPStage
 
 pytestmark = pytest.mark.usefixtures("words_suite")
 SETTINGS = Settings(keep=0.4, stages=2, tau=0.9, batch_size=2, answer_tokens=2)

@@ -26,7 +26,7 @@ from foveate.learn.state import State
 from foveate.measure import environment
 from foveate.measure.loading import LoadedModel
 from foveate.pruners import Pruner
-from foveate.pruners.btp import BTP, BTPStage
+from foveate.pruners.btp.method import BTP, BTPStage
 
 STATE, RESULT, PICTURE = "state.json", "calibration.json", "curve.png"
 HEAT = 64  # samples on which all candidates are measured
