@@ -13,7 +13,7 @@ from foveate.learn.candidates import (
     solve,
 )
 from foveate.learn.stages import stages_from_curve
-from foveate.pruners.btp_stages import BTPStage
+from foveate.pruners.btp.stages import BTPStage
 
 
 @pytest.mark.parametrize("depth", [6, 12, 28, 32, 80])

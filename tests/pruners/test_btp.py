@@ -16,7 +16,7 @@ from foveate.engine.flops import prefill_flops
 from foveate.errors import BudgetError
 from foveate.families import Grid
 from foveate.pruners import VisualTokens
-from foveate.pruners.btp_stages import PRESETS
+from foveate.pruners.btp.stages import PRESETS
 from foveate.pruners.spread import spread
 
 LLAMA_7B = types.SimpleNamespace(hidden_size=4096, intermediate_size=11008, num_attention_heads=32)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from foveate.errors import BudgetError
 from foveate.pruners.btp.method import BTP
-from foveate.pruners.btp_stages import BTPStage, default_stages
+from foveate.pruners.btp.stages import BTPStage, default_stages
 
 # Keep of each stage as a share of the first one's, by the part of the stages that lies before it (0 first, 1 last).
 LADDERS = {

@@ -10,7 +10,7 @@ from typing import Any
 from foveate.errors import UnknownMethodError
 from foveate.pruners.base import PromptRows, Pruner, SingleStagePruner, VisualTokens
 from foveate.pruners.btp.method import BTP
-from foveate.pruners.btp_stages import BTPStage
+from foveate.pruners.btp.stages import BTPStage
 from foveate.pruners.divprune import DivPrune
 from foveate.pruners.fastv import FastV
 from foveate.pruners.glimpseprune import GlimpsePrune

@@ -13,7 +13,7 @@ from torch import Tensor
 from foveate.errors import BudgetError
 from foveate.measure.spec import MethodSpec, build, method_class
 from foveate.pruners import BTP, BTPStage, GlimpsePrune, Random, VisualTokens
-from foveate.pruners.btp_stages import MADE_FOR, PRESETS
+from foveate.pruners.btp.stages import MADE_FOR, PRESETS
 from foveate.pruners.saving import SHIPPED
 
 DENSE, AGAIN, SMALLER, RANDOM = "dense", "dense again", "smaller picture", "random"

@@ -12,7 +12,7 @@ from torch import Tensor
 from foveate import select
 from foveate.errors import BudgetError
 from foveate.pruners.base import PromptRows, Pruner, VisualTokens, option
-from foveate.pruners.btp_stages import (
+from foveate.pruners.btp.stages import (
     DEFAULT,
     MADE_FOR,
     PRESETS,
