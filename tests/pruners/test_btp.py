@@ -16,8 +16,8 @@ from foveate.engine.flops import prefill_flops
 from foveate.errors import BudgetError
 from foveate.families import Grid
 from foveate.pruners import VisualTokens
+from foveate.pruners.btp.spread import spread
 from foveate.pruners.btp.stages import PRESETS
-from foveate.pruners.spread import spread
 
 LLAMA_7B = types.SimpleNamespace(hidden_size=4096, intermediate_size=11008, num_attention_heads=32)
 RELEASED = BTP(stages="released-llava-1.5-7b", final="drop")

@@ -12,6 +12,7 @@ from torch import Tensor
 from foveate import select
 from foveate.errors import BudgetError
 from foveate.pruners.base import PromptRows, Pruner, VisualTokens, option
+from foveate.pruners.btp.spread import spread
 from foveate.pruners.btp.stages import (
     DEFAULT,
     MADE_FOR,
@@ -23,7 +24,6 @@ from foveate.pruners.btp.stages import (
     scale_to,
 )
 from foveate.pruners.budget import check_keep, tokens_to_keep
-from foveate.pruners.spread import spread
 
 CHOICES = {
     "final": ("keep", "drop", "auto"),
