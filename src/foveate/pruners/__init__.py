@@ -13,7 +13,7 @@ from foveate.pruners.btp.method import BTP
 from foveate.pruners.btp.stages import BTPStage
 from foveate.pruners.divprune import DivPrune
 from foveate.pruners.fastv import FastV
-from foveate.pruners.glimpseprune import GlimpsePrune
+from foveate.pruners.glimpseprune.method import GlimpsePrune
 from foveate.pruners.greedyprune import GreedyPrune
 from foveate.pruners.pyramiddrop import PyramidDrop
 from foveate.pruners.random import Random

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foveate.errors import IncompatibleWeightsError
 from foveate.pruners.glimpse_modules import GlimpseConfig, GlimpseModules
-from foveate.pruners.glimpseprune import GlimpsePrune
+from foveate.pruners.glimpseprune.method import GlimpsePrune
 
 WEIGHTS = "new_modules_gp.pt"
 # their names -> ours, inside "attn_fuser"
