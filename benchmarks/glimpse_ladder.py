@@ -26,7 +26,7 @@ from foveate.measure.evaluate import evaluate
 from foveate.measure.loading import load_model
 from foveate.measure.spec import parse_methods
 from foveate.pruners import GlimpsePrune
-from foveate.pruners.glimpse_modules import GlimpseModules
+from foveate.pruners.glimpseprune.modules import GlimpseModules
 
 ANSWER_ONLY = Weighing(place=0.0)
 # name -> sizes, weighing, cut before layer

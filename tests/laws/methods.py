@@ -13,7 +13,7 @@ from foveate import BTP, DivPrune, FastV, GlimpsePrune, GreedyPrune, PyramidDrop
 from foveate.engine import attach
 from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.pruners import Pruner, VisualTokens
-from foveate.pruners.glimpse_modules import GlimpseConfig, GlimpseModules
+from foveate.pruners.glimpseprune.modules import GlimpseConfig, GlimpseModules
 from tests.models import TINY
 from tests.tiny_models import UNSEEN, WITH_STATES
 from tests.tiny_sizes import LAYERS

@@ -13,8 +13,7 @@ from foveate.learn.grounded import from_scenes
 from foveate.learn.localisation import localisation_loss
 from foveate.learn.targets import target_masks
 from foveate.measure.loading import LoadedModel, load_model
-from foveate.pruners.glimpse_modules import GlimpseConfig, GlimpseModules
-from foveate.pruners.segments import Segments
+from foveate.pruners.glimpseprune.modules import GlimpseConfig, GlimpseModules, Segments
 from tests.laws.methods import glimpse
 from tests.tiny_models import ATTENTIVE, SEEING, build, inputs, visual
 

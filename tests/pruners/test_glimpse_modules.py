@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from foveate.errors import IncompatibleWeightsError
 from foveate.families import Grid
-from foveate.pruners.glimpse_modules import (
+from foveate.pruners.glimpseprune.modules import (
     GlimpseConfig,
     GlimpseModules,
+    Segments,
     default_layer,
     published_vision_layers,
     rotary_angles,
     rotate,
 )
-from foveate.pruners.segments import Segments
 from tests.pruners.visual_tokens import visual_tokens
 
 # depth, hidden size, heads, vision blocks, vision width; then millions of parameters: predictor, glimpse

@@ -23,7 +23,7 @@ from foveate.learn.states import refuse_states
 from foveate.learn.targets import shown_targets
 from foveate.measure.loading import LoadedModel
 from foveate.pruners import GlimpsePrune, Pruner, VisualTokens
-from foveate.pruners.glimpse_modules import GlimpseConfig, GlimpseModules
+from foveate.pruners.glimpseprune.modules import GlimpseConfig, GlimpseModules
 
 
 @dataclass(frozen=True, kw_only=True)

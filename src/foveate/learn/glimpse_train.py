@@ -23,7 +23,7 @@ from foveate.learn.grounded import GroundedSample, GroundedSamples
 from foveate.measure import environment
 from foveate.measure.loading import LoadedModel
 from foveate.pruners import GlimpsePrune
-from foveate.pruners.glimpse_modules import (
+from foveate.pruners.glimpseprune.modules import (
     EPS,
     GlimpseConfig,
     GlimpseModules,

@@ -16,7 +16,7 @@ from foveate.learn.errors import TrainingError
 from foveate.learn.grounded import Box
 from foveate.learn.targets import target_mask
 from foveate.pruners.base import AttentionForm, PromptRows, Pruner, VisualTokens
-from foveate.pruners.glimpse_modules import default_layer
+from foveate.pruners.glimpseprune.modules import default_layer
 
 Boxes = Sequence[Box]
 Size = tuple[int, int]

@@ -19,7 +19,7 @@ from foveate.learn.processes import Processes
 from foveate.learn.rewards import reward_by_name
 from foveate.measure import environment
 from foveate.measure.loading import load_model
-from foveate.pruners.glimpse_modules import GlimpseConfig
+from foveate.pruners.glimpseprune.modules import GlimpseConfig
 
 ADAPTER, STEPS, MODEL, PREDICTOR, RUN = "adapter", "steps.json", "model", "predictor", "rl"
 Progress = Callable[[str, int, int], None]

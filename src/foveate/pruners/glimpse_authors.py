@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from foveate.errors import IncompatibleWeightsError
-from foveate.pruners.glimpse_modules import GlimpseConfig, GlimpseModules
 from foveate.pruners.glimpseprune.method import GlimpsePrune
+from foveate.pruners.glimpseprune.modules import GlimpseConfig, GlimpseModules
 
 WEIGHTS = "new_modules_gp.pt"
 # their names -> ours, inside "attn_fuser"

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from foveate.errors import IncompatibleWeightsError
-from foveate.pruners.glimpse_modules import GlimpseConfig, GlimpseModules
+from foveate.pruners.glimpseprune.modules import GlimpseConfig, GlimpseModules
 from foveate.pruners.saving import find
 
 WEIGHTS = "model.safetensors"

@@ -144,7 +144,7 @@ def _predictor(model: Any) -> Any:
     from foveate import load
     from foveate.errors import IncompatibleWeightsError
     from foveate.learn.glimpse_train import sizes_for
-    from foveate.pruners.glimpse_modules import GlimpseModules
+    from foveate.pruners.glimpseprune.modules import GlimpseModules
 
     for name in SHIPPED:
         weights = getattr(load(name), "weights", None)

@@ -146,7 +146,7 @@ def _weightless(config: Any) -> Any:
 
 def _here(pruner: Any, rates: Rates) -> Any:
     """The pruner, its random weights, if it has any, on the device of the rates."""
-    from foveate.pruners.glimpse_modules import GlimpseModules
+    from foveate.pruners.glimpseprune.modules import GlimpseModules
 
     weights = getattr(pruner, "weights", None)
     if weights is None or not any(weight.is_meta for weight in weights.parameters()):

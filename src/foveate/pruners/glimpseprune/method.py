@@ -17,8 +17,7 @@ from foveate.errors import BudgetError, IncompatibleWeightsError
 from foveate.pruners import glimpse_saving
 from foveate.pruners.base import AttentionForm, PromptRows, Pruner, VisualTokens, option
 from foveate.pruners.budget import check_keep, keep_behind, tokens_to_keep
-from foveate.pruners.glimpse_modules import GlimpseModules, default_layer
-from foveate.pruners.segments import Segments
+from foveate.pruners.glimpseprune.modules import GlimpseModules, Segments, default_layer
 
 HIDDEN = -1e4  # lower than any score: what a mask hides is -inf or its dtype's lowest, in fp16 -65504
 CORNERS = {"tl": (0, 0), "tr": (0, 1), "bl": (1, 0), "br": (1, 1)}
