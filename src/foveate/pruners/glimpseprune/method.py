@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from foveate import select
 from foveate.errors import BudgetError, IncompatibleWeightsError
-from foveate.pruners import glimpse_saving
 from foveate.pruners.base import AttentionForm, PromptRows, Pruner, VisualTokens, option
 from foveate.pruners.budget import check_keep, keep_behind, tokens_to_keep
+from foveate.pruners.glimpseprune import checkpoint as glimpse_saving
 from foveate.pruners.glimpseprune.modules import GlimpseModules, Segments, default_layer
 
 HIDDEN = -1e4  # lower than any score: what a mask hides is -inf or its dtype's lowest, in fp16 -65504
