@@ -58,7 +58,8 @@ def load(name_or_folder: str | Path) -> Pruner:
     UnknownMethodError
         When it names a method or option that this version does not have.
     """
-    from foveate.pruners import METHODS, glimpse_authors, make
+    from foveate.pruners import METHODS, make
+    from foveate.pruners.glimpseprune import authors_checkpoint as glimpse_authors
 
     name = str(SHIPPED.get(str(name_or_folder), name_or_folder))
     path = find(name, CONFIG)
