@@ -10,7 +10,7 @@ import torch
 
 from foveate import errors
 from foveate.families import Family, family_of
-from foveate.families.qwen2_5_vl import _window_order
+from foveate.families.qwen import _window_order
 from foveate.families.vision import average_squares
 from tests.models import TINY
 from tests.tiny_models import AVERAGED, LAYOUTS, SEEING, WITH_VIDEOS, build, inputs, pictures, visual

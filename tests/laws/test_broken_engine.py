@@ -13,9 +13,10 @@ from foveate.engine import cut as stage
 from foveate.engine import hooks, layer_inputs, layout
 from foveate.engine import masks as mask
 from foveate.engine.cache import PrunedLayer
-from foveate.families import Family, Grid, llava_next, llava_onevision, pixtral, qwen2_5_vl
+from foveate.families import Family, Grid, llava_next, llava_onevision, pixtral
+from foveate.families import qwen as qwen2_5_vl
 from foveate.families.idefics3 import Idefics3
-from foveate.families.qwen3_vl import Qwen3VL
+from foveate.families.qwen import Qwen3VL
 from foveate.pruners import Random
 from foveate.testing.laws import ALONE, KEEP_ALL, MASKED
 from tests.engine import test_removal

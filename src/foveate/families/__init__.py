@@ -39,13 +39,16 @@ from foveate.families.ovis2 import OVIS2
 from foveate.families.paddleocr_vl import PADDLEOCR_VL
 from foveate.families.paligemma import PALIGEMMA
 from foveate.families.perception_lm import PERCEPTION_LM
-from foveate.families.qwen2_5_vl import QWEN2_5_VL
-from foveate.families.qwen2_vl import QWEN2_VL
-from foveate.families.qwen3_5 import QWEN3_5
-from foveate.families.qwen3_5_moe import QWEN3_5_MOE
-from foveate.families.qwen3_vl import QWEN3_VL
-from foveate.families.qwen3_vl_moe import QWEN3_VL_MOE
-from foveate.families.qwen_omni import QWEN2_5_OMNI, QWEN3_OMNI_MOE
+from foveate.families.qwen import (
+    QWEN2_5_OMNI,
+    QWEN2_5_VL,
+    QWEN2_VL,
+    QWEN3_5,
+    QWEN3_5_MOE,
+    QWEN3_OMNI_MOE,
+    QWEN3_VL,
+    QWEN3_VL_MOE,
+)
 from foveate.families.refused import REFUSED
 from foveate.families.smolvlm import SMOLVLM
 from foveate.families.step3p7 import STEP3P7

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from foveate.families.grids import Grid, Run
-from foveate.families.qwen2_5_vl import QwenVL, sizes_of
+from foveate.families.qwen import QwenVL, sizes_of
 from foveate.families.turns import in_turn
 from foveate.families.vision import VisionParts
 

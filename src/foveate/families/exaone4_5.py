@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from foveate.families.qwen2_5_vl import Qwen2_5VL
+from foveate.families.qwen import Qwen2_5VL
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ A frame of a video is marked by the placeholder of images, each with its time be
 videos in a batch, not both.
 """
 
-from foveate.families.qwen2_5_vl import QwenVL
+from foveate.families.qwen import QwenVL
 
 GLM4V = QwenVL("glm4v", "GLM-4.1V", "zai-org/GLM-4.1V-9B-Thinking")
 GLM4V_MOE = QwenVL("glm4v_moe", "GLM-4.5V", "zai-org/GLM-4.5V")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from foveate.families.base import Family
 from foveate.families.grids import Grid, Run
-from foveate.families.qwen2_5_vl import sizes_of
+from foveate.families.qwen import sizes_of
 from foveate.families.turns import in_turn
 from foveate.families.vision import VisionParts
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from foveate.families.grids import Grid, Region, Run, tiles
-from foveate.families.qwen3_5 import Qwen3_5
+from foveate.families.qwen import Qwen3_5
 from foveate.families.turns import Places, where_grids_lie
 from foveate.families.vision import kept_sizes
 

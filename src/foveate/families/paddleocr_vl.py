@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.families.qwen2_5_vl import QwenVL
+from foveate.families.qwen import QwenVL
 from foveate.families.vision import VisionParts, find_vision_parts
 
 

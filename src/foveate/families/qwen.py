@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: images and videos of any size, their grids given beside the pixels; multi-axis rotary positions."""
+"""Qwen2-VL to Qwen3.5, and the Omni models' thinkers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from foveate.families.base import Family
+from foveate.families.base import Family, LayerAdditions
 from foveate.families.grids import Grid, Run
 from foveate.families.turns import Places, take_turns
 from foveate.families.vision import kept_sizes
@@ -137,3 +137,72 @@ def _frames(axes: Tensor) -> tuple[Grid, ...]:
 
 
 QWEN2_5_VL = Qwen2_5VL("qwen2_5_vl", "Qwen2.5-VL", "Qwen/Qwen2.5-VL-7B-Instruct")
+
+
+@dataclass(frozen=True)
+class Qwen2VL(QwenVL):
+    """Its `hidden_size` is the language model's."""
+
+    def vision_width(self, config: Any) -> int:
+        return int(config.vision_config.embed_dim)
+
+
+QWEN2_VL = Qwen2VL("qwen2_vl", "Qwen2-VL", "Qwen/Qwen2-VL-7B-Instruct")
+
+
+@dataclass(frozen=True)
+class Qwen3VL(QwenVL):
+    """Takes the deep-stack features out of the decoder's arguments: left there, they no longer fit the kept tokens."""
+
+    def take_additions(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], LayerAdditions | None]:
+        values = kwargs.get("deepstack_visual_embeds")
+        if values is None:
+            return kwargs, None
+        rest = {**kwargs, "visual_pos_masks": None, "deepstack_visual_embeds": None}
+        return rest, LayerAdditions(kwargs["visual_pos_masks"], list(values))
+
+
+QWEN3_VL = Qwen3VL("qwen3_vl", "Qwen3-VL", "Qwen/Qwen3-VL-8B-Instruct")
+
+
+QWEN3_VL_MOE = Qwen3VL("qwen3_vl_moe", "Qwen3-VL MoE", "Qwen/Qwen3-VL-30B-A3B-Instruct")
+
+
+@dataclass(frozen=True)
+class Qwen3_5(QwenVL):
+    """Differs in its layers without `self_attn`: gated delta rules behind a short convolution, both without bias."""
+
+    def has_state(self, layer: nn.Module) -> bool:
+        return hasattr(layer, "linear_attn")
+
+
+QWEN3_5 = Qwen3_5("qwen3_5", "Qwen3.5", "Qwen/Qwen3.5-27B")
+
+
+QWEN3_5_MOE = Qwen3_5("qwen3_5_moe", "Qwen3.5 MoE", "Qwen/Qwen3.5-35B-A3B")
+
+
+def heard_ids(config: Any) -> tuple[int, ...]:
+    """Ids of a sound's tokens, and of those that say where sounds and images begin: positions are counted by them."""
+    names = ("audio_token_id", "audio_start_token_id", "vision_start_token_id")
+    return tuple(value for name in names if isinstance(value := getattr(config, name, None), int))
+
+
+@dataclass(frozen=True)
+class Qwen2_5Omni(Qwen2_5VL):
+    """Differs in the tokens of sounds, which are no visual tokens."""
+
+    def reserved_ids(self, config: Any) -> tuple[int, ...]:
+        return (*self.visual_ids(config), *heard_ids(config))
+
+
+@dataclass(frozen=True)
+class Qwen3Omni(Qwen3VL):
+    """Differs in the tokens of sounds, which are no visual tokens."""
+
+    def reserved_ids(self, config: Any) -> tuple[int, ...]:
+        return (*self.visual_ids(config), *heard_ids(config))
+
+
+QWEN2_5_OMNI = Qwen2_5Omni("qwen2_5_omni_thinker", "Qwen2.5-Omni", "Qwen/Qwen2.5-Omni-7B")
+QWEN3_OMNI_MOE = Qwen3Omni("qwen3_omni_moe_thinker", "Qwen3-Omni", "Qwen/Qwen3-Omni-30B-A3B-Instruct")
