@@ -28,7 +28,7 @@ from foveate.families.kimi_k25 import KIMI_K25
 from foveate.families.lfm2_vl import LFM2_VL
 from foveate.families.lighton_ocr import LIGHTON_OCR
 from foveate.families.llama4 import LLAMA4
-from foveate.families.llava import LLAVA
+from foveate.families.llava import LLAVA, VIPLLAVA
 from foveate.families.llava_next import LLAVA_NEXT
 from foveate.families.llava_next_video import LLAVA_NEXT_VIDEO
 from foveate.families.llava_onevision import LLAVA_ONEVISION
@@ -52,7 +52,6 @@ from foveate.families.qwen import (
 from foveate.families.refused import REFUSED
 from foveate.families.smolvlm import SMOLVLM
 from foveate.families.step3p7 import STEP3P7
-from foveate.families.vipllava import VIPLLAVA
 from foveate.families.vision import VisionParts, same_features
 
 if TYPE_CHECKING:

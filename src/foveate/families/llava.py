@@ -56,3 +56,6 @@ def _span(size: int, canvas: int, resized: int, shown: int) -> tuple[float, floa
 
 
 LLAVA = Llava("llava", "LLaVA-1.5", "llava-hf/llava-1.5-7b-hf")
+
+
+VIPLLAVA = Llava("vipllava", "VipLLaVA", "llava-hf/vip-llava-7b-hf")
