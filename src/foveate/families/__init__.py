@@ -29,8 +29,7 @@ from foveate.families.lfm2_vl import LFM2_VL
 from foveate.families.lighton_ocr import LIGHTON_OCR
 from foveate.families.llama4 import LLAMA4
 from foveate.families.llava import LLAVA, VIPLLAVA
-from foveate.families.llava_next import LLAVA_NEXT
-from foveate.families.llava_next_video import LLAVA_NEXT_VIDEO
+from foveate.families.llava_next import LLAVA_NEXT, LLAVA_NEXT_VIDEO
 from foveate.families.llava_onevision import LLAVA_ONEVISION
 from foveate.families.minicpm_v import MINICPM_V4_6, MINICPM_V4_7
 from foveate.families.mistral3 import MISTRAL3
