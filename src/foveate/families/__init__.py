@@ -15,10 +15,7 @@ from foveate.families.base import Family, LayerAdditions, Parts, visual_mask
 from foveate.families.deepseek_vl import DEEPSEEK_VL
 from foveate.families.ernie4_5_vl import ERNIE4_5_VL
 from foveate.families.exaone4_5 import EXAONE4_5
-from foveate.families.gemma3 import GEMMA3
-from foveate.families.gemma3n import GEMMA3N
-from foveate.families.gemma4 import GEMMA4
-from foveate.families.gemma4_unified import GEMMA4_UNIFIED
+from foveate.families.gemma import GEMMA3, GEMMA3N, GEMMA4, GEMMA4_UNIFIED, PALIGEMMA
 from foveate.families.glm4v import GLM4V, GLM4V_MOE, GLM46V, GLM_OCR
 from foveate.families.got_ocr2 import GOT_OCR2
 from foveate.families.grids import Grid, Run, find_runs
@@ -36,7 +33,6 @@ from foveate.families.mistral3 import MISTRAL3
 from foveate.families.molmo2 import MOLMO2
 from foveate.families.ovis2 import OVIS2
 from foveate.families.paddleocr_vl import PADDLEOCR_VL
-from foveate.families.paligemma import PALIGEMMA
 from foveate.families.perception_lm import PERCEPTION_LM
 from foveate.families.qwen import (
     QWEN2_5_OMNI,
