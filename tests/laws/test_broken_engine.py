@@ -15,7 +15,7 @@ from foveate.engine import masks as mask
 from foveate.engine.cache import PrunedLayer
 from foveate.families import Family, Grid, llava_next, llava_onevision, pixtral
 from foveate.families import qwen as qwen2_5_vl
-from foveate.families.idefics3 import Idefics3
+from foveate.families.idefics import Idefics3
 from foveate.families.qwen import Qwen3VL
 from foveate.pruners import Random
 from foveate.testing.laws import ALONE, KEEP_ALL, MASKED

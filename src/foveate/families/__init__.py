@@ -19,7 +19,7 @@ from foveate.families.gemma import GEMMA3, GEMMA3N, GEMMA4, GEMMA4_UNIFIED, PALI
 from foveate.families.glm4v import GLM4V, GLM4V_MOE, GLM46V, GLM_OCR
 from foveate.families.got_ocr2 import GOT_OCR2
 from foveate.families.grids import Grid, Run, find_runs
-from foveate.families.idefics3 import IDEFICS3
+from foveate.families.idefics import IDEFICS3, SMOLVLM
 from foveate.families.internvl import INTERNVL
 from foveate.families.kimi_k25 import KIMI_K25
 from foveate.families.lfm2_vl import LFM2_VL
@@ -45,7 +45,6 @@ from foveate.families.qwen import (
     QWEN3_VL_MOE,
 )
 from foveate.families.refused import REFUSED
-from foveate.families.smolvlm import SMOLVLM
 from foveate.families.step3p7 import STEP3P7
 from foveate.families.vision import VisionParts, same_features
 

@@ -54,3 +54,6 @@ def _regions(runs: Sequence[Run]) -> Sequence[Region | None]:
 
 
 IDEFICS3 = Idefics3("idefics3", "Idefics3", "HuggingFaceM4/Idefics3-8B-Llama3")
+
+
+SMOLVLM = Idefics3("smolvlm", "SmolVLM2", "HuggingFaceTB/SmolVLM2-2.2B-Instruct")
