@@ -10,7 +10,6 @@ from torch import nn
 
 from foveate.errors import UnsupportedModelError
 from foveate.families.apertus1p5 import APERTUS1P5
-from foveate.families.aya_vision import AYA_VISION, COHERE2_VISION
 from foveate.families.base import Family, LayerAdditions, Parts, visual_mask
 from foveate.families.deepseek_vl import DEEPSEEK_VL
 from foveate.families.ernie4_5_vl import ERNIE4_5_VL
@@ -20,7 +19,7 @@ from foveate.families.glm4v import GLM4V, GLM4V_MOE, GLM46V, GLM_OCR
 from foveate.families.got_ocr2 import GOT_OCR2
 from foveate.families.grids import Grid, Run, find_runs
 from foveate.families.idefics import IDEFICS3, SMOLVLM
-from foveate.families.internvl import INTERNVL
+from foveate.families.internvl import AYA_VISION, COHERE2_VISION, INTERNVL
 from foveate.families.kimi_k25 import KIMI_K25
 from foveate.families.lfm2_vl import LFM2_VL
 from foveate.families.lighton_ocr import LIGHTON_OCR
