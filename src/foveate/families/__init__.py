@@ -22,17 +22,16 @@ from foveate.families.idefics import IDEFICS3, SMOLVLM
 from foveate.families.internvl import AYA_VISION, COHERE2_VISION, INTERNVL
 from foveate.families.kimi_k25 import KIMI_K25
 from foveate.families.lfm2_vl import LFM2_VL
-from foveate.families.lighton_ocr import LIGHTON_OCR
 from foveate.families.llama4 import LLAMA4
 from foveate.families.llava import LLAVA, VIPLLAVA
 from foveate.families.llava_next import LLAVA_NEXT, LLAVA_NEXT_VIDEO
 from foveate.families.llava_onevision import LLAVA_ONEVISION
 from foveate.families.minicpm_v import MINICPM_V4_6, MINICPM_V4_7
-from foveate.families.mistral3 import MISTRAL3
 from foveate.families.molmo2 import MOLMO2
 from foveate.families.ovis2 import OVIS2
 from foveate.families.paddleocr_vl import PADDLEOCR_VL
 from foveate.families.perception_lm import PERCEPTION_LM
+from foveate.families.pixtral import LIGHTON_OCR, MISTRAL3
 from foveate.families.qwen import (
     QWEN2_5_OMNI,
     QWEN2_5_VL,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from foveate.families.base import Family
 from foveate.families.grids import Grid, Run
-from foveate.families.turns import Places, take_turns
+from foveate.families.turns import Places, take_turns, where_grids_lie
+from foveate.families.vision import VisionParts, find_vision_parts, kept_sizes
 
 
 def pixtral_grids(kwargs: Mapping[str, Any], runs: Sequence[Run], patch: int) -> list[tuple[Grid, ...]] | None:
@@ -75,3 +78,53 @@ def _from_rows(places: Places) -> Grid:
     if len(places) == 1 or places != expected:  # one row, or a prompt without tokens between the rows
         return Grid(1, sum(length for _, _, length in places), known=False)
     return Grid(len(places), width)
+
+
+@dataclass(frozen=True)
+class Mistral3(Family):
+    """Differs from the default in its grids, and in what its encoder puts out: the images of a batch in one row."""
+
+    def image_grids(
+        self, config: Any, kwargs: Mapping[str, Any], runs: Sequence[Run]
+    ) -> list[tuple[Grid, ...]] | None:
+        return pixtral_grids(kwargs, runs, config.vision_config.patch_size * config.spatial_merge_size)
+
+    def vision_sizes(self, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+        return pixtral_sizes(args, kwargs)
+
+    def merge_call(self, config: Any, output: Tensor, projected: Tensor, sizes: Tensor | None) -> Tensor:
+        if sizes is None:
+            return self.merge_patches(config, output, projected)
+        return merge_packed(output, sizes, config.vision_config.patch_size, config.spatial_merge_size)
+
+
+MISTRAL3 = Mistral3("mistral3", "Mistral Small 3", "mistralai/Mistral-Small-3.1-24B-Instruct-2503")
+
+
+@dataclass(frozen=True)
+class LightOnOCR(Mistral3):
+    """Differs in the name of its projector, and in its grids: nothing stands between the rows that would show them.
+
+    `generate()` of current transformers takes the sizes of the images away from the base model; they are those that
+    the encoder was given.
+    """
+
+    wants_sizes: ClassVar[bool] = True
+
+    def image_grids(
+        self, config: Any, kwargs: Mapping[str, Any], runs: Sequence[Run]
+    ) -> list[tuple[Grid, ...]] | None:
+        encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        sizes = kept_sizes(encoded)
+        if encoded is None or sizes is None:
+            return super().image_grids(config, kwargs, runs)
+        side = config.vision_config.patch_size * config.spatial_merge_size
+        grids = [Grid(high // side, wide // side) for high, wide in sizes.tolist()]
+        found = where_grids_lie(runs, grids, encoded.pooler_output)
+        return None if found is None else [(grid,) for *_, grid in found]
+
+    def vision_parts(self, model: Any) -> VisionParts:
+        return find_vision_parts(model, ("vision_projection",))
+
+
+LIGHTON_OCR = LightOnOCR("lighton_ocr", "LightOnOCR", "lightonai/LightOnOCR-1B-1025")
