@@ -15,7 +15,7 @@ from foveate.families.deepseek_vl import DEEPSEEK_VL
 from foveate.families.ernie4_5_vl import ERNIE4_5_VL
 from foveate.families.exaone4_5 import EXAONE4_5
 from foveate.families.gemma import GEMMA3, GEMMA3N, GEMMA4, GEMMA4_UNIFIED, PALIGEMMA
-from foveate.families.glm4v import GLM4V, GLM4V_MOE, GLM46V, GLM_OCR
+from foveate.families.glm import GLM4V, GLM4V_MOE, GLM46V, GLM_OCR
 from foveate.families.got_ocr2 import GOT_OCR2
 from foveate.families.grids import Grid, Run, find_runs
 from foveate.families.idefics import IDEFICS3, SMOLVLM
