@@ -11,7 +11,7 @@ import torch
 from foveate import errors
 from foveate.families import Family, family_of
 from foveate.families.qwen import _window_order
-from foveate.families.vision import average_squares
+from foveate.families.vision_encoder import average_squares
 from tests.models import TINY
 from tests.tiny_models import AVERAGED, LAYOUTS, SEEING, WITH_VIDEOS, build, inputs, pictures, visual
 from tests.tiny_pictures import LLAVA_NEXT_SIZES, SIZED

@@ -44,7 +44,7 @@ from foveate.engine.shared_kv import check_stages
 from foveate.engine.vision_features import VisionRecorder, vision_recorder
 from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelError
 from foveate.families import Family
-from foveate.families.vision import keep_sizes
+from foveate.families.vision_encoder import keep_sizes
 from foveate.pruners.base import PromptRows, Pruner
 from foveate.tensors import table_length
 

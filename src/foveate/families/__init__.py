@@ -44,7 +44,7 @@ from foveate.families.qwen import (
 )
 from foveate.families.refused import REFUSED
 from foveate.families.step3p7 import STEP3P7
-from foveate.families.vision import VisionParts, same_features
+from foveate.families.vision_encoder import VisionParts, same_features
 
 if TYPE_CHECKING:
     from foveate.families.processing import load_processor

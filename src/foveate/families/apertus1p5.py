@@ -10,7 +10,7 @@ from foveate.errors import UnsupportedModelError
 from foveate.families.base import Family
 from foveate.families.grids import Grid, Run
 from foveate.families.pixtral import pixtral_grids
-from foveate.families.vision import VisionParts
+from foveate.families.vision_encoder import VisionParts
 
 
 @dataclass(frozen=True)

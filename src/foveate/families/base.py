@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from foveate.errors import UnsupportedModelError
 from foveate.families.grids import Grid, Run
-from foveate.families.vision import VisionParts, average_squares, find_vision_parts
+from foveate.families.vision_encoder import VisionParts, average_squares, find_vision_parts
 
 MERGED = (
     "with images merged into inputs_embeds, the visual tokens of this model cannot be told from the text around them, "

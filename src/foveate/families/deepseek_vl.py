@@ -8,7 +8,7 @@ from typing import Any
 
 from foveate.families.base import Family
 from foveate.families.grids import Grid, padded_to_square
-from foveate.families.vision import VisionParts
+from foveate.families.vision_encoder import VisionParts
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from foveate.families.grids import Grid, Run
 from foveate.families.qwen import QwenVL, sizes_of
 from foveate.families.turns import in_turn
-from foveate.families.vision import VisionParts
+from foveate.families.vision_encoder import VisionParts
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from foveate.errors import UnsupportedModelError
 from foveate.families.base import Family
 from foveate.families.grids import Grid, Run
-from foveate.families.vision import VisionParts
+from foveate.families.vision_encoder import VisionParts
 
 GEMMA3 = Family("gemma3", "Gemma 3", "google/gemma-3-4b-it")
 

@@ -17,7 +17,7 @@ from foveate.families.base import Family
 from foveate.families.grids import Grid, Run
 from foveate.families.qwen import sizes_of
 from foveate.families.turns import in_turn
-from foveate.families.vision import VisionParts
+from foveate.families.vision_encoder import VisionParts
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from foveate.errors import UnsupportedModelError
 from foveate.families.base import Family, Parts
 from foveate.families.grids import Grid, Run
 from foveate.families.turns import where_grids_lie
-from foveate.families.vision import kept_sizes
+from foveate.families.vision_encoder import kept_sizes
 
 TOGETHER = 1  # tokens between two tiles of an image, at most; between images there are at least an end and a start
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from foveate.errors import UnsupportedModelError
 from foveate.families.base import Family
 from foveate.families.grids import WHOLE, Grid, Region, Run, tiles
-from foveate.families.vision import average_squares
+from foveate.families.vision_encoder import average_squares
 
 
 @dataclass(frozen=True)

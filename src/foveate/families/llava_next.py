@@ -12,7 +12,7 @@ from torch import Tensor
 from foveate.families.base import Family
 from foveate.families.grids import Grid, Run
 from foveate.families.turns import frames_of, in_turn
-from foveate.families.vision import same_features
+from foveate.families.vision_encoder import same_features
 
 
 @dataclass(frozen=True)

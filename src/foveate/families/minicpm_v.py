@@ -15,7 +15,7 @@ from torch import Tensor
 from foveate.families.grids import Grid, Region, Run, tiles
 from foveate.families.qwen import Qwen3_5
 from foveate.families.turns import Places, where_grids_lie
-from foveate.families.vision import kept_sizes
+from foveate.families.vision_encoder import kept_sizes
 
 NEAR, NEW_ROW = 2, 3  # tokens between two slices of a row, or two frames; a line break more between two rows
 Piece = tuple[int, Places, Grid]

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from foveate.errors import UnsupportedModelError
 from foveate.families.base import Family
 from foveate.families.grids import WHOLE, Grid, Region, Run, tiles
-from foveate.families.vision import VisionParts, average_squares
+from foveate.families.vision_encoder import VisionParts, average_squares
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foveate.families.qwen import QwenVL
-from foveate.families.vision import VisionParts, find_vision_parts
+from foveate.families.vision_encoder import VisionParts, find_vision_parts
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from foveate.families.base import Family
 from foveate.families.grids import Grid, Run
 from foveate.families.turns import Places, take_turns, where_grids_lie
-from foveate.families.vision import VisionParts, find_vision_parts, kept_sizes
+from foveate.families.vision_encoder import VisionParts, find_vision_parts, kept_sizes
 
 
 def pixtral_grids(kwargs: Mapping[str, Any], runs: Sequence[Run], patch: int) -> list[tuple[Grid, ...]] | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from foveate.families.base import Family, LayerAdditions
 from foveate.families.grids import Grid, Run
 from foveate.families.turns import Places, take_turns
-from foveate.families.vision import kept_sizes
+from foveate.families.vision_encoder import kept_sizes
 
 KINDS = ("image", "video")
 
