@@ -20,7 +20,7 @@ from transformers.utils import is_torchvision_available
 
 import foveate
 from foveate.errors import FoveateError, ModelNotReachable
-from foveate.families.processing import explain_missing, load_processor
+from foveate.families.processors import explain_missing, load_processor
 from tests.tiny_models import IMAGE, VIDEO, build
 from tests.tiny_pictures import VISION_END, VISION_START
 from tests.tiny_sizes import PAD
@@ -289,7 +289,7 @@ def test_same_inputs_as_the_full_processor(tmp_path, monkeypatch, model_type, la
     full = load_processor(folder)
     assert type(full) is getattr(transformers, QWEN[model_type][0])
     with monkeypatch.context() as patch:
-        patch.setattr("foveate.families.processing.is_torchvision_available", lambda: False)
+        patch.setattr("foveate.families.processors.is_torchvision_available", lambda: False)
         part = load_processor(folder)
     batch = [messages(picture(90, 61), picture(200, 120, 1)), messages(picture(50, 220, 2))]
     options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "padding": True}

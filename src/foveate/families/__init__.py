@@ -47,7 +47,7 @@ from foveate.families.step3p7 import STEP3P7
 from foveate.families.vision_encoder import VisionParts, same_features
 
 if TYPE_CHECKING:
-    from foveate.families.processing import load_processor
+    from foveate.families.processors import load_processor
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
@@ -145,7 +145,7 @@ def family_of(model: nn.Module) -> Family:
 
 def __getattr__(name: str) -> Any:
     if name == "load_processor":  # loads transformers' processors only when asked for
-        from foveate.families.processing import load_processor
+        from foveate.families.processors import load_processor
 
         return load_processor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -110,7 +110,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto", any_family:
         return LoadedModel(name, model.to(place).eval(), processor, _tiny_prompt)
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    from foveate.families.processing import explain_missing, load_processor
+    from foveate.families.processors import explain_missing, load_processor
 
     # a Hub that does not answer is asked once: left to itself, transformers asks for each of ten files, six times each
     local = not Path(name).is_dir() and not hub_answers()

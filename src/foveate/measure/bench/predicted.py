@@ -34,7 +34,7 @@ def config_named(name: str) -> Any:
     """
     from transformers import AutoConfig
 
-    from foveate.families.processing import explain_missing
+    from foveate.families.processors import explain_missing
 
     if name == TINY:
         from foveate.tiny.model import WEIGHTS
