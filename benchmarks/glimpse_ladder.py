@@ -21,8 +21,8 @@ from transformers import get_cosine_schedule_with_warmup
 from foveate.learn.glimpse_step import GlimpseForTraining, Weighing, collate, read_prompt
 from foveate.learn.glimpse_train import sizes_for
 from foveate.learn.grounded import from_scenes
-from foveate.measure.evaluate import Settings as Evaluation
-from foveate.measure.evaluate import evaluate
+from foveate.measure.eval.evaluate import Settings as Evaluation
+from foveate.measure.eval.evaluate import evaluate
 from foveate.measure.loading import load_model
 from foveate.measure.spec import parse_methods
 from foveate.pruners import GlimpsePrune

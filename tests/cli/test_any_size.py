@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from foveate.measure.evaluate import RESULT
+from foveate.measure.eval.evaluate import RESULT
 from tests.families.test_processing import needs_images, needs_no_torchvision
 from tests.measure.folders import picture
 

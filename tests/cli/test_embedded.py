@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from foveate.measure.evaluate import RESULT
+from foveate.measure.eval.evaluate import RESULT
 from foveate.tiny.model import WEIGHTS
 
 pytestmark = pytest.mark.skipif(not (WEIGHTS / "model.safetensors").is_file(), reason="no weights in this checkout")

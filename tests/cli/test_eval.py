@@ -3,7 +3,7 @@ import json
 import pytest
 
 from foveate import BTP
-from foveate.measure.evaluate import RESULT, TABLES
+from foveate.measure.eval.evaluate import RESULT, TABLES
 from tests.cli.test_run import in_one_line
 
 pytestmark = pytest.mark.usefixtures("words_suite")
@@ -60,7 +60,7 @@ def test_a_mean_budget_and_a_saved_pruner(evaluate, tmp_path, monkeypatch):
 
 
 def test_a_stopped_run_says_how_to_go_on(evaluate, tmp_path, monkeypatch):
-    from foveate.measure import evaluate as module
+    from foveate.measure.eval import evaluate as module
 
     def stop(*_):
         raise KeyboardInterrupt

@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from foveate.measure import evaluate as module
-from foveate.measure.evaluate import JOURNAL, Settings, evaluate
+from foveate.measure.eval import evaluate as module
+from foveate.measure.eval.evaluate import JOURNAL, Settings, evaluate
 from foveate.measure.evidence import NoEvidenceError
 from foveate.measure.journal import JournalMismatch
 from foveate.measure.spec import parse_methods

@@ -43,7 +43,7 @@ def eval_(
     dtype: DType = "auto",
 ) -> None:
     """Compare methods and budgets with the dense model, beside random tokens and a smaller image."""
-    from foveate.measure.evaluate import RESULT, TABLES, Settings, evaluate
+    from foveate.measure.eval.evaluate import RESULT, TABLES, Settings, evaluate
     from foveate.measure.loading import load_model
     from foveate.measure.spec import parse_methods
     from foveate.measure.table import NOT_PRUNED, OFF_BUDGET, OUT_OF_REACH, markdown, result_notes, result_tables

@@ -1,0 +1,1 @@
+"""The three laws, on a model that the user has."""

@@ -1,0 +1,1 @@
+"""Answers of a pruned model beside the dense model's, on many questions."""

@@ -1,0 +1,1 @@
+"""What pruning would gain, from a model's config and a machine's rates."""
