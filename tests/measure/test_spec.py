@@ -4,7 +4,7 @@ import pytest
 
 from foveate import make
 from foveate.errors import BudgetError, UnknownMethodError
-from foveate.measure.arms import plan_arms
+from foveate.measure.eval.arms import plan_arms
 from foveate.measure.spec import MethodSpec, brief, build, parse_methods, parse_value
 
 

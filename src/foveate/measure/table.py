@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from foveate.measure.arms import DOWNSAMPLE
+from foveate.measure.eval.arms import DOWNSAMPLE
 
 NOT_PRUNED, OFF_BUDGET, OUT_OF_REACH = "NOT PRUNED", "OFF BUDGET", "OUT OF REACH"
 FAR_OFF = 0.03  # share of the visual tokens by which an arm may miss what was asked for, before a note says so

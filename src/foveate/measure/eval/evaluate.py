@@ -9,7 +9,7 @@ from typing import Any, Literal
 from foveate.families import family_of
 from foveate.measure import environment
 from foveate.measure.answer import Answer, answer_batch
-from foveate.measure.arms import Arm, plan_arms
+from foveate.measure.eval.arms import Arm, plan_arms
 from foveate.measure.evidence import Evidence, evidence_masks
 from foveate.measure.journal import Journal
 from foveate.measure.loading import LoadedModel
