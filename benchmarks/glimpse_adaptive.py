@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 import foveate
 from foveate.measure import environment
-from foveate.measure.answer import answer_batch
+from foveate.measure.eval.answers import answer_batch
 from foveate.measure.loading import load_model
 from foveate.measure.suite import is_correct, load_suite, suite_fingerprint
 

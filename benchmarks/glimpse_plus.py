@@ -21,7 +21,7 @@ import torch
 
 import foveate
 from foveate.measure import environment
-from foveate.measure.answer import Answer, answer_batch
+from foveate.measure.eval.answers import Answer, answer_batch
 from foveate.measure.loading import LoadedModel, load_model
 from foveate.measure.statistics import accuracy_kept
 from foveate.measure.suite import Example, is_correct, load_suite, suite_fingerprint

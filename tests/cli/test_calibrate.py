@@ -109,7 +109,7 @@ def test_the_embedded_model(run, tmp_path):
     )  # fmt: skip
     assert found.exit_code == 0, found.output
     pruner = foveate.load(tmp_path)
-    from foveate.measure.answer import run_batch
+    from foveate.measure.eval.answers import run_batch
     from foveate.measure.loading import load_model
     from foveate.measure.suite import load_suite
 

@@ -8,7 +8,7 @@ from foveate import BTP
 from foveate.learn.calibrate import drop_everything
 from foveate.learn.divergence import CAP, IGNORE, dense_answer, divergence, force, next_words
 from foveate.learn.samples import Sample
-from foveate.measure.answer import run_batch
+from foveate.measure.eval.answers import run_batch
 from tests.measure.folders import picture
 
 ASKED = [Sample("what is this ?", picture(1)), Sample("where is this red blue colour ?", picture(2))]

@@ -122,7 +122,7 @@ def _without_images(inputs):
 
 
 def test_the_oracle_keeps_the_evidence(loaded):
-    from foveate.measure.answer import run_batch
+    from foveate.measure.eval.answers import run_batch
     from foveate.measure.evidence import Evidence, evidence_masks
     from foveate.measure.grid import visual_positions
 

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from foveate.measure.downsample import downsample
+from foveate.measure.eval.answers import downsample
 from foveate.measure.seen import seen_image
 from tests.measure.folders import picture
 

@@ -31,7 +31,7 @@ def run(
     images = [open_image(source) for source in image or []]
     pruner = make_pruner(method, keep, option or [], "0.22")
     with console(stderr=True).status(f"loading {model}"):
-        from foveate.measure.answer import run_batch
+        from foveate.measure.eval.answers import run_batch
         from foveate.measure.loading import load_model
 
         quiet_loading()

@@ -12,7 +12,7 @@ from torch import Tensor
 from foveate.families import family_of
 from foveate.learn.grounded import GroundedSample
 from foveate.learn.targets import shown_targets
-from foveate.measure.answer import run_batch
+from foveate.measure.eval.answers import run_batch
 from foveate.measure.loading import LoadedModel
 from foveate.measure.suite import is_correct
 from foveate.pruners import GlimpsePrune, VisualTokens

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.measure.answer import Batch, run_batch
+from foveate.measure.eval.answers import Batch, run_batch
 from foveate.measure.grid import image_grids
 from foveate.measure.loading import LoadedModel
 from foveate.measure.overlay import draw_panels, overlay_row

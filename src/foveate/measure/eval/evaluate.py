@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from foveate.families import family_of
 from foveate.measure import environment
-from foveate.measure.answer import Answer, answer_batch
+from foveate.measure.eval.answers import Answer, answer_batch
 from foveate.measure.eval.arms import Arm, plan_arms
 from foveate.measure.evidence import Evidence, evidence_masks
 from foveate.measure.journal import Journal

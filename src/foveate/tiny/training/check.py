@@ -61,7 +61,7 @@ class Items:
 @torch.no_grad()
 def visual_tokens(model: torch.nn.Module, scenes: list[Scene], dtype: torch.dtype, keep: float = 1.0) -> torch.Tensor:
     """The model's visual tokens, (Q, 256, D); ``keep`` below 1 gives images with that share of the pixels."""
-    from foveate.measure.downsample import downsample
+    from foveate.measure.eval.answers import downsample
 
     out = []
     for first in range(0, len(scenes), 32):

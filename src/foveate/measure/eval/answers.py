@@ -1,12 +1,12 @@
 """One batch of questions, answered dense or pruned, with what the report says was kept."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from PIL import Image
 
-from foveate.measure.downsample import downsample
 from foveate.measure.grid import visual_positions
 from foveate.measure.loading import LoadedModel
 from foveate.measure.suite import Example
@@ -134,3 +134,18 @@ def _after(report: Any, dense: list[Answer]) -> list[Answer]:
         )
         for cost, positions in zip(dense, first.stages[-1].kept, strict=True)
     ]
+
+
+def downsample(image: Image.Image, keep: float) -> Image.Image:
+    """Return the image with ``keep`` of its pixels.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+        Any size.
+    keep : float
+        Share of the pixels, over 0 and at most 1.
+    """
+    side = math.sqrt(keep)
+    size = max(1, round(image.width * side)), max(1, round(image.height * side))
+    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
