@@ -5,8 +5,8 @@ import pytest
 
 from foveate.measure.eval import evaluate as module
 from foveate.measure.eval.evaluate import JOURNAL, Settings, evaluate
+from foveate.measure.eval.journal import JournalMismatch
 from foveate.measure.evidence import NoEvidenceError
-from foveate.measure.journal import JournalMismatch
 from foveate.measure.spec import parse_methods
 from foveate.measure.suite import UnknownSuiteError, is_correct, load_suite
 from foveate.measure.table import NOT_PRUNED, OFF_BUDGET, markdown, result_notes, result_tables

@@ -10,8 +10,8 @@ from foveate.families import family_of
 from foveate.measure import environment
 from foveate.measure.eval.answers import Answer, answer_batch
 from foveate.measure.eval.arms import Arm, plan_arms
+from foveate.measure.eval.journal import Journal
 from foveate.measure.evidence import Evidence, evidence_masks
-from foveate.measure.journal import Journal
 from foveate.measure.loading import LoadedModel
 from foveate.measure.spec import MethodSpec
 from foveate.measure.suite import Example, is_correct, load_suite, suite_fingerprint
