@@ -20,9 +20,9 @@ from typing import Any
 
 from foveate import BTP, Random
 from foveate.measure import environment
+from foveate.measure.eval.suites import load_suite
 from foveate.measure.loading import load_model
 from foveate.measure.stage_errors import stage_errors
-from foveate.measure.suite import load_suite
 from foveate.pruners import Pruner
 
 BATCH = 10

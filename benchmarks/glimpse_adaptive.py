@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 import foveate
 from foveate.measure import environment
 from foveate.measure.eval.answers import answer_batch
+from foveate.measure.eval.suites import is_correct, load_suite, suite_fingerprint
 from foveate.measure.loading import load_model
-from foveate.measure.suite import is_correct, load_suite, suite_fingerprint
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from typer.testing import CliRunner
 
 from foveate.cli import app
-from foveate.measure import suite
+from foveate.measure.eval import suites as suite
 from tests.families.test_processing import qwen_folder
 from tests.measure.folders import picture, questions, save_llava
 from tests.tiny_sizes import MROPE, QWEN_VISION, TEXT

@@ -26,7 +26,7 @@ def test_run_with_two_sizes(run, qwen, tmp_path):
 
 @pytest.mark.usefixtures("words_suite")
 def test_downsampling_saves_tokens_here(run, qwen, tmp_path, monkeypatch):
-    from foveate.measure import suite
+    from foveate.measure.eval import suites as suite
     from tests.measure.folders import questions
 
     def larger(samples, seed):

@@ -110,8 +110,8 @@ def test_the_embedded_model(run, tmp_path):
     assert found.exit_code == 0, found.output
     pruner = foveate.load(tmp_path)
     from foveate.measure.eval.answers import run_batch
+    from foveate.measure.eval.suites import load_suite
     from foveate.measure.loading import load_model
-    from foveate.measure.suite import load_suite
 
     examples = load_suite("scenes", 2, 0)
     batch = run_batch(

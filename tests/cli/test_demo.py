@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 import foveate
-from foveate.measure import loading, suite
+from foveate.measure import loading
 from foveate.measure.cost import time_note
+from foveate.measure.eval import suites as suite
 from foveate.measure.prefill import PrefillTime
 from tests.measure.folders import questions
 

@@ -1,6 +1,6 @@
 import pytest
 
-from foveate.measure import suite
+from foveate.measure.eval import suites as suite
 from foveate.measure.loading import load_model
 from tests.measure.folders import questions, save_llava
 

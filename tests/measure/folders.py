@@ -8,7 +8,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
-from foveate.measure.suite import Example
+from foveate.measure.eval.suites import Example
 from tests.tiny_models import IMAGE, build
 from tests.tiny_sizes import PAD
 

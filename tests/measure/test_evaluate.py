@@ -6,9 +6,9 @@ import pytest
 from foveate.measure.eval import evaluate as module
 from foveate.measure.eval.evaluate import JOURNAL, Settings, evaluate
 from foveate.measure.eval.journal import JournalMismatch
+from foveate.measure.eval.suites import UnknownSuiteError, is_correct, load_suite
 from foveate.measure.evidence import NoEvidenceError
 from foveate.measure.spec import parse_methods
-from foveate.measure.suite import UnknownSuiteError, is_correct, load_suite
 from foveate.measure.table import NOT_PRUNED, OFF_BUDGET, markdown, result_notes, result_tables
 
 pytestmark = pytest.mark.usefixtures("words_suite")
@@ -19,7 +19,7 @@ SETTINGS = Settings(
 
 @pytest.fixture(scope="module")
 def result(loaded, tmp_path_factory):
-    from foveate.measure import suite
+    from foveate.measure.eval import suites as suite
     from tests.measure.folders import questions
 
     with pytest.MonkeyPatch.context() as patch:

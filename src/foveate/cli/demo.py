@@ -28,9 +28,9 @@ def demo(
     with console(stderr=True).status("loading the embedded model"):
         from foveate.measure.compare import compare
         from foveate.measure.cost import cost_lines, time_note
+        from foveate.measure.eval.suites import load_suite
         from foveate.measure.loading import TINY, load_model
         from foveate.measure.spec import brief
-        from foveate.measure.suite import load_suite
 
         quiet_loading()
         loaded = load_model(TINY, device="cpu")
@@ -64,7 +64,7 @@ def _glimpse(loaded: Any, seed: int, picture: Path) -> Any:
     """Show how many tokens GlimpsePrune keeps for a question that needs few and for one that needs many."""
     from foveate import load
     from foveate.measure.compare import compare
-    from foveate.measure.suite import load_suite
+    from foveate.measure.eval.suites import load_suite
 
     grounded = [one for one in load_suite("scenes", 90, seed) if _evidence(one) and one.answer != "no"]
     easy, cluttered = min(grounded, key=_evidence), max(grounded, key=_evidence)
@@ -87,7 +87,7 @@ def _evidence(example: Any) -> int:
 
 
 def _answers(found: Any) -> list[list[str]]:
-    from foveate.measure.suite import is_correct
+    from foveate.measure.eval.suites import is_correct
 
     def marked(text: str, truth: str) -> str:
         return text if is_correct(text, truth) else f"{text or '(nothing)'} {WRONG}"

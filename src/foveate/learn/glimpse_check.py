@@ -13,8 +13,8 @@ from foveate.families import family_of
 from foveate.learn.grounded import GroundedSample
 from foveate.learn.targets import shown_targets
 from foveate.measure.eval.answers import run_batch
+from foveate.measure.eval.suites import is_correct
 from foveate.measure.loading import LoadedModel
-from foveate.measure.suite import is_correct
 from foveate.pruners import GlimpsePrune, VisualTokens
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from foveate.errors import FoveateError
 from foveate.learn.errors import CalibrationError
-from foveate.measure.suite import load_suite, suite_fingerprint
+from foveate.measure.eval.suites import load_suite, suite_fingerprint
 
 DESCRIBE = "Describe the image."
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate import select
 from foveate.errors import FoveateError
-from foveate.measure.suite import Example
+from foveate.measure.eval.suites import Example
 from foveate.pruners import SingleStagePruner, VisualTokens
 
 

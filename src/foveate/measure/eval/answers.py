@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from PIL import Image
 
+from foveate.measure.eval.suites import Example
 from foveate.measure.grid import visual_positions
 from foveate.measure.loading import LoadedModel
-from foveate.measure.suite import Example
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from foveate.measure import environment
 from foveate.measure.eval.answers import Answer, answer_batch
 from foveate.measure.eval.arms import Arm, plan_arms
 from foveate.measure.eval.journal import Journal
+from foveate.measure.eval.suites import Example, is_correct, load_suite, suite_fingerprint
 from foveate.measure.eval.summary import summarise
 from foveate.measure.evidence import Evidence, evidence_masks
 from foveate.measure.loading import LoadedModel
 from foveate.measure.spec import MethodSpec
-from foveate.measure.suite import Example, is_correct, load_suite, suite_fingerprint
 
 JOURNAL, RESULT, TABLES = "answers.jsonl", "result.json", "result.md"
 SEEDS_APART = 100_003  # so that two seeds of an evaluation share no seed of a batch
