@@ -120,7 +120,7 @@ def build(name: str, options: dict[str, Any]) -> Any:
 def method_class(name: str) -> type:
     """Return the class of a method that can be evaluated, the diagnostic ``evidence`` among them."""
     from foveate import load
-    from foveate.measure.evidence import Evidence
+    from foveate.measure.eval.oracle import Evidence
     from foveate.pruners import METHODS
 
     known = {**METHODS, Evidence.name: Evidence}

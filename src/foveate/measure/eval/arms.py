@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from foveate.errors import BudgetError, UnknownMethodError
-from foveate.measure.evidence import Evidence
+from foveate.measure.eval.oracle import Evidence
 from foveate.measure.spec import MethodSpec, build, has_option, method_class
 
 DENSE, DOWNSAMPLE, RANDOM = "dense", "downsample", "random"
