@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 from foveate.measure.eval.arms import DOWNSAMPLE, RANDOM, Arm, stage
-from foveate.measure.statistics import LEVEL, RESAMPLES, accuracy_gap, accuracy_kept
+from foveate.measure.eval.statistics import LEVEL, RESAMPLES, accuracy_gap, accuracy_kept
 
 SHARES = ("mean_tokens_per_layer", "kv_share", "flops_share")
 Rows = list[dict[str, Any]]
