@@ -3,7 +3,7 @@
 import transformers
 
 from foveate.families import FAMILIES
-from foveate.measure.check import check_model
+from foveate.measure.check.check import check_model
 from foveate.measure.loading import LoadedModel
 from foveate.pruners import Random
 from tests.families.test_grids_of_processors import words

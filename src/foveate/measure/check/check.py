@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from foveate.errors import FoveateError
-from foveate.families import Family
+from foveate.families import FAMILIES, Family
+from foveate.measure.check.check.check import Prompts, prompts
 from foveate.measure.check_noise import Noise, judged, measure_noise
-from foveate.measure.check_prompts import Prompts, prompts
-from foveate.measure.loading import LoadedModel
-from foveate.testing import Law, check_laws, dense_run
+from foveate.measure.loading import LoadedModel, LoadError
+from foveate.measure.spec import build, has_option, is_saved, parse_methods
+from foveate.testing import Law, Uneven, check_laws, dense_run
 
 
 class CheckError(FoveateError):
@@ -135,3 +142,101 @@ def _inputs(loaded: LoadedModel, batch: Prompts) -> tuple[Any, list[Any]]:
 def _line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+KEEP = 0.3  # of methods that were not told
+
+
+def make_pruners(text: str) -> list[Any]:
+    """The methods of a comma-separated list, `uneven` among them.
+
+    Raises
+    ------
+    UnknownMethodError
+        No such method or option.
+    BudgetError
+        An option's value makes no sense.
+    """
+    pruners = []
+    for spec in parse_methods(text):
+        if spec.name == Uneven.name:
+            pruners.append(Uneven(**spec.options))
+            continue
+        usual = {} if is_saved(spec.name) or not has_option(spec.name, "keep") else {"keep": KEEP}
+        pruners.append(build(spec.name, usual | spec.options))
+    if not pruners:
+        raise LoadError("no method to check: --methods is empty")
+    return pruners
+
+
+def family_named(name: str) -> Family:
+    """A listed family by its model type, the default, or the `NAME` of a file `FILE.py:NAME`.
+
+    Raises
+    ------
+    LoadError
+        No such family, file or name in it.
+    """
+    if name == "default":
+        return Family("any", "any model", "")
+    if name in FAMILIES:
+        return FAMILIES[name]
+    file, _, attribute = name.rpartition(":")
+    if not file.endswith(".py") or not Path(file).is_file():
+        raise LoadError(f"no family '{name}': use default, FILE.py:NAME, or one of {', '.join(FAMILIES)}")
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    if spec is None or spec.loader is None:
+        raise LoadError(f"{file} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(spec.name, module)  # dataclasses look for the module of a class
+    spec.loader.exec_module(module)
+    found = getattr(module, attribute, None)
+    if not isinstance(found, Family):
+        raise LoadError(f"{file} has no family named '{attribute}' (an instance of foveate.families.Family)")
+    return found
+
+
+def use_attention(model: Any, name: str | None) -> None:
+    """Switch the attention backend of the whole model; None leaves it as it is.
+
+    Raises
+    ------
+    LoadError
+        The model or this machine does not have it.
+    """
+    if name is None:
+        return
+    try:
+        model.set_attn_implementation(name)
+    except (ValueError, ImportError) as error:
+        raise LoadError(f"no attention backend '{name}' for this model: {str(error).splitlines()[0][:200]}") from error
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A batch of prompts: what it is, and a question and the images of each sample."""
+
+    name: str
+    questions: list[str]
+    images: list[list[Image.Image]]
+
+
+def prompts(seed: int = 0) -> list[list[Prompts]]:
+    """One image; two of different shape; and a ragged batch with a sample of text alone.
+
+    Each with what to take in its stead, in order, where a model does not take it.
+    """
+    from foveate import tiny
+
+    rng = np.random.default_rng(seed)
+    square, other = (tiny.make_scene(rng).pil() for _ in range(2))
+    wide = other.resize((square.width * 3 // 2, square.height), Image.Resampling.BICUBIC)
+    short, long = "how many circles are there?", "how many circles are there, and what colour is the largest square?"
+    mixed = Prompts("a ragged batch", [short, long, long], [[wide], [], [square, wide]])
+    images = Prompts("a ragged batch of images", [short, long], [[wide], [square, wide]])
+    one_each = Prompts("a ragged batch, one image each", [short, long], [[wide], [square]])
+    return [
+        [Prompts("one image", [short], [[square]])],
+        [Prompts("two images", [long], [[square, wide]])],
+        [mixed, images, one_each],
+    ]
