@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from foveate.engine.arguments import cache_of
-from foveate.measure import check_noise, loading
+from foveate.measure import loading
+from foveate.measure.check import tolerance as check_noise
 from foveate.testing.laws import ALONE, KEEP_ALL, MASKED
 from tests.cli.test_run import in_one_line
 from tests.families.test_processing import needs_images, needs_no_torchvision
