@@ -8,9 +8,9 @@ from PIL import Image
 
 import foveate
 from foveate.measure import loading
-from foveate.measure.cost import time_note
 from foveate.measure.eval import suites as suite
 from foveate.measure.prefill import PrefillTime
+from foveate.measure.tables import time_note
 from tests.measure.folders import questions
 
 demo_command = import_module("foveate.cli.demo")  # the package has the function of that name

@@ -9,7 +9,7 @@ from foveate.measure.eval.journal import JournalMismatch
 from foveate.measure.eval.oracle import NoEvidenceError
 from foveate.measure.eval.suites import UnknownSuiteError, is_correct, load_suite
 from foveate.measure.spec import parse_methods
-from foveate.measure.table import NOT_PRUNED, OFF_BUDGET, markdown, result_notes, result_tables
+from foveate.measure.tables import NOT_PRUNED, OFF_BUDGET, markdown, result_notes, result_tables
 
 pytestmark = pytest.mark.usefixtures("words_suite")
 SETTINGS = Settings(

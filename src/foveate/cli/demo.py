@@ -27,10 +27,10 @@ def demo(
     pruner = make_pruner(method, keep, option or [], "0.25")
     with console(stderr=True).status("loading the embedded model"):
         from foveate.measure.compare import compare
-        from foveate.measure.cost import cost_lines, time_note
         from foveate.measure.eval.suites import load_suite
         from foveate.measure.loading import TINY, load_model
         from foveate.measure.spec import brief
+        from foveate.measure.tables import cost_lines, time_note
 
         quiet_loading()
         loaded = load_model(TINY, device="cpu")

@@ -46,7 +46,7 @@ def eval_(
     from foveate.measure.eval.evaluate import RESULT, TABLES, Settings, evaluate
     from foveate.measure.loading import load_model
     from foveate.measure.spec import parse_methods
-    from foveate.measure.table import NOT_PRUNED, OFF_BUDGET, OUT_OF_REACH, markdown, result_notes, result_tables
+    from foveate.measure.tables import NOT_PRUNED, OFF_BUDGET, OUT_OF_REACH, markdown, result_notes, result_tables
 
     if budget not in ("after", "mean"):
         raise BudgetError(f"--budget is 'after' or 'mean', got '{budget}'")

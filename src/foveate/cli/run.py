@@ -68,7 +68,7 @@ def make_pruner(method: str, keep: str | None, options: list[str], usual: str) -
 
 def _show(batch: Any, loaded: Any, images: list[Any], overlay: Path | None) -> str | None:
     """Print what was kept, write the picture, and return where it is."""
-    from foveate.measure.cost import cost_lines, where
+    from foveate.measure.tables import cost_lines, where
 
     prefill = batch.report.prefills[0]
     if prefill.skipped:
@@ -89,8 +89,8 @@ def _errors(loaded: Any, batch: Any, pruner: Any) -> list[dict[str, Any]]:
     """Print the errors of each cut, and return them."""
     from dataclasses import asdict
 
-    from foveate.measure.cost import where
     from foveate.measure.stage_errors import stage_errors
+    from foveate.measure.tables import where
 
     found = stage_errors(loaded.model, pruner, batch.inputs)
     columns = ["cut", "its layer", "last layer", "its layer, cuts before too", "last layer, cuts before too"]

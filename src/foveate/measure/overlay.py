@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from foveate.measure.cost import where
 from foveate.measure.grid import ImageGrid
+from foveate.measure.tables import where
 
 SMALLEST, LARGEST = 336, 640  # pixels of a panel's longer side
 GAP, HEAD = 14, 26

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from foveate.measure.table import Cells, percent
+from foveate.measure.tables import Cells, percent
 
 WORDS = 2  # columns of words
 PARTS = ("before", "behind", "choosing", "compaction", "rest")

@@ -8,7 +8,7 @@ from foveate.measure.bench.arms import AGAIN, DENSE
 from foveate.measure.bench.check import noise
 from foveate.measure.bench.result import dense_entry
 from foveate.measure.bench.timing import PARTS
-from foveate.measure.table import Cells, markdown_row, percent
+from foveate.measure.tables import Cells, markdown_row, percent
 
 WORDS = 2  # columns
 
