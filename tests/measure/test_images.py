@@ -4,7 +4,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from foveate.measure.eval.answers import downsample
-from foveate.measure.seen import seen_image
+from foveate.measure.overlay import seen_image
 from tests.measure.folders import picture
 
 
