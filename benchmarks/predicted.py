@@ -23,8 +23,7 @@ import torch
 
 import foveate
 from foveate.measure import environment
-from foveate.measure.bench.encoded import encode
-from foveate.measure.bench.prompts import make_prompt
+from foveate.measure.bench.prompts import encode, make_prompt
 from foveate.measure.bench.run import random_model
 from foveate.measure.bench.timing import CPU, WALL, Times, timed_run
 from foveate.measure.choosing import measure_choosing
