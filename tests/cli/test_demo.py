@@ -8,8 +8,8 @@ from PIL import Image
 
 import foveate
 from foveate.measure import loading
+from foveate.measure.bench.timing import PrefillTime
 from foveate.measure.eval import suites as suite
-from foveate.measure.prefill import PrefillTime
 from foveate.measure.tables import time_note
 from tests.measure.folders import questions
 

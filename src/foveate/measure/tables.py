@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from foveate.measure.bench.timing import PrefillTime
 from foveate.measure.eval.arms import DOWNSAMPLE
-from foveate.measure.prefill import PrefillTime
 
 NOT_PRUNED, OFF_BUDGET, OUT_OF_REACH = "NOT PRUNED", "OFF BUDGET", "OUT OF REACH"
 FAR_OFF = 0.03  # share of the visual tokens by which an arm may miss what was asked for, before a note says so
