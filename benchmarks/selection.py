@@ -30,7 +30,7 @@ from selection_arms import OURS, arms_of, clustered, plain_forms, relevant, sali
 from torch import Tensor
 
 from foveate.measure import environment
-from foveate.measure.bench.memory import ON_CPU, ON_CUDA, peak_bytes
+from foveate.measure.bench.counters import ON_CPU, ON_CUDA, peak_bytes
 
 KEEPS = (0.11, 0.22, 0.5)
 SIZES = (576, 2880, 8192, 16384)

@@ -10,8 +10,7 @@ import torch
 
 from foveate.engine.arguments import cache_of
 from foveate.measure.bench.arms import AGAIN, DENSE, SMALLER, Arm
-from foveate.measure.bench.flops import counted
-from foveate.measure.bench.memory import cache_bytes, peak_bytes
+from foveate.measure.bench.counters import cache_bytes, counted, peak_bytes
 from foveate.measure.bench.prompts import BenchPrompt
 from foveate.measure.bench.settings import BenchSettings
 from foveate.measure.bench.timing import Times, attached, new_cache, prefill, split_run, timed_run
