@@ -13,11 +13,10 @@ from foveate import BTP, Random
 from foveate.errors import BudgetError
 from foveate.families import family_of
 from foveate.measure.bench.arms import AGAIN, DENSE, Arm, check_methods, make_arms, published
-from foveate.measure.bench.check import failures
 from foveate.measure.bench.counters import cache_bytes, counted, peak_bytes
 from foveate.measure.bench.measure import Measured, _order, measure
 from foveate.measure.bench.prompts import encode, make_prompt, processed
-from foveate.measure.bench.result import entries
+from foveate.measure.bench.result import entries, failures
 from foveate.measure.bench.run import random_model, run
 from foveate.measure.bench.settings import BenchSettings
 from foveate.measure.bench.shapes import SHAPES, shape_named

@@ -12,11 +12,10 @@ import torch
 
 from foveate.measure import environment
 from foveate.measure.bench.arms import AGAIN, DENSE, SMALLER, Arm, make_arms
-from foveate.measure.bench.check import RULE, failures
 from foveate.measure.bench.counters import ON_CPU, ON_CUDA
 from foveate.measure.bench.measure import measure
 from foveate.measure.bench.prompts import BenchPrompt, encode, make_prompt
-from foveate.measure.bench.result import entries
+from foveate.measure.bench.result import RULE, entries, failures
 from foveate.measure.bench.settings import BenchSettings
 from foveate.measure.bench.shapes import shape_named
 from foveate.measure.bench.timing import CPU, WALL

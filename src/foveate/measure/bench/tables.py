@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from foveate.measure.bench.arms import AGAIN, DENSE
-from foveate.measure.bench.check import noise
-from foveate.measure.bench.result import dense_entry
+from foveate.measure.bench.result import dense_entry, noise
 from foveate.measure.bench.timing import PARTS
 from foveate.measure.tables import Cells, markdown_row, percent
 
