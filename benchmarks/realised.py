@@ -30,9 +30,9 @@ import torch
 from realised_growth import draw_growth, growth_markdown
 
 from foveate.measure.bench.plot import draw
+from foveate.measure.bench.published_shapes import SHAPES
 from foveate.measure.bench.run import random_model, run, threads
 from foveate.measure.bench.settings import BenchSettings
-from foveate.measure.bench.shapes import SHAPES
 from foveate.measure.bench.tables import markdown
 from foveate.measure.loading import LoadedModel
 from foveate.measure.spec import parse_methods

@@ -16,10 +16,10 @@ from foveate.measure.bench.arms import AGAIN, DENSE, Arm, check_methods, make_ar
 from foveate.measure.bench.counters import cache_bytes, counted, peak_bytes
 from foveate.measure.bench.measure import Measured, _order, measure
 from foveate.measure.bench.prompts import encode, make_prompt, processed
+from foveate.measure.bench.published_shapes import SHAPES, shape_named
 from foveate.measure.bench.result import entries, failures
 from foveate.measure.bench.run import random_model, run
 from foveate.measure.bench.settings import BenchSettings
-from foveate.measure.bench.shapes import SHAPES, shape_named
 from foveate.measure.bench.timing import PARTS, new_cache, prefill, split_run
 from foveate.measure.loading import LoadedModel
 from foveate.measure.spec import parse_methods

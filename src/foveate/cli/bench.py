@@ -59,10 +59,10 @@ def bench(
     from foveate.cli.bench_predict import check_options, predicted, show_beside
     from foveate.measure.bench import plot as picture
     from foveate.measure.bench.arms import check_methods
+    from foveate.measure.bench.published_shapes import shape_named
     from foveate.measure.bench.run import run
     from foveate.measure.bench.run import threads as with_threads
     from foveate.measure.bench.settings import BenchSettings, shares, whole_numbers
-    from foveate.measure.bench.shapes import shape_named
     from foveate.measure.bench.tables import WORDS, notes, tables
     from foveate.measure.loading import LoadError
     from foveate.measure.spec import parse_methods
@@ -130,8 +130,8 @@ def _load(
     seed: int,
 ) -> tuple[Any, dict[str, Any]]:
     """Return the model, and what the result is to say of it."""
+    from foveate.measure.bench.published_shapes import shape_named
     from foveate.measure.bench.run import named_model, random_model
-    from foveate.measure.bench.shapes import shape_named
 
     with console(stderr=True).status(f"making {shape}" if shape else f"loading {model}"):
         quiet_loading()

@@ -15,9 +15,9 @@ from foveate.measure.bench.arms import AGAIN, DENSE, SMALLER, Arm, make_arms
 from foveate.measure.bench.counters import ON_CPU, ON_CUDA
 from foveate.measure.bench.measure import measure
 from foveate.measure.bench.prompts import BenchPrompt, encode, make_prompt
+from foveate.measure.bench.published_shapes import shape_named
 from foveate.measure.bench.result import RULE, entries, failures
 from foveate.measure.bench.settings import BenchSettings
-from foveate.measure.bench.shapes import shape_named
 from foveate.measure.bench.timing import CPU, WALL
 from foveate.measure.loading import LoadedModel, device_named, dtype_named, load_model
 
