@@ -8,7 +8,7 @@ from transformers import AutoConfig
 from foveate import GreedyPrune, Random
 from foveate.measure import choosing
 from foveate.measure.bench.published_shapes import shape_named
-from foveate.measure.predict import break_even, predict
+from foveate.measure.predict.predict import break_even, predict
 from foveate.measure.rates import Curve, Rates
 from foveate.tiny.model import WEIGHTS
 
