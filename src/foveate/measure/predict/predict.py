@@ -9,8 +9,8 @@ from typing import Any
 from foveate.engine.flops import prefill_flops
 from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.measure import choosing
+from foveate.measure.predict.parts import Pricer
 from foveate.measure.predict.prediction import Prediction, Times
-from foveate.measure.predict_parts import Pricer
 from foveate.measure.predict_stages import overhead, peaks, per_layer
 from foveate.measure.rates import Rates
 from foveate.measure.synthetic import extra_tokens
