@@ -28,7 +28,7 @@ from foveate.measure.bench.run import random_model
 from foveate.measure.bench.timing import CPU, WALL, Times, timed_run
 from foveate.measure.choosing import measure_choosing
 from foveate.measure.predict.predict import MARGIN, break_even, predict
-from foveate.measure.rates import Rates, measure_rates
+from foveate.measure.predict.rates import Rates, measure_rates
 from foveate.measure.spec import brief
 from foveate.pruners import Pruner
 

@@ -9,7 +9,7 @@ from foveate import GreedyPrune, Random
 from foveate.measure import choosing
 from foveate.measure.bench.published_shapes import shape_named
 from foveate.measure.predict.predict import break_even, predict
-from foveate.measure.rates import Curve, Rates
+from foveate.measure.predict.rates import Curve, Rates
 from foveate.tiny.model import WEIGHTS
 
 ARMS = {"random @ 0.3": Random(keep=0.3), "greedyprune @ 0.3": GreedyPrune(keep=0.3)}

@@ -14,7 +14,7 @@ from foveate import BTP, DivPrune, FastV, GlimpsePrune, GreedyPrune, PyramidDrop
 from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.measure import choosing
 from foveate.measure.predict.predict import break_even, predict
-from foveate.measure.rates import Curve, Rates, RatesError, Shape, measure_rates
+from foveate.measure.predict.rates import Curve, Rates, RatesError, Shape, measure_rates
 from foveate.measure.synthetic import grid_of
 from tests.laws.methods import METHODS
 from tests.tiny_models import build, inputs

@@ -10,8 +10,7 @@ import torch
 
 from foveate.errors import BudgetError
 from foveate.measure import synthetic
-from foveate.measure.curve import Curve
-from foveate.measure.rates import Rates, RatesError, Shape
+from foveate.measure.predict.rates import Curve, Rates, RatesError, Shape
 from foveate.measure.spec import brief
 from foveate.pruners.base import Pruner, SingleStagePruner
 from foveate.pruners.budget import tokens_to_keep

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.measure.rates import Curve, Shape
+from foveate.measure.predict.rates import Curve, Shape
 
 TOKENS = (1, 8, 64, 256, 1024, 4096)
 BYTES = (2**16, 2**20, 2**24, 2**27)

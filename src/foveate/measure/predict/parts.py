@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from foveate.measure.rates import Rates, Shape
+from foveate.measure.predict.rates import Rates, Shape
 
 # In operations that have nothing to do. Counted on tiny models of real classes, the Python between them with it:
 LAYER = 75  # a decoder layer of transformers

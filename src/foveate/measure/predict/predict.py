@@ -11,8 +11,8 @@ from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.measure import choosing
 from foveate.measure.predict.parts import Pricer
 from foveate.measure.predict.prediction import Prediction, Times
+from foveate.measure.predict.rates import Rates
 from foveate.measure.predict.stages import overhead, peaks, per_layer
-from foveate.measure.rates import Rates
 from foveate.measure.synthetic import extra_tokens
 from foveate.pruners.base import Pruner
 
