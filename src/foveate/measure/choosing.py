@@ -127,7 +127,7 @@ def measure_choosing(
 
 @torch.inference_mode()
 def _seconds(rates: Rates, pruner: Pruner, config: Any, batch: int, text: int, visual: int) -> float:
-    from foveate.measure.rates_timing import clock
+    from foveate.measure.predict.timing import clock
 
     depth, shape = config.num_hidden_layers, Shape.of(config)
     device = torch.device(rates.device)

@@ -269,7 +269,7 @@ def measure_rates(
         About how long it may take; sizes that do not fit in are left out, and the largest that was measured stands
         for those above it.
     """
-    from foveate.measure.rates_timing import curves
+    from foveate.measure.predict.timing import curves
 
     device = torch.device(device)
     shape = Shape() if config is None else Shape.of(config)
