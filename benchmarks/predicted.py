@@ -26,9 +26,9 @@ from foveate.measure import environment
 from foveate.measure.bench.prompts import encode, make_prompt
 from foveate.measure.bench.run import random_model
 from foveate.measure.bench.timing import CPU, WALL, Times, timed_run
-from foveate.measure.choosing import measure_choosing
 from foveate.measure.predict.predict import MARGIN, break_even, predict
 from foveate.measure.predict.rates import Rates, measure_rates
+from foveate.measure.predict.selection import measure_choosing
 from foveate.measure.spec import brief
 from foveate.pruners import Pruner
 

@@ -6,8 +6,8 @@ import pytest
 from transformers import AutoConfig
 
 from foveate import GreedyPrune, Random
-from foveate.measure import choosing
 from foveate.measure.bench.published_shapes import shape_named
+from foveate.measure.predict import selection as choosing
 from foveate.measure.predict.predict import break_even, predict
 from foveate.measure.predict.rates import Curve, Rates
 from foveate.tiny.model import WEIGHTS

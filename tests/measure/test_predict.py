@@ -12,7 +12,7 @@ from transformers import MixtralConfig
 
 from foveate import BTP, DivPrune, FastV, GlimpsePrune, GreedyPrune, PyramidDrop, Random
 from foveate.errors import BudgetError, UnsupportedModelError
-from foveate.measure import choosing
+from foveate.measure.predict import selection as choosing
 from foveate.measure.predict.predict import break_even, predict
 from foveate.measure.predict.rates import Curve, Rates, RatesError, Shape, measure_rates
 from foveate.measure.synthetic import grid_of

@@ -15,10 +15,10 @@ from foveate.measure import environment
 from foveate.measure.bench.arms import make_arms
 from foveate.measure.bench.prompts import tokens_of, usual_tokens
 from foveate.measure.bench.settings import BenchSettings
-from foveate.measure.choosing import SIZES, measure_choosing
 from foveate.measure.loading import TINY, LoadError, _check_family, _line, hub_answers
 from foveate.measure.predict.predict import MARGIN, break_even, predict, text_config
 from foveate.measure.predict.rates import Rates, measure_rates
+from foveate.measure.predict.selection import SIZES, measure_choosing
 
 FORMAT = "foveate-predict-1"
 Advance = Callable[[str, int, int], None]

@@ -8,7 +8,7 @@ from typing import Any
 
 from foveate.engine.flops import prefill_flops
 from foveate.errors import BudgetError, UnsupportedModelError
-from foveate.measure import choosing
+from foveate.measure.predict import selection as choosing
 from foveate.measure.predict.parts import Pricer
 from foveate.measure.predict.prediction import Prediction, Times
 from foveate.measure.predict.rates import Rates

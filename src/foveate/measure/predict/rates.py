@@ -151,7 +151,7 @@ class Rates:
     shape : Shape
         The decoder layer that was measured.
     choosing : dict of str to Curve
-        Visual tokens -> seconds that a method takes to choose, see `foveate.measure.choosing`.
+        Visual tokens -> seconds that a method takes to choose, see `foveate.measure.predict.selection`.
     machine, versions : dict
         Where and with what it was measured.
 

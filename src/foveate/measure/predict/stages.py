@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from foveate.measure import choosing
+from foveate.measure.predict import selection as choosing
 from foveate.measure.predict.parts import PROMPT, Pricer
 from foveate.measure.synthetic import Scene, extra_tokens, rows_wanted
 from foveate.pruners.base import Pruner
