@@ -15,7 +15,7 @@ from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.measure.predict import selection as choosing
 from foveate.measure.predict.predict import break_even, predict
 from foveate.measure.predict.rates import Curve, Rates, RatesError, Shape, measure_rates
-from foveate.measure.synthetic import grid_of
+from foveate.measure.predict.synthetic import grid_of
 from tests.laws.methods import METHODS
 from tests.tiny_models import build, inputs
 

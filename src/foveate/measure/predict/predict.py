@@ -13,7 +13,7 @@ from foveate.measure.predict.parts import Pricer
 from foveate.measure.predict.prediction import Prediction, Times
 from foveate.measure.predict.rates import Rates
 from foveate.measure.predict.stages import overhead, peaks, per_layer
-from foveate.measure.synthetic import extra_tokens
+from foveate.measure.predict.synthetic import extra_tokens
 from foveate.pruners.base import Pruner
 
 __all__ = ["Prediction", "Times", "break_even", "predict"]

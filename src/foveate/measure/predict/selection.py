@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from foveate.errors import BudgetError
-from foveate.measure import synthetic
+from foveate.measure.predict import synthetic
 from foveate.measure.predict.rates import Curve, Rates, RatesError, Shape
 from foveate.measure.spec import brief
 from foveate.pruners.base import Pruner, SingleStagePruner

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from foveate.measure.predict import selection as choosing
 from foveate.measure.predict.parts import PROMPT, Pricer
-from foveate.measure.synthetic import Scene, extra_tokens, rows_wanted
+from foveate.measure.predict.synthetic import Scene, extra_tokens, rows_wanted
 from foveate.pruners.base import Pruner
 
 
