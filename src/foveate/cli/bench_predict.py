@@ -37,9 +37,9 @@ def predicted(
     """
     import torch
 
-    from foveate.measure.bench.predicted_tables import WORDS, predicted_notes, predicted_tables
     from foveate.measure.loading import device_named, dtype_named
     from foveate.measure.predict.bench import config_named, predictions, rates_for
+    from foveate.measure.predict.tables import WORDS, predicted_notes, predicted_tables
 
     place, kind = device_named(device), dtype_named(dtype)
     with console(stderr=True).status("measuring this machine's rates"):
@@ -70,8 +70,8 @@ def predicted(
 
 def show_beside(prediction: dict[str, Any], result: dict[str, Any]) -> list[dict[str, Any]]:
     """Print predicted beside measured speed-ups; the rows."""
-    from foveate.measure.bench.predicted_tables import WORDS, beside_table
     from foveate.measure.predict.bench import beside
+    from foveate.measure.predict.tables import WORDS, beside_table
 
     rows = beside(prediction, result)
     table = beside_table(rows)
