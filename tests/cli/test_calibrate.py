@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import foveate
-from foveate.learn.calibrate import PICTURE, RESULT
+from foveate.learn.btp.calibrate import PICTURE, RESULT
 from foveate.tiny.model import WEIGHTS
 from tests.measure.folders import picture
 

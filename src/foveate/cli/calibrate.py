@@ -29,7 +29,7 @@ def btp(
     dtype: DType = "auto",
 ) -> None:
     """Measure where and how to prune a model with BTP; no training, no labels. Runs under `accelerate launch`, too."""
-    from foveate.learn.calibrate import Settings, calibrate_btp
+    from foveate.learn.btp.calibrate import Settings, calibrate_btp
     from foveate.learn.processes import alone_by_mistake, current
     from foveate.measure.loading import load_model
 
@@ -78,7 +78,7 @@ def _samples(images: Path | None, suite: str | None, number: int, seed: int) -> 
 
 
 def _show(result: dict[str, Any], out: Path) -> None:
-    from foveate.learn.calibrate import PICTURE, RESULT
+    from foveate.learn.btp.calibrate import PICTURE, RESULT
 
     rows = [
         [

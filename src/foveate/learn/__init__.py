@@ -1,6 +1,6 @@
 """What is learned from a model: calibration of BTP's stages."""
 
-from foveate.learn.calibrate import Settings, calibrate_btp
+from foveate.learn.btp.calibrate import Settings, calibrate_btp
 from foveate.learn.curve import Curve, TurnCurve
 from foveate.learn.errors import CalibrationError
 from foveate.learn.stages import stages_from_curve
