@@ -144,7 +144,7 @@ def test_the_state_does_not_grow_with_the_samples(loaded, tmp_path):
 
 
 def test_a_budget_out_of_reach(loaded, samples, tmp_path):
-    from foveate.learn import candidates
+    from foveate.learn.btp import candidates
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(candidates, "layer_sets", lambda *_: {"late": (4, 5)})

@@ -1,7 +1,7 @@
 import pytest
 
 from foveate.errors import BudgetError
-from foveate.learn.candidates import (
+from foveate.learn.btp.candidates import (
     ATTENTION,
     attention_round,
     drop_round,
