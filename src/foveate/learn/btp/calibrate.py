@@ -13,8 +13,7 @@ from torch import Tensor
 
 from foveate.errors import BudgetError
 from foveate.families import family_of
-from foveate.learn import choice
-from foveate.learn.btp import candidates
+from foveate.learn.btp import candidates, choice
 from foveate.learn.btp.candidates import Candidate
 from foveate.learn.curve import Curve, TurnCurve
 from foveate.learn.divergence import Forced, dense_answer, divergence, force, next_words
