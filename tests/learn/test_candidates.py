@@ -12,7 +12,7 @@ from foveate.learn.btp.candidates import (
     seed_round,
     solve,
 )
-from foveate.learn.stages import stages_from_curve
+from foveate.learn.btp.curve import stages_from_curve
 from foveate.pruners.btp.stages import BTPStage
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from foveate.errors import UnsupportedModelError
-from foveate.learn.curve import TurnCurve
+from foveate.learn.btp.curve import TurnCurve
 from tests.tiny_models import IMAGE, build, inputs
 from tests.tiny_sizes import LAYERS
 

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from foveate.learn.stages import stages_from_curve
+from foveate.learn.btp.curve import stages_from_curve
 
 # n_l of LLaVA-1.5-7B as the paper gives it, at every fourth layer from layer 1 on: 64, 128 and 256 samples
 PUBLISHED = [[0, 0, 325, 141, 155, 45, 1], [0, 0, 350, 166, 127, 36, 5], [0, 0, 332, 174, 145, 32, 3]]
