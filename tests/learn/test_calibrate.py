@@ -11,7 +11,7 @@ from foveate.learn import CalibrationError, Settings, calibrate_btp
 from foveate.learn import plot as plot_module
 from foveate.learn.btp import choice
 from foveate.learn.btp.calibrate import PICTURE, RESULT, STATE
-from foveate.learn.divergence import dense_answer
+from foveate.learn.btp.divergence import dense_answer
 from foveate.learn.samples import from_folder, from_suite
 from foveate.pruners.btp.method import BTPStage
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from foveate.engine.arguments import cache_of, with_cache
 from foveate.engine.attention_rows import attention_rows, attention_tap
 from foveate.families import Parts, family_of
-from foveate.learn.divergence import IGNORE
+from foveate.learn.btp.divergence import IGNORE
 from foveate.learn.grounded import Box, GroundedSample
 from foveate.learn.localisation import kept_share, localisation_loss, recall
 from foveate.learn.states import refuse_states

@@ -16,7 +16,7 @@ from foveate.families import family_of
 from foveate.learn.btp import candidates, choice
 from foveate.learn.btp.candidates import Candidate
 from foveate.learn.btp.curve import Curve, TurnCurve, stages_from_curve
-from foveate.learn.divergence import Forced, dense_answer, divergence, force, next_words
+from foveate.learn.btp.divergence import Forced, dense_answer, divergence, force, next_words
 from foveate.learn.errors import CalibrationError
 from foveate.learn.plot import draw
 from foveate.learn.processes import Processes
