@@ -125,7 +125,7 @@ def test_the_embedded_model(run, tmp_path):
 @pytest.mark.timeout(1200)
 def test_64_samples_choose_the_stages_of_the_committed_256(tmp_path):
     from foveate.learn import Settings, calibrate_btp
-    from foveate.learn.samples import from_suite
+    from foveate.learn.btp.samples import from_suite
     from foveate.measure.loading import load_model
 
     loaded = load_model("tiny", "cpu")

@@ -12,7 +12,7 @@ from foveate.learn import plot as plot_module
 from foveate.learn.btp import choice
 from foveate.learn.btp.calibrate import PICTURE, RESULT, STATE
 from foveate.learn.btp.divergence import dense_answer
-from foveate.learn.samples import from_folder, from_suite
+from foveate.learn.btp.samples import from_folder, from_suite
 from foveate.pruners.btp.method import BTPStage
 
 pytestmark = pytest.mark.usefixtures("words_suite")

@@ -7,7 +7,7 @@ import foveate
 from foveate import BTP
 from foveate.learn.btp.calibrate import drop_everything
 from foveate.learn.btp.divergence import CAP, IGNORE, dense_answer, divergence, force, next_words
-from foveate.learn.samples import Sample
+from foveate.learn.btp.samples import Sample
 from foveate.measure.eval.answers import run_batch
 from tests.measure.folders import picture
 

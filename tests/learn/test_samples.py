@@ -1,8 +1,8 @@
 import pytest
 
 from foveate import tiny
+from foveate.learn.btp.samples import DESCRIBE, from_folder, from_suite
 from foveate.learn.errors import CalibrationError
-from foveate.learn.samples import DESCRIBE, from_folder, from_suite
 from foveate.measure.eval import suites as suite
 from tests.measure.folders import questions
 

@@ -69,8 +69,8 @@ def btp(
 
 
 def _samples(images: Path | None, suite: str | None, number: int, seed: int) -> Any:
+    from foveate.learn.btp.samples import from_folder, from_suite
     from foveate.learn.errors import CalibrationError
-    from foveate.learn.samples import from_folder, from_suite
 
     if (images is None) == (suite is None):
         raise CalibrationError("give either --images DIR or --suite NAME")

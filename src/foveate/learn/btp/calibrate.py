@@ -17,10 +17,10 @@ from foveate.learn.btp import candidates, choice
 from foveate.learn.btp.candidates import Candidate
 from foveate.learn.btp.curve import Curve, TurnCurve, stages_from_curve
 from foveate.learn.btp.divergence import Forced, dense_answer, divergence, force, next_words
+from foveate.learn.btp.samples import Sample, Samples
 from foveate.learn.errors import CalibrationError
 from foveate.learn.plot import draw
 from foveate.learn.processes import Processes
-from foveate.learn.samples import Sample, Samples
 from foveate.learn.state import State
 from foveate.measure import environment
 from foveate.measure.loading import LoadedModel

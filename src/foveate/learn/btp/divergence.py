@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.learn.btp.samples import Sample
 from foveate.learn.errors import CalibrationError
-from foveate.learn.samples import Sample
 from foveate.measure.loading import LoadedModel
 from foveate.pruners import Pruner
 

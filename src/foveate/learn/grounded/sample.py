@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from foveate.learn.btp.samples import read_image
 from foveate.learn.errors import TrainingDataError
-from foveate.learn.samples import read_image
 
 Box = tuple[float, float, float, float]
 Source = Image.Image | Path | Callable[[], Image.Image]
