@@ -8,8 +8,8 @@ import torch
 import foveate
 from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.learn import CalibrationError, Settings, calibrate_btp
-from foveate.learn import plot as plot_module
 from foveate.learn.btp import choice
+from foveate.learn.btp import plot as plot_module
 from foveate.learn.btp.calibrate import PICTURE, RESULT, STATE
 from foveate.learn.btp.divergence import dense_answer
 from foveate.learn.btp.samples import from_folder, from_suite

@@ -17,9 +17,9 @@ from foveate.learn.btp import candidates, choice
 from foveate.learn.btp.candidates import Candidate
 from foveate.learn.btp.curve import Curve, TurnCurve, stages_from_curve
 from foveate.learn.btp.divergence import Forced, dense_answer, divergence, force, next_words
+from foveate.learn.btp.plot import draw
 from foveate.learn.btp.samples import Sample, Samples
 from foveate.learn.errors import CalibrationError
-from foveate.learn.plot import draw
 from foveate.learn.processes import Processes
 from foveate.learn.state import State
 from foveate.measure import environment
