@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from foveate.errors import IncompatibleWeightsError
 from foveate.families import family_of
 from foveate.learn.errors import TrainingDataError, TrainingError
-from foveate.learn.glimpse_check import Check, check, told
+from foveate.learn.glimpse.check import Check, check, told
 from foveate.learn.glimpse_plot import draw
 from foveate.learn.glimpse_step import GlimpseForTraining, Weighing, collate
 from foveate.learn.grounded import GroundedSample, GroundedSamples
