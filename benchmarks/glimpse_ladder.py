@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
-from foveate.learn.glimpse_step import GlimpseForTraining, Weighing, collate, read_prompt
+from foveate.learn.glimpse.step import GlimpseForTraining, Weighing, collate, read_prompt
 from foveate.learn.glimpse_train import sizes_for
 from foveate.learn.grounded import from_scenes
 from foveate.measure.eval.evaluate import Settings as Evaluation

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from foveate.families import family_of
-from foveate.learn.glimpse_step import GlimpseForTraining, Looking, Places, Weighing, collate
+from foveate.learn.glimpse.step import GlimpseForTraining, Looking, Places, Weighing, collate
 from foveate.learn.grounded import from_scenes
 from foveate.learn.localisation import localisation_loss
 from foveate.learn.targets import target_masks

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from foveate.learn.errors import TrainingError
-from foveate.learn.glimpse_step import Weighing
+from foveate.learn.glimpse.step import Weighing
 from foveate.learn.glimpse_train import Settings
 from foveate.learn.judge import Judge
 from foveate.learn.plus_config import PlusSettings, read_settings

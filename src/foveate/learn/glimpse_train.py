@@ -18,7 +18,7 @@ from foveate.families import family_of
 from foveate.learn.errors import TrainingDataError, TrainingError
 from foveate.learn.glimpse.check import Check, check, told
 from foveate.learn.glimpse.plot import draw
-from foveate.learn.glimpse_step import GlimpseForTraining, Weighing, collate
+from foveate.learn.glimpse.step import GlimpseForTraining, Weighing, collate
 from foveate.learn.grounded import GroundedSample, GroundedSamples
 from foveate.measure import environment
 from foveate.measure.loading import LoadedModel
