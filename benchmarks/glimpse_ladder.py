@@ -19,7 +19,7 @@ import torch
 from transformers import get_cosine_schedule_with_warmup
 
 from foveate.learn.glimpse.step import GlimpseForTraining, Weighing, collate, read_prompt
-from foveate.learn.glimpse_train import sizes_for
+from foveate.learn.glimpse.train import sizes_for
 from foveate.learn.grounded import from_scenes
 from foveate.measure.eval.evaluate import Settings as Evaluation
 from foveate.measure.eval.evaluate import evaluate

@@ -17,7 +17,7 @@ import foveate
 from foveate.cli.app import app
 from foveate.errors import FoveateError
 from foveate.learn.errors import RewardError, TrainingError
-from foveate.learn.glimpse_train import Settings
+from foveate.learn.glimpse.train import Settings
 from foveate.learn.plus import train_plus
 from foveate.learn.plus_setup import load_samples
 from foveate.learn.plus_trainer import PlusTrainer

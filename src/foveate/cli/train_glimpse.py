@@ -40,7 +40,7 @@ def run(
     dtype: DType = "auto",
 ) -> None:
     """Train GlimpsePrune's predictor on images with boxes; the model stays frozen. Runs under `accelerate launch`."""
-    from foveate.learn.glimpse_train import PICTURE, Settings, earlier_run, need_accelerate, sizes_for, train_glimpse
+    from foveate.learn.glimpse.train import PICTURE, Settings, earlier_run, need_accelerate, sizes_for, train_glimpse
     from foveate.learn.processes import current
     from foveate.measure.loading import load_model
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from foveate.learn import glimpse_train
 from foveate.learn.config_file import make_settings, read_config
 from foveate.learn.errors import TrainingError
+from foveate.learn.glimpse import train as glimpse_train
 from foveate.learn.judge import Judge
 
 

@@ -143,7 +143,7 @@ def _predictor(model: Any) -> Any:
     """The predictor that comes with the package if it is for this model, else one with random weights."""
     from foveate import load
     from foveate.errors import IncompatibleWeightsError
-    from foveate.learn.glimpse_train import sizes_for
+    from foveate.learn.glimpse.train import sizes_for
     from foveate.pruners.glimpseprune.modules import GlimpseModules
 
     for name in SHIPPED:
