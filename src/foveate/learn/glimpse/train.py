@@ -170,7 +170,7 @@ def train_glimpse(
     """
     from transformers import TrainingArguments, set_seed
 
-    from foveate.learn.glimpse_trainer import GlimpseTrainer
+    from foveate.learn.glimpse.trainer import GlimpseTrainer
 
     if not any(sample.boxes for sample in samples.items):
         raise TrainingDataError(f"no sample of {samples.name} has a box: there is nothing to learn where to look")
