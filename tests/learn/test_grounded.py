@@ -6,8 +6,8 @@ import pytest
 from foveate import tiny
 from foveate.families import Grid
 from foveate.learn.errors import TrainingDataError
+from foveate.learn.glimpse.targets import target_mask
 from foveate.learn.grounded import from_scenes
-from foveate.learn.targets import target_mask
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from foveate.families import FAMILIES, Grid
 from foveate.families.grids import WHOLE, tiles
 from foveate.learn.errors import TrainingDataError
-from foveate.learn.targets import placed, target_mask, target_masks
+from foveate.learn.glimpse.targets import placed, target_mask, target_masks
 
 
 def marks(mask, grid):

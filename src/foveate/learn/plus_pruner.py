@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from foveate.errors import BudgetError
 from foveate.families import Grid
 from foveate.learn.errors import TrainingError
+from foveate.learn.glimpse.targets import target_mask
 from foveate.learn.grounded import Box
-from foveate.learn.targets import target_mask
 from foveate.pruners.base import AttentionForm, PromptRows, Pruner, VisualTokens
 from foveate.pruners.glimpseprune.modules import default_layer
 
