@@ -18,7 +18,7 @@ from foveate.cli.app import app
 from foveate.errors import FoveateError
 from foveate.learn.errors import RewardError, TrainingError
 from foveate.learn.glimpse.train import Settings
-from foveate.learn.plus import train_plus
+from foveate.learn.glimpse_plus.train import train_plus
 from foveate.learn.plus_setup import load_samples
 from foveate.learn.plus_trainer import PlusTrainer
 from foveate.measure.loading import load_model
@@ -116,16 +116,16 @@ def test_finished_stages_are_not_run_again(tmp_path, monkeypatch):
         raise StopError
 
     with monkeypatch.context() as patch:
-        patch.setattr("foveate.learn.plus.merge", fail)
+        patch.setattr("foveate.learn.glimpse_plus.train.merge", fail)
         with pytest.raises(StopError):
             train_plus(settings, first(16), (), tmp_path)
     done = json.loads((tmp_path / "plus.json").read_text())["done"]
     assert list(done) == ["rl"]
-    monkeypatch.setattr("foveate.learn.plus.reinforce", fail)
+    monkeypatch.setattr("foveate.learn.glimpse_plus.train.reinforce", fail)
     result = train_plus(settings, first(16), (), tmp_path)
     assert list(result["done"]) == ["rl", "merge"]
     assert result["done"]["rl"] == done["rl"]
-    monkeypatch.setattr("foveate.learn.plus.merge", fail)
+    monkeypatch.setattr("foveate.learn.glimpse_plus.train.merge", fail)
     assert train_plus(settings, first(16), (), tmp_path) == result
     with pytest.raises(StopError):
         train_plus(settings, first(16), (), tmp_path, fresh=True)
@@ -138,8 +138,8 @@ def test_finished_stages_are_not_run_again(tmp_path, monkeypatch):
     [({"lr": 1e-5}, "lr 0.001 \\(now 1e-05\\)"), ({"pruned": False}, "pruned True"), ({"layer": 2}, "layer None")],
 )
 def test_another_run_s_folder_is_refused(tmp_path, monkeypatch, change, told):
-    monkeypatch.setattr("foveate.learn.plus.reinforce", lambda *args: {})
-    monkeypatch.setattr("foveate.learn.plus.merge", lambda *args: {})
+    monkeypatch.setattr("foveate.learn.glimpse_plus.train.reinforce", lambda *args: {})
+    monkeypatch.setattr("foveate.learn.glimpse_plus.train.merge", lambda *args: {})
     train_plus(LEARNS, first(16), (), tmp_path)
     train_plus(LEARNS, first(16), (), tmp_path)
     with pytest.raises(TrainingError, match=told):
