@@ -8,8 +8,8 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from foveate.engine.arguments import cache_of
+from foveate.learn.glimpse_plus.config import PlusSettings
 from foveate.learn.grounded import GroundedSamples, from_scenes
-from foveate.learn.plus_config import PlusSettings
 from foveate.learn.plus_setup import load_for, make_trainer
 from foveate.learn.rewards import exact_match
 

@@ -13,8 +13,8 @@ from torch import nn
 from foveate.families import family_of
 from foveate.learn import grounded
 from foveate.learn.errors import TrainingError
+from foveate.learn.glimpse_plus.config import PlusSettings
 from foveate.learn.grounded import GroundedSample, GroundedSamples
-from foveate.learn.plus_config import PlusSettings
 from foveate.learn.plus_pruner import GivenBoxes
 from foveate.learn.rewards import Reply, Reward, score
 from foveate.measure.loading import LoadedModel, load_model

@@ -12,8 +12,8 @@ from typing import Any
 from foveate.errors import FoveateError
 from foveate.learn.errors import TrainingError
 from foveate.learn.glimpse.train import Settings, sizes_for, train_glimpse
+from foveate.learn.glimpse_plus.config import PlusSettings
 from foveate.learn.grounded import GroundedSample, GroundedSamples
-from foveate.learn.plus_config import PlusSettings
 from foveate.learn.plus_setup import load_for, make_trainer, usable
 from foveate.learn.processes import Processes
 from foveate.learn.rewards import reward_by_name
