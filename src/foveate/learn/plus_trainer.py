@@ -20,8 +20,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from foveate.engine import Handle, attach
 from foveate.learn.errors import TrainingError
+from foveate.learn.glimpse_plus.costs import Meter
 from foveate.learn.grounded import GroundedSample
-from foveate.learn.plus_costs import Meter
 from foveate.learn.plus_logps import answer_logps
 from foveate.learn.plus_pruner import GivenBoxes
 
