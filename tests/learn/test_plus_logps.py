@@ -3,7 +3,7 @@ import contextlib
 import pytest
 import torch
 
-from foveate.learn.plus_logps import answer_logps
+from foveate.learn.glimpse_plus.logps import answer_logps
 from foveate.pruners import FastV, GlimpsePrune, Random
 from tests.tiny_models import ATTENTIVE, IMAGE, SEEING, VIDEO, build, generate, inputs, visual
 

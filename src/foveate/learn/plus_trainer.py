@@ -21,8 +21,8 @@ from trl import GRPOConfig, GRPOTrainer
 from foveate.engine import Handle, attach
 from foveate.learn.errors import TrainingError
 from foveate.learn.glimpse_plus.costs import Meter
+from foveate.learn.glimpse_plus.logps import answer_logps
 from foveate.learn.grounded import GroundedSample
-from foveate.learn.plus_logps import answer_logps
 from foveate.learn.plus_pruner import GivenBoxes
 
 INDEX = "sample"  # the column, and the entry of TRL's batch, that says which sample a row is
