@@ -11,8 +11,8 @@ from trl import GRPOConfig
 from foveate.errors import BudgetError
 from foveate.learn.errors import TrainingError
 from foveate.learn.glimpse.targets import target_mask
+from foveate.learn.glimpse_plus.pruner import GivenBoxes
 from foveate.learn.grounded import GroundedSample
-from foveate.learn.plus_pruner import GivenBoxes
 from foveate.learn.plus_setup import grpo_config, usable
 from foveate.learn.plus_trainer import INDEX, check_possible
 from foveate.learn.rewards import exact_match

@@ -22,8 +22,8 @@ from foveate.engine import Handle, attach
 from foveate.learn.errors import TrainingError
 from foveate.learn.glimpse_plus.costs import Meter
 from foveate.learn.glimpse_plus.logps import answer_logps
+from foveate.learn.glimpse_plus.pruner import GivenBoxes
 from foveate.learn.grounded import GroundedSample
-from foveate.learn.plus_pruner import GivenBoxes
 
 INDEX = "sample"  # the column, and the entry of TRL's batch, that says which sample a row is
 
