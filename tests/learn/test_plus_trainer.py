@@ -12,8 +12,8 @@ from foveate.errors import BudgetError
 from foveate.learn.errors import TrainingError
 from foveate.learn.glimpse.targets import target_mask
 from foveate.learn.glimpse_plus.pruner import GivenBoxes
+from foveate.learn.glimpse_plus.setup import grpo_config, usable
 from foveate.learn.grounded import GroundedSample
-from foveate.learn.plus_setup import grpo_config, usable
 from foveate.learn.plus_trainer import INDEX, check_possible
 from foveate.learn.rewards import exact_match
 from foveate.pruners import BTP, FastV
@@ -320,7 +320,7 @@ def test_the_cut_lies_at_two_thirds():
 
 
 def test_long_prompts_are_left_out(tmp_path):
-    from foveate.learn.plus_setup import load_for
+    from foveate.learn.glimpse_plus.setup import load_for
 
     loaded = load_for(SETTINGS, "cpu")
     items = first(6).items
