@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from foveate.learn.glimpse_plus.config import PlusSettings
+from foveate.learn.glimpse_plus.stages import merge, reinforce, train_predictor
 from foveate.learn.grounded import GroundedSample, GroundedSamples
-from foveate.learn.plus_stages import merge, reinforce, train_predictor
 from foveate.learn.plus_state import State
 from foveate.learn.processes import Processes
 
