@@ -20,7 +20,7 @@ from foveate.learn.errors import RewardError, TrainingError
 from foveate.learn.glimpse.train import Settings
 from foveate.learn.glimpse_plus.setup import load_samples
 from foveate.learn.glimpse_plus.train import train_plus
-from foveate.learn.plus_trainer import PlusTrainer
+from foveate.learn.glimpse_plus.trainer import PlusTrainer
 from foveate.measure.loading import load_model
 from tests.learn.plus_cases import ANY_WORD, SETTINGS, TRL_IS_LATE, first
 

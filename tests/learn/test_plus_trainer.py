@@ -13,8 +13,8 @@ from foveate.learn.errors import TrainingError
 from foveate.learn.glimpse.targets import target_mask
 from foveate.learn.glimpse_plus.pruner import GivenBoxes
 from foveate.learn.glimpse_plus.setup import grpo_config, usable
+from foveate.learn.glimpse_plus.trainer import INDEX, check_possible
 from foveate.learn.grounded import GroundedSample
-from foveate.learn.plus_trainer import INDEX, check_possible
 from foveate.learn.rewards import exact_match
 from foveate.pruners import BTP, FastV
 from tests.families.test_processing import VISION, needs_images, picture, qwen_folder, tokenizer
@@ -103,7 +103,7 @@ def test_scoring_without_the_sample_s_own_boxes_differs(stirred, monkeypatch):
 
 def test_trl_s_own_pass_with_the_pruner_attached_is_not_what_sampling_computed(stirred, monkeypatch):
     """Why the trainer replaces it."""
-    from foveate.learn.plus_trainer import PlusTrainer
+    from foveate.learn.glimpse_plus.trainer import PlusTrainer
 
     seen = watch_sampling(stirred, monkeypatch)
     batch = stirred._generate_and_score_completions(rows(stirred, [0, 3]))

@@ -104,7 +104,7 @@ def make_trainer(
     from peft import LoraConfig
     from transformers import PrinterCallback
 
-    from foveate.learn.plus_trainer import PlusTrainer, ShowSteps
+    from foveate.learn.glimpse_plus.trainer import PlusTrainer, ShowSteps
 
     pruner, processor = None, loaded.processor
     if settings.pruned:
