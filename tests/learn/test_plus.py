@@ -244,7 +244,7 @@ def test_the_command(tmp_path):
 
 
 def test_the_judge_s_key_is_in_no_file(tmp_path, monkeypatch):
-    from foveate.learn.judge import Judge
+    from foveate.learn.glimpse_plus.rewards import Judge
 
     monkeypatch.setenv("SOME_KEY", "secret-value")
     settings = dataclasses.replace(

@@ -7,7 +7,7 @@ from foveate.learn.errors import TrainingError
 from foveate.learn.glimpse.step import Weighing
 from foveate.learn.glimpse.train import Settings
 from foveate.learn.glimpse_plus.config import PlusSettings, read_settings
-from foveate.learn.judge import Judge
+from foveate.learn.glimpse_plus.rewards import Judge
 
 
 def write(folder, text, name="plus.yaml"):

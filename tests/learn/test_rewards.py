@@ -5,8 +5,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from foveate.learn.errors import RewardError
-from foveate.learn.judge import Judge
-from foveate.learn.rewards import Reply, anls, exact_match, numeric, reward_by_name, score
+from foveate.learn.glimpse_plus.rewards import Judge, Reply, anls, exact_match, numeric, reward_by_name, score
 
 
 def reply(given, wanted, question="what?"):

@@ -10,7 +10,7 @@ from typing import Any
 from foveate.learn.config_file import make_settings, read_config
 from foveate.learn.errors import TrainingError
 from foveate.learn.glimpse import train as glimpse_train
-from foveate.learn.judge import Judge
+from foveate.learn.glimpse_plus.rewards import Judge
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from foveate.learn import grounded
 from foveate.learn.errors import TrainingError
 from foveate.learn.glimpse_plus.config import PlusSettings
 from foveate.learn.glimpse_plus.pruner import GivenBoxes
+from foveate.learn.glimpse_plus.rewards import Reply, Reward, score
 from foveate.learn.grounded import GroundedSample, GroundedSamples
-from foveate.learn.rewards import Reply, Reward, score
 from foveate.measure.loading import LoadedModel, load_model
 from foveate.pruners import METHODS, Pruner, load, make
 
