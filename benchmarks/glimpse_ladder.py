@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
+from foveate.learn.data import from_scenes
 from foveate.learn.glimpse.step import GlimpseForTraining, Weighing, collate, read_prompt
 from foveate.learn.glimpse.train import sizes_for
-from foveate.learn.grounded import from_scenes
 from foveate.measure.eval.evaluate import Settings as Evaluation
 from foveate.measure.eval.evaluate import evaluate
 from foveate.measure.loading import load_model

@@ -8,10 +8,10 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from foveate.engine.arguments import cache_of
+from foveate.learn.data import GroundedSamples, from_scenes
 from foveate.learn.glimpse_plus.config import PlusSettings
 from foveate.learn.glimpse_plus.rewards import exact_match
 from foveate.learn.glimpse_plus.setup import load_for, make_trainer
-from foveate.learn.grounded import GroundedSamples, from_scenes
 
 # so hot that words are drawn nearly evenly: that all answers of a group are the same is out of the question
 ANY_WORD = 100.0

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from foveate.families import family_of
+from foveate.learn.data import from_scenes
 from foveate.learn.glimpse.localisation import localisation_loss
 from foveate.learn.glimpse.step import GlimpseForTraining, Looking, Places, Weighing, collate
 from foveate.learn.glimpse.targets import target_masks
-from foveate.learn.grounded import from_scenes
 from foveate.measure.loading import LoadedModel, load_model
 from foveate.pruners.glimpseprune.modules import GlimpseConfig, GlimpseModules, Segments
 from tests.laws.methods import glimpse

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 import foveate
 from foveate.cli.app import app
 from foveate.families import family_of
+from foveate.learn.data import GroundedSamples, from_scenes
 from foveate.learn.errors import TrainingDataError, TrainingError
 from foveate.learn.glimpse.check import check
 from foveate.learn.glimpse.train import CHECKPOINTS, PICTURE, RESULT, Settings, sizes_for, train_glimpse
-from foveate.learn.grounded import GroundedSamples, from_scenes
 from foveate.measure.loading import load_model
 from tests.tiny_models import SEEING, build
 

@@ -5,9 +5,9 @@ import pytest
 
 from foveate import tiny
 from foveate.families import Grid
+from foveate.learn.data import from_scenes
 from foveate.learn.errors import TrainingDataError
 from foveate.learn.glimpse.targets import target_mask
-from foveate.learn.grounded import from_scenes
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from foveate.learn.data import from_datasets
 from foveate.learn.errors import TrainingDataError
-from foveate.learn.grounded import from_datasets
 
 datasets = pytest.importorskip("datasets")
 

@@ -9,13 +9,13 @@ pytest.importorskip("trl", reason="needs the extra `train`")
 from trl import GRPOConfig
 
 from foveate.errors import BudgetError
+from foveate.learn.data import GroundedSample
 from foveate.learn.errors import TrainingError
 from foveate.learn.glimpse.targets import target_mask
 from foveate.learn.glimpse_plus.pruner import GivenBoxes
 from foveate.learn.glimpse_plus.rewards import exact_match
 from foveate.learn.glimpse_plus.setup import grpo_config, usable
 from foveate.learn.glimpse_plus.trainer import INDEX, check_possible
-from foveate.learn.grounded import GroundedSample
 from foveate.pruners import BTP, FastV
 from tests.families.test_processing import VISION, needs_images, picture, qwen_folder, tokenizer
 from tests.learn.plus_cases import (

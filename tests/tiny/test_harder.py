@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from foveate import tiny
-from foveate.learn.grounded import SUITES, from_scenes
+from foveate.learn.data import SUITES, from_scenes
 from foveate.measure.eval.suites import load_suite, suite_fingerprint
 from foveate.tiny.scenes import TRAINED, Style, make_scene
 from foveate.tiny.vocabulary import PLURALS, WORD_ID, question_ids

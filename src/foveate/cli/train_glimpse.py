@@ -123,7 +123,7 @@ def _samples(
     advance: Any,
 ) -> tuple[Any, Any]:
     """What is learned from, and what is only looked at: never the same samples."""
-    from foveate.learn import grounded
+    from foveate.learn import data as grounded
     from foveate.learn.errors import TrainingDataError
 
     if sum(one is not None for one in (data, dataset, suite)) != 1:

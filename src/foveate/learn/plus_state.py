@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from foveate.learn.data import GroundedSamples
 from foveate.learn.errors import TrainingError
 from foveate.learn.glimpse_plus.config import PlusSettings
 from foveate.learn.glimpse_plus.stages import ADAPTER, MODEL, PREDICTOR, RUN
-from foveate.learn.grounded import GroundedSamples
 from foveate.learn.processes import Processes
 from foveate.measure import environment
 

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from foveate.families import family_of
+from foveate.learn.data import GroundedSample
 from foveate.learn.glimpse.targets import shown_targets
-from foveate.learn.grounded import GroundedSample
 from foveate.measure.eval.answers import run_batch
 from foveate.measure.eval.suites import is_correct
 from foveate.measure.loading import LoadedModel

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from foveate.families import Family, Grid
 from foveate.families.grids import WHOLE
+from foveate.learn.data import Box
 from foveate.learn.errors import TrainingDataError
-from foveate.learn.grounded import Box
 from foveate.pruners import VisualTokens
 
 

@@ -15,11 +15,11 @@ from torch.utils.data import Dataset
 
 from foveate.errors import IncompatibleWeightsError
 from foveate.families import family_of
+from foveate.learn.data import GroundedSample, GroundedSamples
 from foveate.learn.errors import TrainingDataError, TrainingError
 from foveate.learn.glimpse.check import Check, check, told
 from foveate.learn.glimpse.plot import draw
 from foveate.learn.glimpse.step import GlimpseForTraining, Weighing, collate
-from foveate.learn.grounded import GroundedSample, GroundedSamples
 from foveate.measure import environment
 from foveate.measure.loading import LoadedModel
 from foveate.pruners import GlimpsePrune

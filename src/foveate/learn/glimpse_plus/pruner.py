@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from foveate.errors import BudgetError
 from foveate.families import Grid
+from foveate.learn.data import Box
 from foveate.learn.errors import TrainingError
 from foveate.learn.glimpse.targets import target_mask
-from foveate.learn.grounded import Box
 from foveate.pruners.base import AttentionForm, PromptRows, Pruner, VisualTokens
 from foveate.pruners.glimpseprune.modules import default_layer
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from foveate.families import family_of
-from foveate.learn import grounded
+from foveate.learn import data as grounded
+from foveate.learn.data import GroundedSample, GroundedSamples
 from foveate.learn.errors import TrainingError
 from foveate.learn.glimpse_plus.config import PlusSettings
 from foveate.learn.glimpse_plus.pruner import GivenBoxes
 from foveate.learn.glimpse_plus.rewards import Reply, Reward, score
-from foveate.learn.grounded import GroundedSample, GroundedSamples
 from foveate.measure.loading import LoadedModel, load_model
 from foveate.pruners import METHODS, Pruner, load, make
 

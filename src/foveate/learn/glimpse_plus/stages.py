@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import FoveateError
+from foveate.learn.data import GroundedSample, GroundedSamples
 from foveate.learn.errors import TrainingError
 from foveate.learn.glimpse.train import Settings, sizes_for, train_glimpse
 from foveate.learn.glimpse_plus.config import PlusSettings
 from foveate.learn.glimpse_plus.rewards import reward_by_name
 from foveate.learn.glimpse_plus.setup import load_for, make_trainer, usable
-from foveate.learn.grounded import GroundedSample, GroundedSamples
 from foveate.learn.processes import Processes
 from foveate.measure import environment
 from foveate.measure.loading import load_model

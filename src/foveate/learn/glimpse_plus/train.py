@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from foveate.learn.data import GroundedSample, GroundedSamples
 from foveate.learn.glimpse_plus.config import PlusSettings
 from foveate.learn.glimpse_plus.stages import merge, reinforce, train_predictor
-from foveate.learn.grounded import GroundedSample, GroundedSamples
 from foveate.learn.plus_state import State
 from foveate.learn.processes import Processes
 

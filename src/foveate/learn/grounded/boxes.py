@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from foveate.learn.data.sample import Box
 from foveate.learn.errors import TrainingDataError
-from foveate.learn.grounded.sample import Box
 
 ROUNDING = 0.01  # shares by which a box may stick out of the image; it is cut at the edge
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from foveate.learn.data.reading import find_image, image_size, read_samples
+from foveate.learn.data.rows import Row, Size
+from foveate.learn.data.sample import GroundedSamples, Source, fingerprint
 from foveate.learn.errors import TrainingDataError
-from foveate.learn.grounded.reading import find_image, image_size, read_samples
-from foveate.learn.grounded.rows import Row, Size
-from foveate.learn.grounded.sample import GroundedSamples, Source, fingerprint
 
 
 def from_jsonl(path: str | Path, images: str | Path | None = None, skip_bad: bool = False) -> GroundedSamples:

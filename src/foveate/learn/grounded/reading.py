@@ -9,9 +9,9 @@ from typing import Any
 
 from PIL import Image
 
+from foveate.learn.data.rows import Row, Size, read_row
+from foveate.learn.data.sample import GroundedSample, Source
 from foveate.learn.errors import TrainingDataError
-from foveate.learn.grounded.rows import Row, Size, read_row
-from foveate.learn.grounded.sample import GroundedSample, Source
 
 # Visual-CoT keeps the images of one of its parts with those of another
 IMAGES_ELSEWHERE = {"textcap": "textvqa"}

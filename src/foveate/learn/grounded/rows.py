@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from foveate.learn.data.boxes import checked, four_numbers, out_of_square, shares
+from foveate.learn.data.sample import Box
 from foveate.learn.errors import TrainingDataError
-from foveate.learn.grounded.boxes import checked, four_numbers, out_of_square, shares
-from foveate.learn.grounded.sample import Box
 
 Size = tuple[float, float]
 # what Visual-CoT's conversations add to a question, to be answered with a box

@@ -7,9 +7,9 @@ import itertools
 
 import numpy as np
 
+from foveate.learn.data.boxes import shares
+from foveate.learn.data.sample import GroundedSample, GroundedSamples, Progress, fingerprint
 from foveate.learn.errors import TrainingDataError
-from foveate.learn.grounded.boxes import shares
-from foveate.learn.grounded.sample import GroundedSample, GroundedSamples, Progress, fingerprint
 
 
 def from_scenes(

@@ -11,10 +11,10 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from foveate.learn.data.reading import UNREADABLE, find_image, image_size, read_samples
+from foveate.learn.data.rows import Row, Size
+from foveate.learn.data.sample import GroundedSamples, Source, fingerprint
 from foveate.learn.errors import TrainingDataError
-from foveate.learn.grounded.reading import UNREADABLE, find_image, image_size, read_samples
-from foveate.learn.grounded.rows import Row, Size
-from foveate.learn.grounded.sample import GroundedSamples, Source, fingerprint
 
 
 def from_datasets(folder: str | Path, split: str | None = None, skip_bad: bool = False) -> GroundedSamples:
