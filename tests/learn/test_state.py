@@ -1,6 +1,6 @@
 import torch
 
-from foveate.learn.state import State
+from foveate.learn.resume import State
 
 
 def total(numbers):

@@ -21,7 +21,7 @@ from foveate.learn.btp.plot import draw
 from foveate.learn.btp.samples import Sample, Samples
 from foveate.learn.errors import CalibrationError
 from foveate.learn.processes import Processes
-from foveate.learn.state import State
+from foveate.learn.resume import State
 from foveate.measure import environment
 from foveate.measure.loading import LoadedModel
 from foveate.pruners import Pruner

@@ -9,8 +9,8 @@ from typing import Any
 from foveate.learn.data import GroundedSample, GroundedSamples
 from foveate.learn.glimpse_plus.config import PlusSettings
 from foveate.learn.glimpse_plus.stages import merge, reinforce, train_predictor
-from foveate.learn.plus_state import State
 from foveate.learn.processes import Processes
+from foveate.learn.resume import State
 
 Progress = Callable[[str, int, int], None]
 
