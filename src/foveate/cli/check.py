@@ -34,8 +34,7 @@ def check(
     Exit code 1 if one of them is broken, 2 if it cannot be tested at all.
     """
     with console(stderr=True).status(f"loading {model}"):
-        from foveate.measure.check.check import check_model
-        from foveate.measure.check.check.check import family_named, make_pruners, use_attention
+        from foveate.measure.check.check import check_model, family_named, make_pruners, use_attention
         from foveate.measure.loading import load_model
 
         quiet_loading()

@@ -50,8 +50,8 @@ def max_min_diversity(
     Notes
     -----
     The greedy 2-approximation of max-min diversity (Gonzalez 1985; DivPrune, Alvar et al., arXiv 2503.02175).
-    On CUDA a Triton kernel picks for the whole batch in one launch (see `kernels.dispatch`), and unless k lies on the GPU,
-    nothing waits for it.
+    On CUDA a Triton kernel picks for the whole batch in one launch (see `kernels.dispatch`), and unless k lies on the
+    GPU, nothing waits for it.
     """
     features = check_features(features)
     shape, device = features.shape[:2], features.device

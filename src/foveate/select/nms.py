@@ -70,8 +70,8 @@ def suppression(
     The rule is GreedyPrune's (Pei et al., arXiv 2506.13166) as reviews and a third party's note describe it.
     The size of the greedy set does not always grow with the threshold, so "relax" accepts only a threshold whose set
     it has counted.
-    On CUDA a Triton kernel picks for the whole batch in one launch (see `kernels.dispatch`), and unless k lies on the GPU,
-    nothing waits for it.
+    On CUDA a Triton kernel picks for the whole batch in one launch (see `kernels.dispatch`), and unless k lies on the
+    GPU, nothing waits for it.
     """
     features = check_features(features)
     scores = check_scores(scores, features.shape[:2])

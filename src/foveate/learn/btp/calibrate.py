@@ -19,9 +19,9 @@ from foveate.learn.btp.curve import Curve, TurnCurve, stages_from_curve
 from foveate.learn.btp.divergence import Forced, dense_answer, divergence, force, next_words
 from foveate.learn.btp.plot import draw
 from foveate.learn.btp.samples import Sample, Samples
+from foveate.learn.btp.sums import PassSums
 from foveate.learn.errors import CalibrationError
 from foveate.learn.processes import Processes
-from foveate.learn.resume import State
 from foveate.measure import environment
 from foveate.measure.loading import LoadedModel
 from foveate.pruners import Pruner
@@ -144,7 +144,7 @@ def calibrate_btp(
     processes = processes or Processes()
     depth = len(family_of(loaded.model).parts(loaded.model).layers)
     configuration = _configuration(loaded, samples, settings)
-    state = State(folder / STATE, configuration, fresh, processes)
+    state = PassSums(folder / STATE, configuration, fresh, processes)
     work = _Work(loaded, samples.items, settings, depth, state, progress)
     curve, drops = work.look()
     harmless = choice.depth_of_harmless_drop(drops["kl"], drops["same"], settings.tolerance, settings.agreement)
@@ -196,7 +196,7 @@ class _Work:
         samples: Sequence[Sample],
         settings: Settings,
         depth: int,
-        state: State,
+        state: PassSums,
         progress: Progress | None,
     ) -> None:
         self.loaded, self.samples, self.settings, self.depth = loaded, samples, settings, depth

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
-from foveate.learn.errors import RewardError
 import http.client
+import importlib
 import json
+import math
 import os
 import re
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 
-if TYPE_CHECKING:
+from foveate.learn.errors import RewardError
 
 SHORT = "single word or phrase"  # the instruction that Visual-CoT's short questions end with
 CLOSE = 0.05  # ChartQA's tolerance

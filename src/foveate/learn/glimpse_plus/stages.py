@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
+import shutil
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from foveate.learn.glimpse_plus.setup import load_for, make_trainer, usable
 from foveate.learn.processes import Processes
 from foveate.measure import environment
 from foveate.measure.loading import load_model
+from foveate.measure.resume import differences, write_whole
 from foveate.pruners.glimpseprune.modules import GlimpseConfig
 
 ADAPTER, STEPS, MODEL, PREDICTOR, RUN = "adapter", "steps.json", "model", "predictor", "rl"
@@ -140,3 +143,74 @@ def train_predictor(
     how = settings.glimpse or Settings()
     result = train_glimpse(loaded, samples, held_out, how, folder / PREDICTOR, sizes, True, progress)
     return {"held_out": result.get("held_out", {})}
+
+
+STATE = "plus.json"
+FORMAT = "foveate-plus-1"
+
+
+class StagesDone:
+    """Which stages a folder has, and of what settings."""
+
+    def __init__(
+        self, folder: Path, settings: PlusSettings, samples: GroundedSamples, fresh: bool, processes: Processes
+    ) -> None:
+        self.path, self.processes = folder / STATE, processes
+        about = {
+            "settings": dataclasses.asdict(settings),
+            "data": {"name": samples.name, "fingerprint": samples.fingerprint, "samples": len(samples.items)},
+        }
+        about = json.loads(json.dumps(about))
+        found = processes.from_main(self._start(about, fresh) if processes.main else None)
+        if isinstance(found, TrainingError):
+            raise found
+        self.data: dict[str, Any] = found
+
+    def _start(self, about: dict[str, Any], fresh: bool) -> dict[str, Any] | TrainingError:
+        new = {"format": FORMAT, **about, "done": {}}
+        if fresh:
+            _clear(self.path.parent)
+        elif self.path.exists():
+            return self._read(about)
+        write_whole(self.path, new, indent=2)
+        return new
+
+    def _read(self, about: dict[str, Any]) -> dict[str, Any] | TrainingError:
+        try:
+            data = dict(json.loads(self.path.read_text(encoding="utf-8")))
+            earlier = {**data["settings"], **{f"data {key}": value for key, value in data["data"].items()}}
+            data["done"].items()
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return TrainingError(f"{self.path} is not of a GlimpsePrune+ run: give another folder, or --fresh")
+        now = {**about["settings"], **{f"data {key}": value for key, value in about["data"].items()}}
+        was = differences(earlier, now)
+        if was:
+            return TrainingError(
+                f"{self.path.parent} holds a run of other settings: {was}; give another folder, or --fresh"
+            )
+        return data
+
+    def run(self, name: str, stage: Callable[[], dict[str, Any]], by_one: bool = False) -> None:
+        """Run a stage unless it is done, and note that it is.
+
+        Parameters
+        ----------
+        by_one
+            The main process does it alone, and the others wait.
+        """
+        if name in self.data["done"]:
+            return
+        found = stage() if self.processes.main or not by_one else {}
+        found = self.processes.from_main(found)
+        gc.collect()  # one stage's model goes before the next one's comes
+        self.data["done"][name] = {"command": environment.command(), **found}
+        if self.processes.main:
+            write_whole(self.path, self.data, indent=2)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run wrote, and nothing else."""
+    for name in (RUN, ADAPTER, MODEL, PREDICTOR):
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+    (folder / STATE).unlink(missing_ok=True)

@@ -8,9 +8,8 @@ from typing import Any
 
 from foveate.learn.data import GroundedSample, GroundedSamples
 from foveate.learn.glimpse_plus.config import PlusSettings
-from foveate.learn.glimpse_plus.stages import merge, reinforce, train_predictor
+from foveate.learn.glimpse_plus.stages import StagesDone, merge, reinforce, train_predictor
 from foveate.learn.processes import Processes
-from foveate.learn.resume import State
 
 Progress = Callable[[str, int, int], None]
 
@@ -61,7 +60,7 @@ def train_plus(
     TrainingError
         The folder holds a run of other settings, the data does not do, or what training needs is not installed.
     """
-    state = State(folder, settings, samples, fresh, processes or Processes())
+    state = StagesDone(folder, settings, samples, fresh, processes or Processes())
     state.run("rl", lambda: reinforce(settings, samples, folder, device, progress, state.processes))
     state.run("merge", lambda: merge(settings, folder), by_one=True)
     if settings.glimpse is not None:

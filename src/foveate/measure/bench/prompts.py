@@ -6,21 +6,19 @@ pictures through its processor.
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-import torch
-from torch import Tensor
-from foveate.measure.loading import LoadedModel, LoadError
-from typing import TYPE_CHECKING
-import numpy as np
-from PIL import Image
-from foveate.measure.loading import LoadedModel
-import inspect
-from foveate.errors import UnsupportedModelError
-from collections.abc import Callable
 
-if TYPE_CHECKING:
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from foveate.errors import UnsupportedModelError
+from foveate.measure.loading import LoadedModel, LoadError
 
 FIRST_WORD = 10  # ids under it are often special
 MANY_PIXELS = 1 << 28  # from which on a host would be long at making them
@@ -67,7 +65,6 @@ def make_prompt(loaded: LoadedModel, visual: int | None, text: int, batch: int, 
     model = loaded.model
     sample = sample_pictures(model.config, visual or usual_tokens(model.config))
     if sample is None:
-
         return processed(loaded, visual, text, batch, seed)
     generator = torch.Generator().manual_seed(seed)
     ids = _words(model, sample, text, batch, generator)

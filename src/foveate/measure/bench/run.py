@@ -70,7 +70,7 @@ def named_model(name: str, device: str = "auto", dtype: str = "auto", attention:
     FoveateError
         As `loading.load_model`, and for an attention implementation that it cannot have.
     """
-    from foveate.measure.check.check.check import use_attention
+    from foveate.measure.check.check import use_attention
 
     loaded = load_model(name, device, dtype)
     use_attention(loaded.model, attention)

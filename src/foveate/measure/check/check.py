@@ -14,7 +14,6 @@ from PIL import Image
 
 from foveate.errors import FoveateError
 from foveate.families import FAMILIES, Family
-from foveate.measure.check.check.check import Prompts, prompts
 from foveate.measure.check.tolerance import Noise, judged, measure_noise
 from foveate.measure.loading import LoadedModel, LoadError
 from foveate.measure.spec import build, has_option, is_saved, parse_methods

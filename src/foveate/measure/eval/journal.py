@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import FoveateError
+from foveate.measure.resume import differences
 
 
 class JournalMismatch(FoveateError, ValueError):
@@ -48,9 +49,8 @@ class Journal:
             rows = [json.loads(line) for line in lines[1:]]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise JournalMismatch(f"{self.path} is not a journal of foveate eval: give another --out") from error
-        differ = [key for key in configuration | earlier if configuration.get(key) != earlier.get(key)]
-        if differ:
-            was = ", ".join(f"{key} {earlier.get(key)!r} (now {configuration.get(key)!r})" for key in sorted(differ))
+        was = differences(earlier, configuration)
+        if was:
             raise JournalMismatch(
                 f"{self.path} was made with another configuration: {was}. Give another --out, or --fresh to start over"
             )
