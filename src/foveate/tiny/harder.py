@@ -74,7 +74,7 @@ def _count_kind(rng: np.random.Generator, scene: Scene) -> Question | None:
     return Question("count-kind", f"how many {name} are there?", str(count), [t.box for t in members])
 
 
-_MAKERS: dict[str, Callable[[np.random.Generator, Scene], Question | None]] = {
+_HARD_MAKERS: dict[str, Callable[[np.random.Generator, Scene], Question | None]] = {
     "read-number": _read_number,
     "relation-sign": _relation_sign,
     "exist-size": _exist_size,
@@ -94,4 +94,4 @@ def ask_hard(rng: np.random.Generator, scene: Scene, task: str) -> Question | No
     """
     if task not in HARD_TASKS:
         raise ValueError(f"unknown task {task!r}; there are {', '.join(HARD_TASKS)}")
-    return _MAKERS[task](rng, scene) if task in _MAKERS else ask_trained(rng, scene, task)
+    return _HARD_MAKERS[task](rng, scene) if task in _HARD_MAKERS else ask_trained(rng, scene, task)
