@@ -1,4 +1,4 @@
-"""``python -m foveate.tiny.training.check RUN FILE``: how fair a judge a checkpoint is, with intervals.
+"""``python -m foveate.tiny.reading.check RUN FILE``: how fair a judge a checkpoint is, with intervals.
 
 Fresh scenes, every question with a scene of its own, answers teacher-forced: right is what greedy decoding would get
 exactly. Dropped tokens are hidden by a mask from a layer on, which is what removing them before that layer does.
@@ -302,7 +302,7 @@ def markdown(table: dict, rows: list[tuple[str, float, list[float], str, bool]],
 
 def main() -> None:
     """Check the last checkpoint of a run folder and write the figures as JSON and Markdown."""
-    parser = argparse.ArgumentParser(prog="python -m foveate.tiny.training.check", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m foveate.tiny.reading.check", description=__doc__)
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("file", type=Path, help="JSON file to write")
     parser.add_argument("--questions", type=int, default=1020)
