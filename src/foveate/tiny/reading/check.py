@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from foveate.tiny.lexicon import TOKENS
+from foveate.tiny.reading.decoder import run_layers
 from foveate.tiny.reading_questions import LONG_TASKS, SHORT_TASKS, TASKS, Question, ask_reading, cover
 from foveate.tiny.reading_scenes import Scene, make_reading_scene
 from foveate.tiny.run import Run
-from foveate.tiny.training.decoder import run_layers
 from foveate.tiny.training.packing import NO_TARGET, PREFIX, positions, single
 from foveate.tiny.training.pool import FRESH_STREAM
 from foveate.tiny.training.train import read_recipe, trained_model
