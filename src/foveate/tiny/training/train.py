@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from foveate.tiny.lexicon import processor
+from foveate.tiny.reading.language import cache_tokens, train_language
 from foveate.tiny.run import Run
-from foveate.tiny.training.language import cache_tokens, train_language
 from foveate.tiny.training.pool import POOL_CHECK_STREAM, render_pool
 from foveate.tiny.training.recipe import ReadingRecipe
 from foveate.tiny.training.vision import train_vision
@@ -43,7 +43,7 @@ def export(model: torch.nn.Module, folder: Path) -> None:
 
 def trained_model(run: Run) -> torch.nn.Module:
     """The model as the last checkpoints of a run folder have it; also of a run under way."""
-    from foveate.tiny.training.language import start_layers
+    from foveate.tiny.reading.language import start_layers
     from foveate.tiny.training.model import build
 
     recipe = run.recipe
