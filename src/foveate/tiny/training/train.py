@@ -44,7 +44,7 @@ def export(model: torch.nn.Module, folder: Path) -> None:
 def trained_model(run: Run) -> torch.nn.Module:
     """The model as the last checkpoints of a run folder have it; also of a run under way."""
     from foveate.tiny.reading.language import start_layers
-    from foveate.tiny.training.model import build
+    from foveate.tiny.reading.model import build
 
     recipe = run.recipe
     model = build(recipe)
