@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from foveate.tiny.training.packing import PREFIX, Layout
+from foveate.tiny.reading.packing import PREFIX, Layout
 
 BeforeLayer = Callable[[int, torch.Tensor], "torch.Tensor | None"]
 
