@@ -1,4 +1,4 @@
-"""``python -m foveate.tiny.training.plot RUN PICTURE``: the curves of a run, also of one under way."""
+"""``python -m foveate.tiny.reading.plot RUN PICTURE``: the curves of a run, also of one under way."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def plot_log(log: Path, picture: Path) -> None:
 
 def main() -> None:
     """Plot the log of a run folder."""
-    parser = argparse.ArgumentParser(prog="python -m foveate.tiny.training.plot", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m foveate.tiny.reading.plot", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("picture", type=Path)
     asked = parser.parse_args()
