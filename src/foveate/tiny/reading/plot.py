@@ -6,8 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
+from foveate.tiny.reading.pool import LABELS
 from foveate.tiny.reading_questions import LONG_TASKS, SHORT_TASKS
-from foveate.tiny.training.pool import LABELS
 
 
 def plot_log(log: Path, picture: Path) -> None:
