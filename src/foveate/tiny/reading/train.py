@@ -1,4 +1,4 @@
-"""``python -m foveate.tiny.training.train FOLDER``: scenes, stage A (vision), stage B (language), weights.
+"""``python -m foveate.tiny.reading.train FOLDER``: scenes, stage A (vision), stage B (language), weights.
 
 The same command goes on where a run stopped. A run folder keeps its recipe in ``recipe.json``; each start writes the
 recipe that it runs with to the log, so a change made on the way is on record.
@@ -99,7 +99,7 @@ def train(
 
 def main() -> None:
     """Train; a folder that holds a run is gone on with."""
-    parser = argparse.ArgumentParser(prog="python -m foveate.tiny.training.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m foveate.tiny.reading.train", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--checkpoint-seconds", type=float, default=180.0)
