@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from foveate.tiny.lexicon import GRID, ROWS, SIZE, pieces
 from foveate.tiny.questions import _alone, _direction, _pick
 from foveate.tiny.questions import overlap as _overlap
+from foveate.tiny.reading.lexicon import GRID, ROWS, SIZE, pieces
 from foveate.tiny.reading_scenes import Box, Scene, Thing, follow
 from foveate.tiny.vocabulary import COLOURS, KINDS, PLURALS
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from foveate.tiny.lexicon import TOKENS
 from foveate.tiny.reading.decoder import run_layers
+from foveate.tiny.reading.lexicon import TOKENS
 from foveate.tiny.reading.packing import NO_TARGET, PREFIX, positions, single
 from foveate.tiny.reading.pool import FRESH_STREAM
 from foveate.tiny.reading.train import read_recipe, trained_model

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from foveate.tiny.lexicon import PATCH, SIZE, WORD_ID
+from foveate.tiny.reading.lexicon import PATCH, SIZE, WORD_ID
 from foveate.tiny.reading.recipe import ReadingRecipe
 from foveate.tiny.vocabulary import BOS, EOS, IMAGE, PAD
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from foveate.tiny.lexicon import TOKENS, WORD_ID, text_ids
+from foveate.tiny.reading.lexicon import TOKENS, WORD_ID, text_ids
 from foveate.tiny.reading.pool import ReadingPool
 from foveate.tiny.reading_questions import LONG_TASKS, TASKS, Question, ask_reading, cover
 from foveate.tiny.reading_scenes import Box, Scene

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from foveate.tiny.lexicon import GLYPHS, GRID, PATCH, SIZE, TOKENS
 from foveate.tiny.pool import IGNORE
+from foveate.tiny.reading.lexicon import GLYPHS, GRID, PATCH, SIZE, TOKENS
 from foveate.tiny.reading_questions import cover
 from foveate.tiny.reading_scenes import Scene, Thing, make_reading_scene
 from foveate.tiny.vocabulary import COLOURS, KINDS, SIZES
