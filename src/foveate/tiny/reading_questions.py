@@ -16,7 +16,7 @@ import numpy as np
 from foveate.tiny.questions import _alone, _direction, _pick
 from foveate.tiny.questions import overlap as _overlap
 from foveate.tiny.reading.lexicon import GRID, ROWS, SIZE, pieces
-from foveate.tiny.reading_scenes import Box, Scene, Thing, follow
+from foveate.tiny.reading.scenes import Box, Scene, Thing, follow
 from foveate.tiny.vocabulary import COLOURS, KINDS, PLURALS
 
 SHORT_TASKS = ("colour", "shape", "size", "read", "find", "relation", "exist", "count", "position")
