@@ -18,10 +18,10 @@ from foveate.tiny.reading.model import build
 from foveate.tiny.reading.packing import FEW_OBJECTS, LAYOUT, NO_TARGET, PREFIX, pack, positions, written
 from foveate.tiny.reading.plot import plot_log
 from foveate.tiny.reading.pool import LABELS, ReadingPool, patch_labels
+from foveate.tiny.reading.questions import LONG_TASKS, TASKS, cover
 from foveate.tiny.reading.recipe import ReadingRecipe
 from foveate.tiny.reading.scenes import LAYOUTS, make_reading_scene
 from foveate.tiny.reading.train import train, trained_model
-from foveate.tiny.reading_questions import LONG_TASKS, TASKS, cover
 from foveate.tiny.run import Run
 
 MINUTE = ReadingRecipe(

@@ -21,9 +21,9 @@ from foveate.tiny.reading.decoder import run_layers
 from foveate.tiny.reading.lexicon import TOKENS
 from foveate.tiny.reading.packing import NO_TARGET, PREFIX, positions, single
 from foveate.tiny.reading.pool import FRESH_STREAM
+from foveate.tiny.reading.questions import LONG_TASKS, SHORT_TASKS, TASKS, Question, ask_reading, cover
 from foveate.tiny.reading.scenes import Scene, make_reading_scene
 from foveate.tiny.reading.train import read_recipe, trained_model
-from foveate.tiny.reading_questions import LONG_TASKS, SHORT_TASKS, TASKS, Question, ask_reading, cover
 from foveate.tiny.run import Run
 from foveate.tiny.vision_stage import see, to_pixels
 

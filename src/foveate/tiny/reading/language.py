@@ -23,9 +23,9 @@ from foveate.tiny.reading.lexicon import TOKENS
 from foveate.tiny.reading.optimisers import optimisers
 from foveate.tiny.reading.packing import FEW_OBJECTS, LAYOUT, NO_TARGET, PREFIX, Packed, pack, positions
 from foveate.tiny.reading.pool import ReadingPool
+from foveate.tiny.reading.questions import LONG_TASKS, SHORT_TASKS, TASKS, Step, cover
 from foveate.tiny.reading.recipe import ReadingRecipe
 from foveate.tiny.reading.vision import LABEL_IDS
-from foveate.tiny.reading_questions import LONG_TASKS, SHORT_TASKS, TASKS, Step, cover
 from foveate.tiny.run import Run
 from foveate.tiny.vision_stage import TEXTURE, see, to_pixels
 

@@ -9,8 +9,8 @@ import torch
 
 from foveate.tiny.reading.lexicon import TOKENS, WORD_ID, text_ids
 from foveate.tiny.reading.pool import ReadingPool
+from foveate.tiny.reading.questions import LONG_TASKS, TASKS, Question, ask_reading, cover
 from foveate.tiny.reading.scenes import Box, Scene
-from foveate.tiny.reading_questions import LONG_TASKS, TASKS, Question, ask_reading, cover
 from foveate.tiny.vocabulary import ASSISTANT, BOS, EOS, NEWLINE, USER
 
 PREFIX = [WORD_ID[BOS], WORD_ID[USER]]

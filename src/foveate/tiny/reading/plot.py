@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from foveate.tiny.reading.pool import LABELS
-from foveate.tiny.reading_questions import LONG_TASKS, SHORT_TASKS
+from foveate.tiny.reading.questions import LONG_TASKS, SHORT_TASKS
 
 
 def plot_log(log: Path, picture: Path) -> None:
