@@ -49,7 +49,7 @@ def _check(weights: Path, path: Path, questions: int) -> None:
     from transformers import LlavaForConditionalGeneration
 
     from foveate.families import load_processor
-    from foveate.tiny.check import check, verdict, write
+    from foveate.tiny.training.check import check, verdict, write
 
     model = LlavaForConditionalGeneration.from_pretrained(weights).float().eval()
     table = check(model, load_processor(weights), questions)

@@ -1,1 +1,1 @@
-"""How the model that reads while it speaks is trained; nothing outside this folder needs it."""
+"""Training of the embedded model; what only answers never imports it."""

@@ -196,17 +196,17 @@ def markdown(made: dict, wanted: list[dict], figures: dict) -> str:
 
 
 def main() -> None:
-    """``python -m foveate.tiny.check FILE``: check the shipped weights and write the figures."""
+    """``python -m foveate.tiny.training.check FILE``: check the shipped weights and write the figures."""
     import argparse
 
     from foveate.tiny.model import load
 
-    parser = argparse.ArgumentParser(prog="python -m foveate.tiny.check", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m foveate.tiny.training.check", description=main.__doc__)
     parser.add_argument("file", type=Path, help="JSON file to write")
     parser.add_argument("--questions", type=int, default=900)
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
-    command = f"python -m foveate.tiny.check {asked.file} --questions {asked.questions} --seed {asked.seed}"
+    command = f"python -m foveate.tiny.training.check {asked.file} --questions {asked.questions} --seed {asked.seed}"
     write(asked.file, check(*load(), asked.questions, asked.seed), command, asked.questions, asked.seed)
 
 
