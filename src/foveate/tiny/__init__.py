@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from foveate.tiny.harder import HARD_STYLE as HARD_STYLE
     from foveate.tiny.harder import HARD_TASKS as HARD_TASKS
     from foveate.tiny.harder import ask_hard as ask_hard
-    from foveate.tiny.heldout import held_out as held_out
-    from foveate.tiny.heldout import held_out_hard as held_out_hard
     from foveate.tiny.model import load as load
     from foveate.tiny.model import prompt as prompt
     from foveate.tiny.questions import TASKS as TASKS
@@ -19,6 +17,8 @@ if TYPE_CHECKING:
     from foveate.tiny.questions import evidence_tokens as evidence_tokens
     from foveate.tiny.scenes import Scene as Scene
     from foveate.tiny.scenes import make_scene as make_scene
+    from foveate.tiny.training.heldout import held_out as held_out
+    from foveate.tiny.training.heldout import held_out_hard as held_out_hard
 
 _WHERE = {
     "HARD_STYLE": "harder",
