@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from foveate.tiny.language_stage import run_layers, to_device
 from foveate.tiny.model import build
 from foveate.tiny.optim import orthogonalise, set_rate
 from foveate.tiny.packing import PREFIX, TOKENS, pack
@@ -17,6 +16,7 @@ from foveate.tiny.questions import ask
 from foveate.tiny.run import Recipe
 from foveate.tiny.scenes import make_scene
 from foveate.tiny.train import train
+from foveate.tiny.training.language_stage import run_layers, to_device
 from foveate.tiny.vision_stage import see
 
 MINUTE = Recipe(

@@ -7,7 +7,11 @@ from itertools import chain
 
 import torch
 
-from foveate.tiny.language_stage import (
+from foveate.tiny.model import build
+from foveate.tiny.optim import optimisers, set_rate
+from foveate.tiny.pool import Pool
+from foveate.tiny.run import Run, Threads
+from foveate.tiny.training.language_stage import (
     LanguageBatches,
     answer_loss,
     check_language,
@@ -17,10 +21,6 @@ from foveate.tiny.language_stage import (
     run_layers,
     to_device,
 )
-from foveate.tiny.model import build
-from foveate.tiny.optim import optimisers, set_rate
-from foveate.tiny.pool import Pool
-from foveate.tiny.run import Run, Threads
 from foveate.tiny.vision_stage import (
     PatchHeads,
     VisionBatches,
