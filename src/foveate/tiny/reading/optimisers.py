@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from foveate.tiny.optim import set_rate
+from foveate.tiny.training.optim import set_rate
 
 __all__ = ["optimisers", "set_rate"]
 
