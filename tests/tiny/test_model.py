@@ -6,8 +6,8 @@ import torch
 
 from foveate import tiny
 from foveate.tiny.model import WEIGHTS
-from foveate.tiny.packing import PREFIX, TOKENS
 from foveate.tiny.training.check import answer_right, make_items, verdict
+from foveate.tiny.training.packing import PREFIX, TOKENS
 from foveate.tiny.vocabulary import ASSISTANT, EOS, IMAGE, NEWLINE, WORD_ID, processor, question_ids
 
 

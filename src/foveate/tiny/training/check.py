@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from foveate.tiny.packing import PREFIX, TOKENS, masks
 from foveate.tiny.questions import SINGLE_EVIDENCE, TASKS, overlap
 from foveate.tiny.training.heldout import held_out
 from foveate.tiny.training.language_stage import decoder_layer, layer_weights
+from foveate.tiny.training.packing import PREFIX, TOKENS, masks
 from foveate.tiny.vocabulary import ASSISTANT, EOS, NEWLINE, WORD_ID, question_ids
 
 KEEP = 0.22
