@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from foveate.tiny.pool import IGNORE
 from foveate.tiny.reading.check import answer_right, attention_of, fresh, make_items, selections, verdict
 from foveate.tiny.reading.check import check as check_model
 from foveate.tiny.reading.decoder import run_layers
@@ -23,6 +22,7 @@ from foveate.tiny.reading.recipe import ReadingRecipe
 from foveate.tiny.reading.scenes import LAYOUTS, make_reading_scene
 from foveate.tiny.reading.train import train, trained_model
 from foveate.tiny.run import Run
+from foveate.tiny.training.pool import IGNORE
 
 MINUTE = ReadingRecipe(
     scenes=24,

@@ -8,7 +8,6 @@ from itertools import chain
 import torch
 
 from foveate.tiny.model import build
-from foveate.tiny.pool import Pool
 from foveate.tiny.run import Run, Threads
 from foveate.tiny.training.language_stage import (
     LanguageBatches,
@@ -21,6 +20,7 @@ from foveate.tiny.training.language_stage import (
     to_device,
 )
 from foveate.tiny.training.optim import optimisers, set_rate
+from foveate.tiny.training.pool import Pool
 from foveate.tiny.vision_stage import (
     PatchHeads,
     VisionBatches,

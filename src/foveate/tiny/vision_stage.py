@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from foveate.tiny.pool import GRID, IGNORE, Pool
 from foveate.tiny.scenes import Thing
+from foveate.tiny.training.pool import GRID, IGNORE, Pool
 from foveate.tiny.vocabulary import COLOURS, DIGITS, KINDS, NEXT_DIGITS, SIZES, WORD_ID
 
 COEFFICIENTS = 16

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from foveate.tiny.pool import IGNORE
 from foveate.tiny.reading.lexicon import GLYPHS, GRID, PATCH, SIZE, TOKENS
 from foveate.tiny.reading.questions import cover
 from foveate.tiny.reading.scenes import Scene, Thing, make_reading_scene
+from foveate.tiny.training.pool import IGNORE
 from foveate.tiny.vocabulary import COLOURS, KINDS, SIZES
 
 # Entropy words that keep the streams apart: no seed of one is a seed of another, nor of the streams in `heldout`.

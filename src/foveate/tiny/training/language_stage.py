@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from foveate.tiny.pool import Pool
 from foveate.tiny.questions import TASKS
 from foveate.tiny.training.packing import EVEN, NO_TARGET, PREFIX, SHARES, SLOT, TOKENS, Packed, masks, pack, positions
+from foveate.tiny.training.pool import Pool
 from foveate.tiny.vision_stage import LABEL_IDS, see, to_pixels
 from foveate.tiny.vocabulary import EOS, WORD_ID
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from foveate.tiny.pool import Pool
 from foveate.tiny.questions import TASKS, Question, ask, overlap
 from foveate.tiny.scenes import Scene
+from foveate.tiny.training.pool import Pool
 from foveate.tiny.vocabulary import ASSISTANT, BOS, EOS, NEWLINE, USER, WORD_ID, question_ids
 
 PREFIX = [WORD_ID[BOS], WORD_ID[USER]]
