@@ -21,8 +21,8 @@ from foveate.tiny.reading.questions import LONG_TASKS, TASKS, cover
 from foveate.tiny.reading.recipe import ReadingRecipe
 from foveate.tiny.reading.scenes import LAYOUTS, make_reading_scene
 from foveate.tiny.reading.train import train, trained_model
-from foveate.tiny.run import Run
 from foveate.tiny.training.pool import IGNORE
+from foveate.tiny.training.run import Run
 
 MINUTE = ReadingRecipe(
     scenes=24,

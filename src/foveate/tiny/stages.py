@@ -8,7 +8,6 @@ from itertools import chain
 import torch
 
 from foveate.tiny.model import build
-from foveate.tiny.run import Run, Threads
 from foveate.tiny.training.language_stage import (
     LanguageBatches,
     answer_loss,
@@ -21,6 +20,7 @@ from foveate.tiny.training.language_stage import (
 )
 from foveate.tiny.training.optim import optimisers, set_rate
 from foveate.tiny.training.pool import Pool
+from foveate.tiny.training.run import Run, Threads
 from foveate.tiny.vision_stage import (
     PatchHeads,
     VisionBatches,

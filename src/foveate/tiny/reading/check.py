@@ -24,7 +24,7 @@ from foveate.tiny.reading.pool import FRESH_STREAM
 from foveate.tiny.reading.questions import LONG_TASKS, SHORT_TASKS, TASKS, Question, ask_reading, cover
 from foveate.tiny.reading.scenes import Scene, make_reading_scene
 from foveate.tiny.reading.train import read_recipe, trained_model
-from foveate.tiny.run import Run
+from foveate.tiny.training.run import Run
 from foveate.tiny.vision_stage import see, to_pixels
 
 KEEP, FEW = 0.22, 0.07

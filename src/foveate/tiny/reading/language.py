@@ -26,7 +26,7 @@ from foveate.tiny.reading.pool import ReadingPool
 from foveate.tiny.reading.questions import LONG_TASKS, SHORT_TASKS, TASKS, Step, cover
 from foveate.tiny.reading.recipe import ReadingRecipe
 from foveate.tiny.reading.vision import LABEL_IDS
-from foveate.tiny.run import Run
+from foveate.tiny.training.run import Run
 from foveate.tiny.vision_stage import TEXTURE, see, to_pixels
 
 

@@ -17,8 +17,8 @@ from foveate.tiny.reading.lexicon import GLYPHS, GRID, PLACES, WORD_ID
 from foveate.tiny.reading.model import build
 from foveate.tiny.reading.optimisers import optimisers, set_rate
 from foveate.tiny.reading.pool import LABELS, ReadingPool
-from foveate.tiny.run import Run
 from foveate.tiny.training.pool import IGNORE
+from foveate.tiny.training.run import Run
 from foveate.tiny.vision_stage import (
     _FINE,
     COEFFICIENTS,
