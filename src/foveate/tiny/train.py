@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from foveate.tiny.stages import Progress, train_language, train_vision
 from foveate.tiny.training.language_stage import cache_tokens
 from foveate.tiny.training.plot import plot_log
 from foveate.tiny.training.pool import Pool, render_pool
 from foveate.tiny.training.run import Recipe, Run
+from foveate.tiny.training.stages import Progress, train_language, train_vision
 from foveate.tiny.vision_stage import amplify_texture
 from foveate.tiny.vocabulary import processor
 
