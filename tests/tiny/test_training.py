@@ -11,12 +11,12 @@ import torch
 from foveate.tiny.model import build
 from foveate.tiny.questions import ask
 from foveate.tiny.scenes import make_scene
-from foveate.tiny.train import train
 from foveate.tiny.training.language_stage import run_layers, to_device
 from foveate.tiny.training.optim import orthogonalise, set_rate
 from foveate.tiny.training.packing import PREFIX, TOKENS, pack
 from foveate.tiny.training.pool import IGNORE, LABELS, Pool, patch_labels
 from foveate.tiny.training.run import Recipe
+from foveate.tiny.training.train import train
 from foveate.tiny.vision_stage import see
 
 MINUTE = Recipe(

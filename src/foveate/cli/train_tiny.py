@@ -21,8 +21,8 @@ def run(
     questions: Annotated[int, typer.Option(min=0, help="Held-out questions of the closing check; 0: no check.")] = 900,
 ) -> None:
     """Train the embedded model and check it against what it is wanted for."""
-    from foveate.tiny.train import train
     from foveate.tiny.training.run import Recipe
+    from foveate.tiny.training.train import train
 
     quiet_loading()
     asked = {"scenes": scenes, "steps_vision": steps_vision, "steps_language": steps_language}
