@@ -17,7 +17,7 @@ from foveate.tiny.training.packing import PREFIX, TOKENS, pack
 from foveate.tiny.training.pool import IGNORE, LABELS, Pool, patch_labels
 from foveate.tiny.training.run import Recipe
 from foveate.tiny.training.train import train
-from foveate.tiny.vision_stage import see
+from foveate.tiny.training.vision_stage import see
 
 MINUTE = Recipe(
     scenes=12,

@@ -25,7 +25,7 @@ from foveate.tiny.reading.questions import LONG_TASKS, SHORT_TASKS, TASKS, Quest
 from foveate.tiny.reading.scenes import Scene, make_reading_scene
 from foveate.tiny.reading.train import read_recipe, trained_model
 from foveate.tiny.training.run import Run
-from foveate.tiny.vision_stage import see, to_pixels
+from foveate.tiny.training.vision_stage import see, to_pixels
 
 KEEP, FEW = 0.22, 0.07
 Select = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]

@@ -27,7 +27,7 @@ from foveate.tiny.reading.questions import LONG_TASKS, SHORT_TASKS, TASKS, Step,
 from foveate.tiny.reading.recipe import ReadingRecipe
 from foveate.tiny.reading.vision import LABEL_IDS
 from foveate.tiny.training.run import Run
-from foveate.tiny.vision_stage import TEXTURE, see, to_pixels
+from foveate.tiny.training.vision_stage import TEXTURE, see, to_pixels
 
 
 @dataclass(frozen=True)

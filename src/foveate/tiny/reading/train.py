@@ -19,7 +19,7 @@ from foveate.tiny.reading.pool import POOL_CHECK_STREAM, render_pool
 from foveate.tiny.reading.recipe import ReadingRecipe
 from foveate.tiny.reading.vision import train_vision
 from foveate.tiny.training.run import Run
-from foveate.tiny.vision_stage import amplify_texture
+from foveate.tiny.training.vision_stage import amplify_texture
 
 RECIPE, WEIGHTS = "recipe.json", "weights"
 

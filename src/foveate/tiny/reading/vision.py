@@ -19,7 +19,7 @@ from foveate.tiny.reading.optimisers import optimisers, set_rate
 from foveate.tiny.reading.pool import LABELS, ReadingPool
 from foveate.tiny.training.pool import IGNORE
 from foveate.tiny.training.run import Run
-from foveate.tiny.vision_stage import (
+from foveate.tiny.training.vision_stage import (
     _FINE,
     COEFFICIENTS,
     TEXTURE,

@@ -13,7 +13,7 @@ from torch import nn
 from foveate.tiny.questions import TASKS
 from foveate.tiny.training.packing import EVEN, NO_TARGET, PREFIX, SHARES, SLOT, TOKENS, Packed, masks, pack, positions
 from foveate.tiny.training.pool import Pool
-from foveate.tiny.vision_stage import LABEL_IDS, see, to_pixels
+from foveate.tiny.training.vision_stage import LABEL_IDS, see, to_pixels
 from foveate.tiny.vocabulary import EOS, WORD_ID
 
 # Layers (from 0) whose attention is led to the evidence early in training.

@@ -21,7 +21,7 @@ from foveate.tiny.training.language_stage import (
 from foveate.tiny.training.optim import optimisers, set_rate
 from foveate.tiny.training.pool import Pool
 from foveate.tiny.training.run import Run, Threads
-from foveate.tiny.vision_stage import (
+from foveate.tiny.training.vision_stage import (
     PatchHeads,
     VisionBatches,
     presence,

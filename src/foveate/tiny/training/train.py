@@ -11,7 +11,7 @@ from foveate.tiny.training.plot import plot_log
 from foveate.tiny.training.pool import Pool, render_pool
 from foveate.tiny.training.run import Recipe, Run
 from foveate.tiny.training.stages import Progress, train_language, train_vision
-from foveate.tiny.vision_stage import amplify_texture
+from foveate.tiny.training.vision_stage import amplify_texture
 from foveate.tiny.vocabulary import processor
 
 __all__ = ["Recipe", "export", "train"]
