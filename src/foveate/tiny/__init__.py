@@ -6,14 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from foveate.tiny.harder import HARD_STYLE as HARD_STYLE
-    from foveate.tiny.harder import HARD_TASKS as HARD_TASKS
-    from foveate.tiny.harder import ask_hard as ask_hard
     from foveate.tiny.model import load as load
     from foveate.tiny.model import prompt as prompt
+    from foveate.tiny.questions import HARD_STYLE as HARD_STYLE
+    from foveate.tiny.questions import HARD_TASKS as HARD_TASKS
     from foveate.tiny.questions import TASKS as TASKS
     from foveate.tiny.questions import Question as Question
     from foveate.tiny.questions import ask as ask
+    from foveate.tiny.questions import ask_hard as ask_hard
     from foveate.tiny.questions import evidence_tokens as evidence_tokens
     from foveate.tiny.scenes import Scene as Scene
     from foveate.tiny.scenes import make_scene as make_scene

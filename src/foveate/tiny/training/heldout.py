@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from foveate.tiny.harder import HARD_STYLE, HARD_TASKS, ask_hard
-from foveate.tiny.questions import TASKS, Question, ask
+from foveate.tiny.questions import HARD_STYLE, HARD_TASKS, TASKS, Question, ask, ask_hard
 from foveate.tiny.scenes import TRAINED, Scene, Style, make_scene
 
 # Entropy words that keep the streams apart: no seed of one is a seed of another.
