@@ -6,13 +6,13 @@ import typer
 from typer.core import TyperGroup
 
 from foveate import __version__
-from foveate.cli import bench, calibrate, check, demo, eval, list, run, train_glimpse, train_glimpse_plus, train_tiny
+from foveate.cli import bench, calibrate, check, demo, eval, list, run, train
 from foveate.cli.console import complain
 from foveate.errors import FoveateError
 
 
 class Commands(TyperGroup):
-    """Tells the errors that foveate raises on purpose in one line, exit code 2; any other is a bug: trace and all."""
+    """Print expected errors on one line and exit with code 2; let others raise."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -43,7 +43,7 @@ def _version(wanted: bool) -> None:
 def common(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
-    """Options of no command."""
+    """Global options."""
 
 
 app.command("demo")(demo.demo)
@@ -52,11 +52,11 @@ app.command("check")(check.check)
 app.command("list")(list.list_)
 app.command("eval")(eval.eval_)
 app.command("bench")(bench.bench)
-train = typer.Typer(help="Train the parts that are learned.", no_args_is_help=True)
-train.command("glimpse")(train_glimpse.run)
-train.command("glimpse-plus")(train_glimpse_plus.glimpse_plus)
-train.command("tiny")(train_tiny.run)
-app.add_typer(train, name="train")
+training = typer.Typer(help="Train the parts that are learned.", no_args_is_help=True)
+training.command("glimpse")(train.glimpse)
+training.command("glimpse-plus")(train.glimpse_plus)
+training.command("tiny")(train.tiny)
+app.add_typer(training, name="train")
 calibration = typer.Typer(help="Fit a method to a model, without training.", no_args_is_help=True)
 calibration.command("btp")(calibrate.btp)
 app.add_typer(calibration, name="calibrate")

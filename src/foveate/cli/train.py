@@ -1,4 +1,4 @@
-"""`foveate train glimpse`: train GlimpsePrune's predictor on a frozen model."""
+"""`foveate train`: the parts that are learned."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,9 +7,10 @@ import typer
 
 from foveate.cli.console import complain, console, progress, quiet_loading, say, show_table, warn, write_json
 from foveate.cli.options import Device, DType, JsonFile
+from foveate.errors import FoveateError
 
 
-def run(
+def glimpse(
     out: Annotated[Path, typer.Option(help="Folder for foveate.load; a stopped run goes on there with --resume.")],
     model: Annotated[str, typer.Option(help="A Hub id, a folder, or `tiny`, the embedded model.")] = "tiny",
     data: Annotated[Path | None, typer.Option(help="JSONL with image, question, answer and boxes, or:")] = None,
@@ -142,3 +143,103 @@ def _samples(
     if found.skipped:
         warn(f"left out {len(found.skipped)} samples, the first: {found.skipped[0]}")
     return grounded.split(found, number, held_out, seed)
+
+
+def glimpse_plus(
+    config: Annotated[Path, typer.Argument(help="YAML or JSON: `model: …`, `data: …`; see the docs for the rest.")],
+    out: Annotated[Path, typer.Option(help="Gets adapter, merged model, predictor; a stopped run goes on there.")],
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of going on.")] = False,
+    json_file: JsonFile = None,
+    device: Device = "auto",
+) -> None:
+    """Fine-tune by GRPO on pruned context, merge, train a predictor. Runs under `accelerate launch`, too."""
+    from foveate.learn.glimpse_plus.config import read_settings
+    from foveate.learn.glimpse_plus.setup import load_samples
+    from foveate.learn.glimpse_plus.stages import ADAPTER, MODEL, PREDICTOR, STEPS, need_trl
+    from foveate.learn.glimpse_plus.train import train_plus
+    from foveate.learn.processes import current
+
+    settings = read_settings(config)
+    need_trl()
+    processes = current()
+    quiet_loading()
+    with progress() as bar:
+        bar.disable = bar.disable or not processes.main
+        task = bar.add_task("preparing", total=None)
+
+        def advance(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        samples, held_out = load_samples(settings, advance)
+        try:
+            result = train_plus(settings, samples, held_out, out, fresh, device, advance, processes)
+        except KeyboardInterrupt:
+            complain(f"stopped; the checkpoints are in {out}, and the same command goes on there")
+            raise typer.Exit(130) from None
+    if processes.main:
+        _show(result, {"adapter": out / ADAPTER, "figures": out / ADAPTER / STEPS, "model": out / MODEL})
+        if "predictor" in result["done"]:
+            say(f"predictor: {out / PREDICTOR}")
+        if json_file:
+            write_json(json_file, result)
+
+
+def _show(result: dict[str, Any], files: dict[str, Path]) -> None:
+    done = result["done"]["rl"]
+    if done["left_out"]:
+        say(f"left out: {done['left_out']} samples with longer prompts than max_prompt")
+    if "seconds_per_step" in done:
+        memory = f", at most {done['peak_bytes'] / 2**30:.2f} GiB" if "peak_bytes" in done else ""
+        say(f"{done['steps']} steps of {done['seconds_per_step']:.1f} s{memory}")
+    for name, path in files.items():
+        say(f"{name}: {path}")
+
+
+def tiny(
+    out: Annotated[Path, typer.Option(help="Run folder: scenes, checkpoints, log, curve and weights.")],
+    seed: Annotated[int, typer.Option(help="Decides scenes, questions and starting weights.")] = 0,
+    steps_vision: Annotated[int | None, typer.Option(min=1, help="Steps of stage A; default: the shipped.")] = None,
+    steps_language: Annotated[int | None, typer.Option(min=1, help="Steps of stage B; default: the shipped.")] = None,
+    scenes: Annotated[int | None, typer.Option(min=50, help="Training scenes; default: the shipped.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: one or two, whichever is quicker.")] = None,
+    questions: Annotated[int, typer.Option(min=0, help="Held-out questions of the closing check; 0: no check.")] = 900,
+) -> None:
+    """Train the embedded model and check it against what it is wanted for."""
+    from foveate.tiny.training.run import Recipe
+    from foveate.tiny.training.train import train
+
+    quiet_loading()
+    asked = {"scenes": scenes, "steps_vision": steps_vision, "steps_language": steps_language}
+    recipe = Recipe(seed=seed, **{name: value for name, value in asked.items() if value is not None})
+    bars: dict[str, Any] = {}
+    with progress() as display:
+
+        def show(stage: str, done: int, total: int, text: str) -> None:
+            if stage not in bars:
+                bars[stage] = display.add_task(stage, total=total)
+            display.update(bars[stage], completed=done, description=f"{stage} {text}".strip())
+
+        try:
+            weights = train(out, recipe, device=device, resume=resume, threads=threads, progress=show)
+        except (FileExistsError, ValueError) as error:
+            raise FoveateError(str(error)) from error
+    say(f"weights: {weights}")
+    if questions:
+        _check(weights, out / "check.json", questions)
+
+
+def _check(weights: Path, path: Path, questions: int) -> None:
+    """Measure the new weights, print the table, write it."""
+    from transformers import LlavaForConditionalGeneration
+
+    from foveate.families import load_processor
+    from foveate.tiny.training.check import check, verdict, write
+
+    model = LlavaForConditionalGeneration.from_pretrained(weights).float().eval()
+    table = check(model, load_processor(weights), questions)
+    write(path, table, f"foveate train tiny --out {weights.parent}", questions, 1)
+    rows = [[what, f"{figure:.1f}", wanted, "yes" if met else "no"] for what, figure, wanted, met in verdict(table)]
+    show_table("What the model is wanted for, in %", ["what", "figure", "wanted", "met"], rows)
+    say(f"figures: {path}")
