@@ -19,8 +19,11 @@ DECIDING_CODE = (
     "engine/**/*.py",
     "families/**/*.py",
     "pruners/**/*.py",
+    "kernels/**/*.py",
     "select/**/*.py",
-    *(f"measure/{name}.py" for name in ("answer", "arms", "downsample", "evidence", "loading", "suite")),
+    "tensors.py",
+    *(f"measure/eval/{name}.py" for name in ("answers", "arms", "oracle", "suites")),
+    "measure/loading.py",
 )
 
 

@@ -266,5 +266,6 @@ def agrees(device: torch.device, dtype: torch.dtype) -> bool:
     features, budget, valid = dispatch.small_problem(dtype)
     order = descending(torch.randn(valid.shape, generator=torch.Generator().manual_seed(1)), valid)
     limit = torch.tensor([0.5, 0.3, 0.2])
-    fused = kernel(*(tensor.to(device) for tensor in (features, order, budget, limit, valid)))
+    at = functools.partial(Tensor.to, device=device)
+    fused = kernel(at(features), at(order), at(budget), at(limit), at(valid))
     return torch.equal(fused.cpu(), _greedy(unit_rows(features.float()), order, budget, limit, valid))

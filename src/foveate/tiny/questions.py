@@ -31,7 +31,7 @@ class Question:
     boxes: list[tuple[int, int, int, int]]
 
 
-def _alone(things: Iterable[Thing], key: Callable[[Thing], Hashable]) -> list[Thing]:
+def alone(things: Iterable[Thing], key: Callable[[Thing], Hashable]) -> list[Thing]:
     """The things whose ``key`` no other thing shares."""
     groups: dict[Hashable, list[Thing]] = {}
     for thing in things:
@@ -39,33 +39,34 @@ def _alone(things: Iterable[Thing], key: Callable[[Thing], Hashable]) -> list[Th
     return [group[0] for group in groups.values() if len(group) == 1]
 
 
-def _pick(rng: np.random.Generator, options: list) -> object:
+def pick(rng: np.random.Generator, options: list) -> object:
+    """One of the options, drawn evenly."""
     return options[int(rng.integers(len(options)))]
 
 
 def _colour(rng: np.random.Generator, scene: Scene) -> Question | None:
     things = scene.objects
-    named = [(t, t.kind) for t in _alone(things, lambda t: t.kind) if t.size]
-    named += [(t, f"{t.size} {t.kind}") for t in _alone(things, lambda t: (t.kind, t.size)) if t.size]
+    named = [(t, t.kind) for t in alone(things, lambda t: t.kind) if t.size]
+    named += [(t, f"{t.size} {t.kind}") for t in alone(things, lambda t: (t.kind, t.size)) if t.size]
     if not named:
         return None
-    thing, name = _pick(rng, named)
+    thing, name = pick(rng, named)
     return Question("colour", f"what colour is the {name}?", thing.colour, [thing.box])
 
 
 def _shape(rng: np.random.Generator, scene: Scene) -> Question | None:
     things = scene.objects
-    named = [(t, t.colour) for t in _alone(things, lambda t: t.colour) if t.size]
-    named += [(t, f"{t.size} {t.colour}") for t in _alone(things, lambda t: (t.colour, t.size)) if t.size]
+    named = [(t, t.colour) for t in alone(things, lambda t: t.colour) if t.size]
+    named += [(t, f"{t.size} {t.colour}") for t in alone(things, lambda t: (t.colour, t.size)) if t.size]
     if not named:
         return None
-    thing, name = _pick(rng, named)
+    thing, name = pick(rng, named)
     return Question("shape", f"what shape is the {name} object?", thing.kind, [thing.box])
 
 
 def _pairs(scene: Scene) -> list[Thing]:
     """Things that colour and kind name without doubt."""
-    return _alone(scene.objects, lambda t: (t.colour, t.kind))
+    return alone(scene.objects, lambda t: (t.colour, t.kind))
 
 
 def _size(rng: np.random.Generator, scene: Scene) -> Question | None:
@@ -73,8 +74,8 @@ def _size(rng: np.random.Generator, scene: Scene) -> Question | None:
     if not options:
         return None
     sizes = sorted({t.size for t in options})
-    size = _pick(rng, sizes)  # every answer about equally often
-    thing = _pick(rng, [t for t in options if t.size == size])
+    size = pick(rng, sizes)  # every answer about equally often
+    thing = pick(rng, [t for t in options if t.size == size])
     return Question("size", f"what size is the {thing.colour} {thing.kind}?", thing.size, [thing.box])
 
 
@@ -82,19 +83,19 @@ def _read(rng: np.random.Generator, scene: Scene) -> Question | None:
     signs = [t for t in _pairs(scene) if t.text]
     if not signs:
         return None
-    sign = _pick(rng, signs)
+    sign = pick(rng, signs)
     return Question("read", f"what does the {sign.colour} sign say?", sign.text, [sign.box])
 
 
 def _find(rng: np.random.Generator, scene: Scene) -> Question | None:
-    signs = _alone([t for t in scene.objects if t.text], lambda t: t.text)
+    signs = alone([t for t in scene.objects if t.text], lambda t: t.text)
     if not signs:
         return None
-    sign = _pick(rng, signs)
+    sign = pick(rng, signs)
     return Question("find", f"what colour is the sign with {sign.text}?", sign.colour, [sign.box])
 
 
-def _direction(first: Thing, second: Thing) -> str | None:
+def direction(first: Thing, second: Thing) -> str | None:
     """Where the first lies from the second; None where they are too close or the direction is not clear."""
     dx, dy = (a - b for a, b in zip(first.centre, second.centre, strict=True))
     if max(abs(dx), abs(dy)) < 2 * _MARGIN or max(abs(dx), abs(dy)) < 1.35 * min(abs(dx), abs(dy)):
@@ -109,7 +110,7 @@ def _relation(rng: np.random.Generator, scene: Scene) -> Question | None:
     for _ in range(8):
         i, j = rng.choice(len(options), 2, replace=False)
         first, second = options[i], options[j]
-        answer = _direction(first, second)
+        answer = direction(first, second)
         if answer is None:
             continue
         text = f"where is the {first.colour} {first.kind} from the {second.colour} {second.kind}?"
@@ -122,7 +123,7 @@ def _exist(rng: np.random.Generator, scene: Scene) -> Question | None:
     if not present:
         return None
     if rng.random() < 0.5:
-        colour, kind = _pick(rng, present)
+        colour, kind = pick(rng, present)
         boxes = [t.box for t in scene.objects if (t.colour, t.kind) == (colour, kind)]
         return Question("exist", f"is there a {colour} {kind}?", "yes", boxes)
     # Hard negatives: the colour is there and the kind is there, but not in one object.
@@ -130,7 +131,7 @@ def _exist(rng: np.random.Generator, scene: Scene) -> Question | None:
     absent = [pair for pair in crossed if pair not in present]
     if not absent or rng.random() < 0.3:
         absent = [(c, k) for c in COLOURS for k in KINDS if (c, k) not in present]
-    colour, kind = _pick(rng, absent)
+    colour, kind = pick(rng, absent)
     boxes = [t.box for t in scene.objects if t.colour == colour or t.kind == kind]
     return Question("exist", f"is there a {colour} {kind}?", "no", boxes)
 
@@ -139,8 +140,8 @@ def _count(rng: np.random.Generator, scene: Scene) -> Question | None:
     groups = [(PLURALS[k], [t for t in scene.objects if t.kind == k]) for k in KINDS]
     groups += [(f"{c} objects", [t for t in scene.objects if t.colour == c]) for c in COLOURS]
     groups = [(name, members) for name, members in groups if len(members) <= 9]
-    count = _pick(rng, sorted({len(members) for _, members in groups}))  # small counts must not dominate
-    name, members = _pick(rng, [group for group in groups if len(group[1]) == count])
+    count = pick(rng, sorted({len(members) for _, members in groups}))  # small counts must not dominate
+    name, members = pick(rng, [group for group in groups if len(group[1]) == count])
     return Question("count", f"how many {name} are there?", str(count), [t.box for t in members])
 
 
@@ -149,7 +150,7 @@ def _position(rng: np.random.Generator, scene: Scene) -> Question | None:
     options = [t for t in _pairs(scene) if min(abs(c - middle) for c in t.centre) > _MARGIN]
     if not options:
         return None
-    thing = _pick(rng, options)
+    thing = pick(rng, options)
     x, y = thing.centre
     answer = f"{'top' if y < middle else 'bottom'} {'left' if x < middle else 'right'}"
     return Question("position", f"where is the {thing.colour} {thing.kind}?", answer, [thing.box])
@@ -209,18 +210,18 @@ def _read_number(rng: np.random.Generator, scene: Scene) -> Question | None:
     signs = [t for t in _pairs(scene) if t.text]
     if not signs:
         return None
-    sign = _pick(rng, signs)
+    sign = pick(rng, signs)
     return Question("read-number", f"which number is on the {sign.colour} sign?", sign.text, [sign.box])
 
 
 def _relation_sign(rng: np.random.Generator, scene: Scene) -> Question | None:
-    signs = _alone([t for t in scene.objects if t.text], lambda t: t.text)
+    signs = alone([t for t in scene.objects if t.text], lambda t: t.text)
     shapes = [t for t in _pairs(scene) if t.size]
     if not signs or not shapes:
         return None
     for _ in range(8):
-        thing, sign = _pick(rng, shapes), _pick(rng, signs)
-        answer = _direction(thing, sign)
+        thing, sign = pick(rng, shapes), pick(rng, signs)
+        answer = direction(thing, sign)
         if answer is not None:
             text = f"where is the {thing.colour} {thing.kind} from the sign with {sign.text}?"
             return Question("relation-sign", text, answer, [thing.box, sign.box])
@@ -239,7 +240,7 @@ def _exist_size(rng: np.random.Generator, scene: Scene) -> Question | None:
         options = sorted({(s, c, k) for s in SIZES for _, c, k in present} - set(present))
         if not options:
             return None
-    size, colour, kind = _pick(rng, options)
+    size, colour, kind = pick(rng, options)
     named = [t for t in scene.objects if (t.colour, t.kind) == (colour, kind)]
     boxes = [t.box for t in named if answer == "no" or t.size == size]
     return Question("exist-size", f"is there a {size} {colour} {kind}?", answer, boxes)
@@ -254,8 +255,8 @@ def _count_kind(rng: np.random.Generator, scene: Scene) -> Question | None:
     groups = [(name, members) for name, members in groups if 1 <= len(members) <= 9]
     if not groups:
         return None
-    count = _pick(rng, sorted({len(members) for _, members in groups}))
-    name, members = _pick(rng, [group for group in groups if len(group[1]) == count])
+    count = pick(rng, sorted({len(members) for _, members in groups}))
+    name, members = pick(rng, [group for group in groups if len(group[1]) == count])
     return Question("count-kind", f"how many {name} are there?", str(count), [t.box for t in members])
 
 
@@ -279,4 +280,4 @@ def ask_hard(rng: np.random.Generator, scene: Scene, task: str) -> Question | No
     """
     if task not in HARD_TASKS:
         raise ValueError(f"unknown task {task!r}; there are {', '.join(HARD_TASKS)}")
-    return _HARD_MAKERS[task](rng, scene) if task in _HARD_MAKERS else ask_trained(rng, scene, task)
+    return _HARD_MAKERS[task](rng, scene) if task in _HARD_MAKERS else ask(rng, scene, task)

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from foveate.tiny.questions import _alone, _direction, _pick
-from foveate.tiny.questions import overlap as _overlap
+from foveate.tiny.questions import alone, direction, overlap, pick
 from foveate.tiny.reading.lexicon import GRID, ROWS, SIZE, pieces
 from foveate.tiny.reading.scenes import Box, Scene, Thing, follow
 from foveate.tiny.vocabulary import COLOURS, KINDS, PLURALS
@@ -69,7 +68,7 @@ def _listed(task: str, text: str, parts: list[str], boxes: list[list[Box]], join
 
 def _pairs(scene: Scene) -> list[Thing]:
     """Things that colour and kind name without doubt."""
-    return _alone(scene.objects, lambda t: (t.colour, t.kind))
+    return alone(scene.objects, lambda t: (t.colour, t.kind))
 
 
 def _ordered(things: Iterable[Thing]) -> list[Thing] | None:
@@ -87,20 +86,20 @@ def _place(thing: Thing) -> str | None:
 
 
 def _colour(rng: np.random.Generator, scene: Scene) -> Question | None:
-    named = [(t, t.kind) for t in _alone(scene.objects, lambda t: t.kind) if t.size]
-    named += [(t, f"{t.size} {t.kind}") for t in _alone(scene.objects, lambda t: (t.kind, t.size)) if t.size]
+    named = [(t, t.kind) for t in alone(scene.objects, lambda t: t.kind) if t.size]
+    named += [(t, f"{t.size} {t.kind}") for t in alone(scene.objects, lambda t: (t.kind, t.size)) if t.size]
     if not named:
         return None
-    thing, name = _pick(rng, named)
+    thing, name = pick(rng, named)
     return Question("colour", f"what colour is the {name}?", thing.colour, [thing.box])
 
 
 def _shape(rng: np.random.Generator, scene: Scene) -> Question | None:
-    named = [(t, t.colour) for t in _alone(scene.objects, lambda t: t.colour) if t.size]
-    named += [(t, f"{t.size} {t.colour}") for t in _alone(scene.objects, lambda t: (t.colour, t.size)) if t.size]
+    named = [(t, t.colour) for t in alone(scene.objects, lambda t: t.colour) if t.size]
+    named += [(t, f"{t.size} {t.colour}") for t in alone(scene.objects, lambda t: (t.colour, t.size)) if t.size]
     if not named:
         return None
-    thing, name = _pick(rng, named)
+    thing, name = pick(rng, named)
     return Question("shape", f"what shape is the {name} object?", thing.kind, [thing.box])
 
 
@@ -108,8 +107,8 @@ def _size(rng: np.random.Generator, scene: Scene) -> Question | None:
     options = [t for t in _pairs(scene) if t.size]
     if not options:
         return None
-    size = _pick(rng, sorted({t.size for t in options}))  # every answer about equally often
-    thing = _pick(rng, [t for t in options if t.size == size])
+    size = pick(rng, sorted({t.size for t in options}))  # every answer about equally often
+    thing = pick(rng, [t for t in options if t.size == size])
     return Question("size", f"what size is the {thing.colour} {thing.kind}?", thing.size, [thing.box])
 
 
@@ -127,16 +126,16 @@ def _read(rng: np.random.Generator, scene: Scene) -> Question | None:
     signs = _signs(scene, "short")
     if not signs:
         return None
-    sign = _pick(rng, signs)
+    sign = pick(rng, signs)
     return Question("read", f"what does the {sign.colour} sign say?", " ".join(sign.text), [sign.box])
 
 
 def _find(rng: np.random.Generator, scene: Scene) -> Question | None:
-    signs = list(_alone((t for t in scene.objects if t.text), lambda t: t.text))
+    signs = list(alone((t for t in scene.objects if t.text), lambda t: t.text))
     signs = [t for t in signs if t.text.isdigit() and len(t.text) < 4]
     if not signs:
         return None
-    sign = _pick(rng, signs)
+    sign = pick(rng, signs)
     return Question("find", f"what colour is the sign with {sign.text}?", sign.colour, [sign.box])
 
 
@@ -144,7 +143,7 @@ def _relation(rng: np.random.Generator, scene: Scene) -> Question | None:
     options = _pairs(scene)
     for _ in range(8 if len(options) > 1 else 0):
         first, second = (options[i] for i in rng.choice(len(options), 2, replace=False))
-        answer = _direction(first, second)
+        answer = direction(first, second)
         if answer is not None:
             text = f"where is the {first.colour} {first.kind} from the {second.colour} {second.kind}?"
             return Question("relation", text, answer, [first.box, second.box])
@@ -156,7 +155,7 @@ def _exist(rng: np.random.Generator, scene: Scene) -> Question | None:
     if not present:
         return None
     if rng.random() < 0.5:
-        colour, kind = _pick(rng, present)
+        colour, kind = pick(rng, present)
         boxes = [t.box for t in scene.objects if (t.colour, t.kind) == (colour, kind)]
         return Question("exist", f"is there {article(colour)} {kind}?", "yes", boxes)
     # Hard negatives: the colour is there and the kind is there, but not in one object.
@@ -164,7 +163,7 @@ def _exist(rng: np.random.Generator, scene: Scene) -> Question | None:
     absent = [pair for pair in crossed if pair not in present]
     if not absent or rng.random() < 0.3:
         absent = [(c, k) for c in COLOURS for k in KINDS if (c, k) not in present]
-    colour, kind = _pick(rng, absent)
+    colour, kind = pick(rng, absent)
     boxes = [t.box for t in scene.objects if t.colour == colour or t.kind == kind]
     return Question("exist", f"is there {article(colour)} {kind}?", "no", boxes)
 
@@ -173,8 +172,8 @@ def _count(rng: np.random.Generator, scene: Scene) -> Question | None:
     groups = [(PLURALS[k], [t for t in scene.objects if t.kind == k]) for k in KINDS]
     groups += [(f"{c} objects", [t for t in scene.objects if t.colour == c]) for c in COLOURS]
     groups = [(name, members) for name, members in groups if len(members) <= 9]
-    count = _pick(rng, sorted({len(members) for _, members in groups}))  # small counts must not dominate
-    name, members = _pick(rng, [group for group in groups if len(group[1]) == count])
+    count = pick(rng, sorted({len(members) for _, members in groups}))  # small counts must not dominate
+    name, members = pick(rng, [group for group in groups if len(group[1]) == count])
     return Question("count", f"how many {name} are there?", str(count), [t.box for t in members])
 
 
@@ -183,7 +182,7 @@ def _position(rng: np.random.Generator, scene: Scene) -> Question | None:
     options = [(t, place) for t, place in options if place]
     if not options:
         return None
-    thing, place = _pick(rng, options)
+    thing, place = pick(rng, options)
     return Question("position", f"where is the {thing.colour} {thing.kind}?", place, [thing.box])
 
 
@@ -197,7 +196,7 @@ def _number(rng: np.random.Generator, scene: Scene) -> Question | None:
     signs = _signs(scene, "long")
     if not signs:
         return None
-    sign = _pick(rng, signs)
+    sign = pick(rng, signs)
     return _characters("number", f"read the number on the {sign.colour} sign digit by digit.", sign)
 
 
@@ -205,7 +204,7 @@ def _spell(rng: np.random.Generator, scene: Scene) -> Question | None:
     signs = _signs(scene, "word")
     if not signs:
         return None
-    sign = _pick(rng, signs)
+    sign = pick(rng, signs)
     return _characters("spell", f"spell the word on the {sign.colour} sign.", sign)
 
 
@@ -232,7 +231,7 @@ def _colours(rng: np.random.Generator, scene: Scene) -> Question | None:
     options += _in_rows(scene)
     if not options:
         return None
-    name, group = _pick(rng, options)
+    name, group = pick(rng, options)
     text = f"list the colours {name} from left to right."
     return _listed("colours", text, [t.colour for t in group], [[t.box] for t in group])
 
@@ -242,7 +241,7 @@ def _shapes(rng: np.random.Generator, scene: Scene) -> Question | None:
     options += _in_rows(scene)
     if not options:
         return None
-    name, group = _pick(rng, options)
+    name, group = pick(rng, options)
     text = f"list the shapes {name} from left to right."
     return _listed("shapes", text, [t.kind for t in group], [[t.box] for t in group])
 
@@ -255,7 +254,7 @@ def _each(rng: np.random.Generator, scene: Scene) -> Question | None:
     ]
     if not options:
         return None
-    kind, group = _pick(rng, options)
+    kind, group = pick(rng, options)
     parts = [f"{t.colour} {_place(t)}" for t in group]
     return _listed("each", f"where is each {kind}?", parts, [[t.box] for t in group])
 
@@ -264,7 +263,7 @@ def _row(rng: np.random.Generator, scene: Scene) -> Question | None:
     options = _in_rows(scene)
     if not options:
         return None
-    name, group = _pick(rng, options)
+    name, group = pick(rng, options)
     parts = [f"{article(t.colour)} {t.kind}" for t in group]
     out = _listed("row", f"what is {name}?", parts, [[t.box] for t in group])
     # The last joint is "and": one word as the comma is, so the steps stay.
@@ -291,7 +290,7 @@ def _compare(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 
 def _follow(rng: np.random.Generator, scene: Scene) -> Question | None:
-    starts = [t for t in _alone((t for t in scene.objects if t.text), lambda t: t.colour) if t.arrow]
+    starts = [t for t in alone((t for t in scene.objects if t.text), lambda t: t.colour) if t.arrow]
     walks = []
     for start in starts:
         walk = [start]
@@ -300,7 +299,7 @@ def _follow(rng: np.random.Generator, scene: Scene) -> Question | None:
         walks += [walk[: hops + 1] for hops in _HOPS if len(walk) > hops]
     if not walks:
         return None
-    walk = _pick(rng, walks)
+    walk = pick(rng, walks)
     text = f"follow {_HOPS[len(walk) - 1]} arrows from the {walk[0].colour} sign."
     boxes = [[a.box, b.box] for a, b in itertools.pairwise(walk)]
     return _listed("follow", text, [t.colour for t in walk[1:]], boxes, ", then ")
@@ -344,7 +343,7 @@ def ask_reading(rng: np.random.Generator, scene: Scene, task: str) -> Question |
 
 def cover(boxes: Iterable[Box]) -> np.ndarray:
     """Share of each visual token's patch that the boxes cover, float (256,); at least 0.1 once a box."""
-    return _overlap(boxes, GRID, SIZE)
+    return overlap(boxes, GRID, SIZE)
 
 
 def evidence_tokens(boxes: Iterable[Box]) -> np.ndarray:
