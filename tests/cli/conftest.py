@@ -7,7 +7,7 @@ from foveate.cli import app
 from foveate.measure.eval import suites as suite
 from tests.families.test_processing import qwen_folder
 from tests.measure.folders import picture, questions, save_llava
-from tests.tiny_sizes import MROPE, QWEN_VISION, TEXT
+from tests.models.sizes import MROPE, QWEN_VISION, TEXT
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ from typing import Any
 import transformers
 from torch import Generator, Tensor
 
+from tests.models.sizes import LAYERS
 from tests.tiny_pictures import Picture
-from tests.tiny_sizes import LAYERS
 
 
 @dataclass(frozen=True)

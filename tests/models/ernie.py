@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from tests.models.base import TinyFamily
 from tests.models.rows_of_patches import sized_inputs
+from tests.models.sizes import QWEN_VISION, TEXT
 from tests.tiny_pictures import (
     FILM_END,
     FILM_START,
@@ -23,7 +24,6 @@ from tests.tiny_pictures import (
     Grid,
     Picture,
 )
-from tests.tiny_sizes import QWEN_VISION, TEXT
 
 
 def _ernie4_5_vl() -> dict:

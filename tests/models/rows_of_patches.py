@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from tests.models.base import TinyFamily
 from tests.models.omni import omni_film, omni_picture
+from tests.models.sizes import QWEN_IDS, QWEN_VISION, TEXT
 from tests.tiny_pictures import (
     IMAGE,
     QWEN_SIZES,
@@ -22,7 +23,6 @@ from tests.tiny_pictures import (
     Grid,
     Picture,
 )
-from tests.tiny_sizes import QWEN_IDS, QWEN_VISION, TEXT
 
 WINDOWS = dict(layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2, sliding_window=12)
 

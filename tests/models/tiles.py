@@ -10,6 +10,7 @@ import transformers
 from torch import Generator, Tensor
 
 from tests.models.base import TinyFamily
+from tests.models.sizes import CROP_VISION, TEXT
 from tests.tiny_pictures import (
     IMAGE,
     PART,
@@ -21,7 +22,6 @@ from tests.tiny_pictures import (
     model_inputs,
     picture,
 )
-from tests.tiny_sizes import CROP_VISION, TEXT
 
 
 def _perception_lm() -> dict:
