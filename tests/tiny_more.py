@@ -11,9 +11,9 @@ from torch import Generator, Tensor
 from transformers import PreTrainedModel
 
 from foveate.families import Grid
-from tests import tiny_pictures as base
+from tests.models import images as base
+from tests.models.images import IMAGE, VIDEO, VISION_END, VISION_START, Picture
 from tests.models.sizes import CROP_VISION
-from tests.tiny_pictures import IMAGE, VIDEO, VISION_END, VISION_START, Picture
 
 BREAK, END = 88, 89  # behind a row of tokens, and behind the last
 ROWS = [(3, 5), (4, 4), (2, 6)]  # rows and columns of tokens

@@ -8,8 +8,8 @@ import torch
 import transformers
 
 from foveate.families import Grid
+from tests.models.images import FILM_END, FILM_START, IMAGE, VIDEO, VISION_END, VISION_START, Picture
 from tests.models.sizes import MROPE, QWEN_IDS, QWEN_VISION, TEXT
-from tests.tiny_pictures import FILM_END, FILM_START, IMAGE, VIDEO, VISION_END, VISION_START, Picture
 
 EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32)
 VISION = dict(QWEN_VISION, num_position_embeddings=64)

@@ -16,6 +16,7 @@ from foveate.engine.arguments import cache_of, with_cache
 from foveate.families import FAMILIES, Family, Grid, Run, find_runs
 from foveate.pruners import Pruner
 from foveate.testing.reference import prompt_positions
+from tests.models.images import VISION_END, VISION_START
 from tests.tiny_models import (
     BUILDERS,
     IMAGE,
@@ -28,7 +29,6 @@ from tests.tiny_models import (
     pictures,
     visual,
 )
-from tests.tiny_pictures import VISION_END, VISION_START
 
 
 @dataclass(frozen=True, kw_only=True)

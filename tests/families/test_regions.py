@@ -12,7 +12,7 @@ from PIL import Image
 
 from foveate.families import FAMILIES, Grid, Run, find_runs
 from tests.families.test_processing import needs_images
-from tests.tiny_pictures import AROUND, IMAGE, LINE, PART, SIDE, WHOLE, crop_grids
+from tests.models.images import AROUND, IMAGE, LINE, PART, SIDE, WHOLE, crop_grids
 
 SHAPES = [(64, 64), (40, 100), (60, 40), (90, 31), (200, 60), (37, 120), (640, 480)]  # (width, height) in pixels
 PLAIN = dict(do_normalize=False, resample=Image.Resampling.BILINEAR)

@@ -9,8 +9,8 @@ from typing import Any
 import transformers
 from torch import Generator, Tensor
 
+from tests.models.images import Picture
 from tests.models.sizes import LAYERS
-from tests.tiny_pictures import Picture
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from torch import Generator, Tensor
 
 from foveate.families import Grid
 from tests.models.base import TinyFamily
+from tests.models.images import IMAGE, LINE, VISION_END, VISION_START, WHOLE, Picture
 from tests.models.sizes import TEXT
-from tests.tiny_pictures import IMAGE, LINE, VISION_END, VISION_START, WHOLE, Picture
 
 ROWS = [(3, 5), (4, 4), (2, 6)]  # rows and columns of codes
 CODES = 64

@@ -10,9 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Generator, Tensor
 
 from tests.models.base import TinyFamily
-from tests.models.rows_of_patches import sized_inputs
-from tests.models.sizes import QWEN_VISION, TEXT
-from tests.tiny_pictures import (
+from tests.models.images import (
     FILM_END,
     FILM_START,
     IMAGE,
@@ -24,6 +22,8 @@ from tests.tiny_pictures import (
     Grid,
     Picture,
 )
+from tests.models.rows_of_patches import sized_inputs
+from tests.models.sizes import QWEN_VISION, TEXT
 
 
 def _ernie4_5_vl() -> dict:

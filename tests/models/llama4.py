@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers.models.llama4 import modeling_llama4
 
 from tests.models.base import TinyFamily
+from tests.models.images import AROUND, IMAGE, LINE, SIDE, VISION_END, VISION_START, WHOLE, Picture, crop_grids
 from tests.models.sizes import CROP_VISION, TEXT
-from tests.tiny_pictures import AROUND, IMAGE, LINE, SIDE, VISION_END, VISION_START, WHOLE, Picture, crop_grids
 
 TILES = [(1, 2), (0, 0), (2, 1)]  # rows and columns; none where the image is not cut
 

@@ -10,8 +10,8 @@ from torch import Generator, Tensor
 
 from foveate.families import Grid
 from tests.models.base import TinyFamily
+from tests.models.images import FILM_END, FILM_START, IMAGE, LINE, VISION_END, VISION_START, WHOLE, Picture
 from tests.models.sizes import LAYERS, TEXT
-from tests.tiny_pictures import FILM_END, FILM_START, IMAGE, LINE, VISION_END, VISION_START, WHOLE, Picture
 
 SPECIAL = (IMAGE, LINE, VISION_START, VISION_END, WHOLE, FILM_START, FILM_END)
 VISION = dict(hidden_size=32, num_attention_heads=4, num_key_value_heads=4, head_dim=8, intermediate_size=48)

@@ -9,9 +9,9 @@ import transformers
 from torch import Generator, Tensor
 
 from tests.models.base import TinyFamily
+from tests.models.images import IMAGE, QWEN_SIZES, SIDE, VIDEO, VISION_END, VISION_START, Grid, Picture
 from tests.models.sizes import MROPE, QWEN_VISION, TEXT
 from tests.tiny_newer import EXPERTS, VISION
-from tests.tiny_pictures import IMAGE, QWEN_SIZES, SIDE, VIDEO, VISION_END, VISION_START, Grid, Picture
 
 SOUND, SOUND_START, SOUND_END = 87, 85, 86
 MELS = 8

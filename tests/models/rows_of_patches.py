@@ -10,9 +10,7 @@ import transformers
 from torch import Generator, Tensor
 
 from tests.models.base import TinyFamily
-from tests.models.omni import omni_film, omni_picture
-from tests.models.sizes import QWEN_IDS, QWEN_VISION, TEXT
-from tests.tiny_pictures import (
+from tests.models.images import (
     IMAGE,
     QWEN_SIZES,
     SIDE,
@@ -23,6 +21,8 @@ from tests.tiny_pictures import (
     Grid,
     Picture,
 )
+from tests.models.omni import omni_film, omni_picture
+from tests.models.sizes import QWEN_IDS, QWEN_VISION, TEXT
 
 WINDOWS = dict(layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2, sliding_window=12)
 

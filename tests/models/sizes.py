@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.tiny_pictures import IMAGE, VIDEO, VISION_END, VISION_START
+from tests.models.images import IMAGE, VIDEO, VISION_END, VISION_START
 
 PAD = 0
 LAYERS = 6

@@ -14,8 +14,7 @@ from torch import Generator, Tensor, nn
 from foveate.families import Grid
 from foveate.families.grids import WHOLE as WHOLE_IMAGE
 from tests.models.base import TinyFamily
-from tests.models.sizes import CROP_VISION, MROPE, QWEN_IDS, TEXT
-from tests.tiny_pictures import (
+from tests.models.images import (
     CROPS,
     FIRST_CROP,
     IMAGE,
@@ -30,6 +29,7 @@ from tests.tiny_pictures import (
     Picture,
     crop_grids,
 )
+from tests.models.sizes import CROP_VISION, MROPE, QWEN_IDS, TEXT
 
 CHANNELS = CROP_VISION["hidden_size"]
 Samples = Sequence[Sequence[Picture]]

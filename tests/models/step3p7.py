@@ -10,8 +10,8 @@ import torch
 from torch import Generator, Tensor
 
 from tests.models.base import TinyFamily
+from tests.models.images import AROUND, CROPS, IMAGE, LINE, SIDE, VISION_END, VISION_START, WHOLE, Picture, crop_grids
 from tests.models.sizes import CROP_VISION, LAYERS, TEXT
-from tests.tiny_pictures import AROUND, CROPS, IMAGE, LINE, SIDE, VISION_END, VISION_START, WHOLE, Picture, crop_grids
 
 
 def _step3p7() -> dict:

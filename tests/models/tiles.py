@@ -10,8 +10,7 @@ import transformers
 from torch import Generator, Tensor
 
 from tests.models.base import TinyFamily
-from tests.models.sizes import CROP_VISION, TEXT
-from tests.tiny_pictures import (
+from tests.models.images import (
     IMAGE,
     PART,
     SIDE,
@@ -22,6 +21,7 @@ from tests.tiny_pictures import (
     model_inputs,
     picture,
 )
+from tests.models.sizes import CROP_VISION, TEXT
 
 
 def _perception_lm() -> dict:
