@@ -30,8 +30,17 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from foveate.families import FAMILIES, family_of
 from tests.models import TINY, TINY_ABSENT
 from tests.models.images import IMAGE, SIZED, VIDEO, Picture, film, model_inputs, picture
+from tests.models.llava_and_gemma import (
+    AVERAGED,
+    EAGER_ONLY,
+    MORE,
+    MORE_ABSENT,
+    MORE_WITH_VIDEOS,
+    VARIANTS,
+    more,
+    more_types,
+)
 from tests.models.sizes import CROP_VISION, LAYERS, MROPE, PAD, QWEN_IDS, QWEN_VISION, TEXT
-from tests.tiny_more import AVERAGED, EAGER_ONLY, MORE, MORE_ABSENT, MORE_WITH_VIDEOS, VARIANTS, more, more_types
 from tests.tiny_newer import ABSENT, NEWER, NEWER_WITH_VIDEOS, RELATIVES, UNSEEN, WITH_STATES, newer
 
 CLIP = dict(CROP_VISION, model_type="clip_vision_model", patch_size=8, projection_dim=32)

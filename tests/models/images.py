@@ -54,8 +54,8 @@ def picture(family: str, number: int, generator: Generator, several: bool = Fals
 
     `several`: whether its sample has others.
     """
-    from tests import tiny_more
     from tests.models import TINY
+    from tests.models import llava_and_gemma as tiny_more
 
     if family in TINY:
         return TINY[family].picture(number, generator, several)
@@ -106,8 +106,8 @@ def crop_grids(rows: int, columns: int) -> tuple[Grid, ...]:
 
 def film(family: str, generator: Generator) -> Picture:
     """A video of two frames; Qwen3-VL says before each frame when it was."""
-    from tests import tiny_more
     from tests.models import TINY
+    from tests.models import llava_and_gemma as tiny_more
 
     if family in TINY:
         return TINY[family].film(generator)
@@ -126,8 +126,8 @@ def film(family: str, generator: Generator) -> Picture:
 
 def model_inputs(family: str, samples: Sequence[Sequence[Picture]]) -> dict[str, Tensor]:
     """What the models take beside the ids, from the images and videos of each sample."""
-    from tests import tiny_more
     from tests.models import TINY
+    from tests.models import llava_and_gemma as tiny_more
 
     if family in TINY:
         return TINY[family].inputs(samples)
