@@ -40,8 +40,8 @@ from tests.models.llava_and_gemma import (
     more,
     more_types,
 )
+from tests.models.qwen3_and_glm import ABSENT, NEWER, NEWER_WITH_VIDEOS, RELATIVES, UNSEEN, WITH_STATES, newer
 from tests.models.sizes import CROP_VISION, LAYERS, MROPE, PAD, QWEN_IDS, QWEN_VISION, TEXT
-from tests.tiny_newer import ABSENT, NEWER, NEWER_WITH_VIDEOS, RELATIVES, UNSEEN, WITH_STATES, newer
 
 CLIP = dict(CROP_VISION, model_type="clip_vision_model", patch_size=8, projection_dim=32)
 LLAVA = dict(

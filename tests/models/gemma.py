@@ -14,8 +14,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from foveate.families import Grid
 from tests.models.base import TinyFamily
 from tests.models.images import IMAGE, VIDEO, VISION_END, VISION_START, Picture
+from tests.models.qwen3_and_glm import NEWER, gemma4_inputs, gemma4_picture, newer
 from tests.models.sizes import TEXT
-from tests.tiny_newer import NEWER, gemma4_inputs, gemma4_picture, newer
 
 # Gemma 4's own text settings, with an input for each layer; the last layer reads the keys of the one before it
 SHARED = dict(

@@ -66,7 +66,7 @@ def picture(family: str, number: int, generator: Generator, several: bool = Fals
         return torch.randn(count, 3, 32, 32, generator=generator)
 
     if family == "gemma4":
-        from tests.tiny_newer import gemma4_picture
+        from tests.models.qwen3_and_glm import gemma4_picture
 
         return gemma4_picture(number, generator)
     if family.startswith(SIZED):
@@ -139,7 +139,7 @@ def model_inputs(family: str, samples: Sequence[Sequence[Picture]]) -> dict[str,
     if images:
         batch["pixel_values"] = torch.cat([image.pixels for image in images])
     if family == "gemma4":
-        from tests.tiny_newer import gemma4_inputs
+        from tests.models.qwen3_and_glm import gemma4_inputs
 
         return gemma4_inputs(images) if images else {}
     if family.startswith(SIZED):

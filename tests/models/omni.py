@@ -10,8 +10,8 @@ from torch import Generator, Tensor
 
 from tests.models.base import TinyFamily
 from tests.models.images import IMAGE, QWEN_SIZES, SIDE, VIDEO, VISION_END, VISION_START, Grid, Picture
+from tests.models.qwen3_and_glm import EXPERTS, VISION
 from tests.models.sizes import MROPE, QWEN_VISION, TEXT
-from tests.tiny_newer import EXPERTS, VISION
 
 SOUND, SOUND_START, SOUND_END = 87, 85, 86
 MELS = 8
