@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 from foveate.cli import app
 from tests.families.test_processing import needs_images, picture, qwen_folder
+from tests.models.build import make
 from tests.models.sizes import MROPE, QWEN_VISION, TEXT
-from tests.tiny_models import make
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = {"nf4": "bitsandbytes", "int8": "torchao"}

@@ -13,8 +13,8 @@ import transformers
 from foveate.engine import attach
 from foveate.pruners import Pruner, VisualTokens
 from tests.models import TINY
+from tests.models.build import AVERAGED, WITH_VIDEOS, generate
 from tests.models.llava_and_gemma import MORE
-from tests.tiny_models import AVERAGED, WITH_VIDEOS, generate
 
 # From then on `generate()` encodes the images first. Before, it repeats them for beams one by one, not by sample:
 # where a sample has several images or tiles, the model gets them mixed up.

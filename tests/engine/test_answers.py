@@ -8,7 +8,7 @@ from transformers import LogitsProcessorList
 
 from foveate import Random
 from foveate.engine.arguments import cache_of, with_cache
-from tests.tiny_models import IMAGE, build, generate, inputs
+from tests.models.build import IMAGE, build, generate, inputs
 
 pytestmark = pytest.mark.oldest
 

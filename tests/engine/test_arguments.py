@@ -7,7 +7,7 @@ import torch
 
 from foveate import Random
 from foveate.errors import UnsupportedModelError
-from tests.tiny_models import build, generate, inputs, visual
+from tests.models.build import build, generate, inputs, visual
 
 
 @pytest.mark.parametrize(

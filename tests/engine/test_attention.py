@@ -7,7 +7,7 @@ import torch
 from transformers.modeling_utils import AttentionInterface
 
 from foveate.engine.attention_rows import attention_rows, attention_tap
-from tests.tiny_models import ATTENTIVE, build, decoder, inputs
+from tests.models.build import ATTENTIVE, build, decoder, inputs
 
 
 @pytest.mark.parametrize("family", ATTENTIVE)

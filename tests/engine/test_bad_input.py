@@ -15,8 +15,8 @@ from foveate.engine.arguments import cache_of, with_cache
 from foveate.errors import AlreadyAttachedError, BudgetError, UnsupportedCacheError, UnsupportedModelError
 from foveate.families import Family
 from tests.laws.methods import Ladder
+from tests.models.build import ATTENTIVE, build, feed_forward, generate, inputs
 from tests.threads import at_once
-from tests.tiny_models import ATTENTIVE, build, feed_forward, generate, inputs
 
 ORIGINAL = AttentionInterface.get_interface
 

@@ -8,7 +8,7 @@ from transformers.generation import utils
 
 from foveate import FastV, Random
 from foveate.errors import UnsupportedModelError
-from tests.tiny_models import build, generate, inputs
+from tests.models.build import build, generate, inputs
 
 CUTS_IMAGES = pytest.mark.skipif(
     not hasattr(utils, "_slice_mm_encoder_output"), reason="without pruning, too, this release loses the images"

@@ -10,7 +10,7 @@ import torch
 
 import foveate
 from foveate.engine.compat import NOTE
-from tests.tiny_models import build, inputs
+from tests.models.build import build, inputs
 
 PRUNER = foveate.FastV(keep=0.3, layer=1)
 BATCH = inputs("llava", "ragged")

@@ -16,7 +16,7 @@ import foveate
 from foveate import FastV, Random
 from foveate.engine.compat import ENTRIES
 from foveate.errors import UnsupportedModelError
-from tests.tiny_models import build, generate, inputs
+from tests.models.build import build, generate, inputs
 
 pytestmark = pytest.mark.oldest
 PROMPTS = [[4, 9, 3, 5], [6, 2]]

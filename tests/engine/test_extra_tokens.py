@@ -15,8 +15,8 @@ from foveate.engine.arguments import cache_of
 from foveate.pruners import PromptRows, Pruner, VisualTokens
 from foveate.testing import NEVER, prompt_positions, reference_logits
 from tests.models import TINY
+from tests.models.build import ATTENTIVE, IMAGE, build, caches, generate, inputs
 from tests.models.sizes import LAYERS
-from tests.tiny_models import ATTENTIVE, IMAGE, build, caches, generate, inputs
 
 TAKING = [family for family in ATTENTIVE if not (family in TINY and TINY[family].streams)]
 SEEN: list[VisualTokens] = []

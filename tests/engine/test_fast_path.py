@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.laws.methods import METHODS
-from tests.tiny_models import build, generate, inputs
+from tests.models.build import build, generate, inputs
 
 
 def masks(model, batch, pruner) -> list[object]:

@@ -19,7 +19,7 @@ from foveate.errors import UnsupportedCacheError, UnsupportedModelError
 from foveate.testing import hidden_from, reference_logits
 from tests.engine import window_models
 from tests.laws.methods import METHODS
-from tests.tiny_models import IMAGE, build, generate, inputs
+from tests.models.build import IMAGE, build, generate, inputs
 
 NAME = "flash_like"
 MASKS: list[torch.Tensor | None] = []

@@ -11,7 +11,7 @@ from foveate.engine import attach
 from foveate.families import FAMILIES
 from tests.engine import window_models
 from tests.laws.methods import METHODS
-from tests.tiny_models import build, generate, inputs
+from tests.models.build import build, generate, inputs
 
 CASES = [
     ("llava", "one image", "fastv late"),

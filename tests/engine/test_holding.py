@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments, pipeline
 import foveate
 from foveate.errors import UnsupportedModelError
 from tests.laws.methods import METHODS
-from tests.tiny_models import build, inputs, visual
+from tests.models.build import build, inputs, visual
 
 PRUNER = METHODS["fastv"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from foveate import BTP, FastV, GlimpsePrune, PyramidDrop, Random
 from tests.fake_devices import FakeDevices, label
-from tests.tiny_models import build, inputs
+from tests.models.build import build, inputs
 
 READS = (Tensor.tolist, Tensor.item, Tensor.cpu, Tensor.__bool__, Tensor.__int__, Tensor.nonzero)
 

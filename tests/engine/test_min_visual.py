@@ -11,7 +11,7 @@ import foveate
 from foveate.errors import BudgetError
 from foveate.pruners import METHODS as METHOD_NAMES
 from tests.laws.methods import METHODS
-from tests.tiny_models import build, generate, inputs
+from tests.models.build import build, generate, inputs
 
 pytestmark = pytest.mark.oldest
 

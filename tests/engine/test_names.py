@@ -18,7 +18,7 @@ from foveate import FastV, Random
 from foveate.engine.arguments import CACHE, NAMES, cache_name, cache_of, find_arguments, with_cache
 from foveate.errors import UnsupportedModelError
 from foveate.families import family_of, tested
-from tests.tiny_models import BUILDERS, build, generate, inputs
+from tests.models.build import BUILDERS, build, generate, inputs
 
 MODULES = {
     "base": lambda parts: parts.base,

@@ -11,8 +11,8 @@ from foveate import FastV, Random
 from foveate.engine.arguments import cache_of, with_cache
 from foveate.errors import UnsupportedCacheError
 from tests.laws.methods import METHODS
+from tests.models.build import build, generate, inputs
 from tests.models.sizes import LAYERS
-from tests.tiny_models import build, generate, inputs
 
 pytestmark = pytest.mark.oldest
 

@@ -9,7 +9,7 @@ import torch
 
 import foveate
 from tests.laws.methods import METHODS
-from tests.tiny_models import build, generate, inputs
+from tests.models.build import build, generate, inputs
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # PEFT's own

@@ -10,7 +10,7 @@ import torch
 from foveate import FastV
 from foveate.errors import UnsupportedModelError
 from tests.laws.methods import METHODS
-from tests.tiny_models import build, generate, inputs
+from tests.models.build import build, generate, inputs
 
 STEPS = 6
 

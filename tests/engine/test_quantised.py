@@ -18,7 +18,7 @@ import foveate
 from foveate.testing import NEVER, hidden_from, reference_logits
 from tests.int8 import Int8Linear, quantise
 from tests.laws.methods import Ladder
-from tests.tiny_models import build, generate, inputs, visual
+from tests.models.build import build, generate, inputs, visual
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # the libraries' own
 

@@ -12,8 +12,8 @@ from foveate.engine import attach
 from foveate.engine.arguments import with_cache
 from foveate.errors import UnsupportedCacheError
 from tests.engine import window_models
+from tests.models.build import build, generate, inputs
 from tests.models.sizes import LAYERS
-from tests.tiny_models import build, generate, inputs
 
 
 class Quantised(QuantizedLayer):

@@ -9,8 +9,8 @@ from foveate import DivPrune, FastV, GreedyPrune, Random
 from foveate.engine.arguments import cache_of, with_cache
 from foveate.testing import NEVER, hidden_from, reference_logits
 from tests.laws.methods import Ladder
+from tests.models.build import ATTENTIVE, BUILDERS, IMAGE, build, caches, decoder, generate, inputs, last_stage
 from tests.models.sizes import LAYERS
-from tests.tiny_models import ATTENTIVE, BUILDERS, IMAGE, build, caches, decoder, generate, inputs, last_stage
 
 
 def lengths(cache) -> list[int]:

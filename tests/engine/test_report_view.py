@@ -10,7 +10,7 @@ import torch
 
 from foveate import Random
 from foveate.engine.report import Prefill, Report, Stage
-from tests.tiny_models import build, generate, inputs
+from tests.models.build import build, generate, inputs
 
 TOKENS, BATCH = 2880, 8
 NASTY = "<script>alert('x')</script> & \"more\" " + 100 * "a long reason "

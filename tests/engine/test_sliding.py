@@ -16,9 +16,9 @@ from foveate.errors import UnsupportedCacheError
 from foveate.testing import hidden_from, reference_logits
 from tests.engine.window_models import BUILDERS, FAMILY, WINDOW, build, window_inputs
 from tests.laws.methods import METHODS
+from tests.models.build import build as build_llava
+from tests.models.build import generate, inputs, visual
 from tests.models.sizes import LAYERS
-from tests.tiny_models import build as build_llava
-from tests.tiny_models import generate, inputs, visual
 
 RECORDS_PAST = hasattr(DynamicSlidingWindowLayer, "activate_past_recording")
 METHODS_HERE = [

@@ -13,7 +13,7 @@ from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelE
 from foveate.learn.states import refuse_states
 from tests.laws import test_laws
 from tests.laws.methods import METHODS, Ladder
-from tests.tiny_models import WITH_STATES, build, generate, inputs
+from tests.models.build import WITH_STATES, build, generate, inputs
 
 pytestmark = pytest.mark.skipif(not WITH_STATES, reason="this transformers has no cache layers with a state")
 FAMILY = "qwen3_5"  # linear, full, linear, full, full, linear

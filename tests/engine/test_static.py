@@ -15,7 +15,7 @@ from foveate.engine.arguments import cache_of, with_cache
 from foveate.engine.cache_layers import STEP, PrunedStaticLayer
 from foveate.errors import UnsupportedCacheError
 from tests.laws.methods import METHODS
-from tests.tiny_models import build, generate, inputs, visual
+from tests.models.build import build, generate, inputs, visual
 
 NAMES = ["random", "fastv late", "btp logits compacted", "glimpseprune", "ladder", "ladder from 0 compacted"]
 STEPS = 5

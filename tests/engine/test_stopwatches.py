@@ -8,7 +8,7 @@ import torch
 
 from foveate import Random
 from foveate.engine import hooks
-from tests.tiny_models import build, inputs
+from tests.models.build import build, inputs
 
 NAP = 0.05
 

@@ -10,7 +10,7 @@ import torch
 
 from foveate.engine import attach
 from foveate.pruners import Pruner
-from tests.tiny_models import ATTENTIVE, IMAGE, build, inputs
+from tests.models.build import ATTENTIVE, IMAGE, build, inputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from foveate.families import Family, family_of
 from foveate.pruners import Pruner
 from tests.laws.methods import METHODS
 from tests.models import TINY
+from tests.models.build import ATTENTIVE, IMAGE, LAYOUTS, SEEING, build, generate, inputs, single
 from tests.models.images import SIZED
-from tests.tiny_models import ATTENTIVE, IMAGE, LAYOUTS, SEEING, build, generate, inputs, single
 from tests.vision_probe import MIXED_UP, TILED, VIDEOS_LINE_UP, Look, hooked, looked
 
 PACKED = [*(family for family, tiny in TINY.items() if tiny.packed or tiny.codes), "step3p7"]

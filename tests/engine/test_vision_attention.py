@@ -8,8 +8,8 @@ import torch
 from foveate.engine.attention_rows import QUERIES, column_sums
 from foveate.errors import UnsupportedModelError
 from foveate.families import family_of
+from tests.models.build import IMAGE, LAYOUTS, SEEING, build, inputs, single
 from tests.models.images import SIZED
-from tests.tiny_models import IMAGE, LAYOUTS, SEEING, build, inputs, single
 from tests.vision_probe import hooked, looked
 
 BATCH = "ragged with text only"

@@ -20,9 +20,9 @@ from foveate.engine.arguments import cache_of, with_cache
 from foveate.engine.vision_features import MOST_CALLS, VisionFeatures
 from foveate.errors import VisionFeaturesError
 from foveate.families import family_of
+from tests.models.build import SEEING, build, feed_forward, generate, inputs
 from tests.models.images import SIZED
 from tests.threads import at_once
-from tests.tiny_models import SEEING, build, feed_forward, generate, inputs
 from tests.vision_probe import ENCODES_FIRST, VIDEOS_LINE_UP, Look, hooked, looked, run
 
 ROTARY_BY_SIZE = (*SIZED, "paddleocr", "minicpmv4_7")  # a later turn needs position ids

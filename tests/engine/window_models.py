@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from foveate.families import FAMILIES, Family
+from tests.models.build import IMAGE, LLAVA, inputs, make
 from tests.models.sizes import MROPE, QWEN_IDS, QWEN_VISION, TEXT
-from tests.tiny_models import IMAGE, LLAVA, inputs, make
 
 WINDOW = 12  # of prompts of 25 tokens and more
 EVERY_THIRD = ["sliding_attention", "sliding_attention", "full_attention"] * 2

@@ -17,8 +17,8 @@ from foveate.testing import check_laws
 from tests.families.test_grids import shown
 from tests.laws.methods import METHODS
 from tests.models import TINY
+from tests.models.build import build, inputs, make
 from tests.models.images import VISION_END, VISION_START
-from tests.tiny_models import build, inputs, make
 
 LOADED = {
     "granite_vision": ("llava_next", "granite"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foveate import GreedyPrune, Random, errors
-from tests.tiny_models import BUILDERS, build, generate, inputs
+from tests.models.build import BUILDERS, build, generate, inputs
 
 FAMILY = "ernie4_5_vl_moe"
 pytestmark = pytest.mark.skipif(FAMILY not in BUILDERS, reason="this transformers has no such model")

@@ -9,7 +9,7 @@ from foveate import GreedyPrune, Random, errors
 from foveate.engine.layout import lay_out
 from foveate.engine.prompt import last_prompt_token
 from foveate.families import FAMILIES, Grid, family_of, find_runs, visual_mask
-from tests.tiny_models import ABSENT, BUILDERS, IMAGE, VARIANTS, WITH_VIDEOS, build, generate, inputs, pictures
+from tests.models.build import ABSENT, BUILDERS, IMAGE, VARIANTS, WITH_VIDEOS, build, generate, inputs, pictures
 
 CROPS_APART = ("idefics3", "smolvlm")
 

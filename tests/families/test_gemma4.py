@@ -14,9 +14,9 @@ from foveate.testing import check_laws
 from tests.families.test_grids import shown
 from tests.laws.methods import Ladder
 from tests.models import TINY
+from tests.models.build import build, generate, inputs, make, pictures
 from tests.models.gemma import gemma4_e
 from tests.models.qwen3_and_glm import NEWER, newer
-from tests.tiny_models import build, generate, inputs, make, pictures
 
 pytestmark = pytest.mark.skipif("gemma4" not in NEWER, reason="this transformers has no Gemma 4")
 

@@ -8,9 +8,9 @@ import torch
 from foveate import FastV, Random
 from foveate.testing import hidden_from, reference_logits
 from tests.families.test_grids import shown
+from tests.models.build import build, generate, inputs, visual
 from tests.models.images import IMAGE, SIDE, VIDEO
 from tests.models.qwen3_and_glm import NEWER
-from tests.tiny_models import build, generate, inputs, visual
 
 FAMILIES = [family for family in NEWER if family.startswith("glm")]
 ROWS = [[3, "video", 2], [9], [2, "video", 4, "video", 3]]

@@ -16,8 +16,7 @@ from foveate.engine.arguments import cache_of, with_cache
 from foveate.families import FAMILIES, Family, Grid, Run, find_runs
 from foveate.pruners import Pruner
 from foveate.testing.reference import prompt_positions
-from tests.models.images import VISION_END, VISION_START
-from tests.tiny_models import (
+from tests.models.build import (
     BUILDERS,
     IMAGE,
     LAYOUTS,
@@ -29,6 +28,7 @@ from tests.tiny_models import (
     pictures,
     visual,
 )
+from tests.models.images import VISION_END, VISION_START
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ from foveate.errors import UnsupportedModelError
 from foveate.families import FAMILIES, Grid, Run
 from tests.families.test_grids_of_processors import SHAPES, grids_of, words
 from tests.families.test_processing import needs_images, picture
+from tests.models.build import BUILDERS, build
 from tests.models.images import FIRST_CROP, IMAGE, LINE, PART, SIDE, VIDEO, VISION_END, VISION_START, WHOLE
 from tests.models.llava_and_gemma import BREAK, END
-from tests.tiny_models import BUILDERS, build
 from tests.vision_probe import looked
 
 pytestmark = needs_images

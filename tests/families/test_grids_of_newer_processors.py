@@ -14,8 +14,8 @@ from foveate.families.grids import tiles
 from tests.families.test_grids_of_more_processors import without_init, written
 from tests.families.test_grids_of_processors import grids_of, words
 from tests.families.test_processing import needs_images, picture
+from tests.models.build import BUILDERS
 from tests.models.images import AROUND, IMAGE, LINE, SIDE, VISION_END, VISION_START, WHOLE
-from tests.tiny_models import BUILDERS
 
 pytestmark = needs_images
 TEXT = ["w3 <s> <image> <e> w4 <s> <image> <e> w5", "<s> <image> <e> w6"]

@@ -10,6 +10,7 @@ from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_stri
 from foveate.families import Grid, load_processor
 from tests.families.test_grids import shown
 from tests.families.test_processing import messages, needs_images, picture, qwen_folder, tokenizer
+from tests.models.build import BUILDERS, build, visual
 from tests.models.images import (
     AROUND,
     FIRST_CROP,
@@ -24,7 +25,6 @@ from tests.models.images import (
     crop_grids,
 )
 from tests.models.sizes import PAD
-from tests.tiny_models import BUILDERS, build, visual
 
 pytestmark = needs_images
 SHAPES = [(64, 64), (40, 100), (33, 20), (90, 31), (200, 60)]  # (width, height) in pixels

@@ -11,8 +11,8 @@ from foveate.families import FAMILIES, Grid, Run
 from foveate.testing import check_laws
 from tests.laws.methods import Ladder
 from tests.models import TINY
+from tests.models.build import inputs, make
 from tests.models.images import AROUND, IMAGE, LINE, VISION_START, WHOLE
-from tests.tiny_models import inputs, make
 
 pytestmark = pytest.mark.skipif("llama4" not in TINY, reason="this transformers cannot run Llama 4")
 

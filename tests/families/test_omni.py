@@ -12,10 +12,10 @@ from foveate.testing import check_laws
 from tests.families.test_grids import shown
 from tests.laws.methods import METHODS
 from tests.models import TINY
+from tests.models.build import build, generate
 from tests.models.images import IMAGE, SIDE, VIDEO, VISION_END, VISION_START
 from tests.models.omni import MELS, SOUND, SOUND_END, SOUND_START, omni_film, omni_inputs, omni_picture
 from tests.models.sizes import PAD
-from tests.tiny_models import build, generate
 
 FAMILIES = [family for family in ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker") if family in TINY]
 pytestmark = pytest.mark.skipif(not FAMILIES, reason="this transformers has no such model")

@@ -21,9 +21,9 @@ from transformers.utils import is_torchvision_available
 import foveate
 from foveate.errors import FoveateError, ModelNotReachable
 from foveate.families.processors import explain_missing, load_processor
+from tests.models.build import IMAGE, VIDEO, build
 from tests.models.images import VISION_END, VISION_START
 from tests.models.sizes import PAD
-from tests.tiny_models import IMAGE, VIDEO, build
 
 needs_no_torchvision = pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
 

@@ -18,9 +18,9 @@ from tests.families.test_grids import shown
 from tests.families.test_grids_of_more_processors import without_init, written
 from tests.families.test_grids_of_processors import SHAPES, grids_of, words
 from tests.families.test_processing import needs_images, picture
+from tests.models.build import BUILDERS, build, inputs, make
 from tests.models.images import IMAGE, LINE, PART, SIDE, VISION_END, VISION_START
 from tests.models.small import FIRST, RIGHT
-from tests.tiny_models import BUILDERS, build, inputs, make
 
 SAMPLES = ["w3 <image> w4 <image> w5", "<image> w6", "w7 <image> w9 <image> w8"]
 

@@ -13,8 +13,8 @@ from foveate.families import Family, family_of
 from foveate.families.qwen import _window_order
 from foveate.families.vision_encoder import average_squares
 from tests.models import TINY
+from tests.models.build import AVERAGED, LAYOUTS, SEEING, WITH_VIDEOS, build, inputs, pictures, visual
 from tests.models.images import LLAVA_NEXT_SIZES, SIZED
-from tests.tiny_models import AVERAGED, LAYOUTS, SEEING, WITH_VIDEOS, build, inputs, pictures, visual
 from tests.vision_probe import ENCODES_FIRST, MIXED_UP, TILED, hooked, looked
 
 CASES = [

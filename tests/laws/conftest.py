@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.tiny_models import AVERAGED
+from tests.models.build import AVERAGED
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.pruners import Pruner, VisualTokens
 from foveate.pruners.glimpseprune.modules import GlimpseConfig, GlimpseModules
 from tests.models import TINY
+from tests.models.build import UNSEEN, WITH_STATES
 from tests.models.sizes import LAYERS
-from tests.tiny_models import UNSEEN, WITH_STATES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import transformers
 
 from foveate import DivPrune, FastV, GreedyPrune, Random
 from foveate.engine.arguments import cache_of
-from tests.tiny_models import ATTENTIVE, IMAGE, build, caches, generate, inputs
+from tests.models.build import ATTENTIVE, IMAGE, build, caches, generate, inputs
 
 pytestmark = pytest.mark.oldest
 

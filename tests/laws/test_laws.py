@@ -11,7 +11,7 @@ import pytest
 from foveate.testing import Law, check_laws, dense_run
 from foveate.testing.laws import NOTHING
 from tests.laws.methods import METHODS, REFUSED, assert_refused
-from tests.tiny_models import ABSENT, BUILDERS, LAYOUTS, RELATIVES, WITH_VIDEOS, build, inputs, single
+from tests.models.build import ABSENT, BUILDERS, LAYOUTS, RELATIVES, WITH_VIDEOS, build, inputs, single
 
 STEPS = 4
 # the third law is worth its time where samples differ

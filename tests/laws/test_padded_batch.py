@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foveate import Random
-from tests.tiny_models import BUILDERS, build, generate, inputs, single
+from tests.models.build import BUILDERS, build, generate, inputs, single
 
 
 @pytest.mark.oldest

@@ -5,8 +5,8 @@ import torch
 
 from foveate.errors import UnsupportedModelError
 from foveate.learn.btp.curve import TurnCurve
+from tests.models.build import IMAGE, build, inputs
 from tests.models.sizes import LAYERS
-from tests.tiny_models import IMAGE, build, inputs
 
 NEAR = 1e-5  # of a threshold: on which side of it a cosine lies depends on the rounding of one processor
 

@@ -15,7 +15,7 @@ from foveate.learn.glimpse.targets import target_masks
 from foveate.measure.loading import LoadedModel, load_model
 from foveate.pruners.glimpseprune.modules import GlimpseConfig, GlimpseModules, Segments
 from tests.laws.methods import glimpse
-from tests.tiny_models import ATTENTIVE, SEEING, build, inputs, visual
+from tests.models.build import ATTENTIVE, SEEING, build, inputs, visual
 
 # of a LLaVA, whose images are shown whole
 PROCESSOR = SimpleNamespace(

@@ -21,7 +21,7 @@ from foveate.learn.errors import TrainingDataError, TrainingError
 from foveate.learn.glimpse.check import check
 from foveate.learn.glimpse.train import CHECKPOINTS, PICTURE, RESULT, Settings, sizes_for, train_glimpse
 from foveate.measure.loading import load_model
-from tests.tiny_models import SEEING, build
+from tests.models.build import SEEING, build
 
 SETTINGS = Settings(
     batch_size=2, accumulation=2, max_steps=4, learning_rate=1e-3, check_every=2, check_samples=4, save_every=2

@@ -5,7 +5,7 @@ import torch
 
 from foveate.learn.glimpse_plus.logps import answer_logps
 from foveate.pruners import FastV, GlimpsePrune, Random
-from tests.tiny_models import ATTENTIVE, IMAGE, SEEING, VIDEO, build, generate, inputs, visual
+from tests.models.build import ATTENTIVE, IMAGE, SEEING, VIDEO, build, generate, inputs, visual
 
 STEPS = 5
 PRUNERS = {

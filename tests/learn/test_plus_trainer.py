@@ -31,9 +31,9 @@ from tests.learn.plus_cases import (
     watch_sampling,
     words,
 )
+from tests.models.build import build
 from tests.models.images import IMAGE, VIDEO, VISION_END, VISION_START
 from tests.models.sizes import PAD
-from tests.tiny_models import build
 
 pytestmark = pytest.mark.filterwarnings(TRL_IS_LATE)
 CUT, DEPTH, VISUAL = 8, 12, 196  # of the embedded model

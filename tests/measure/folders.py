@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
 from foveate.measure.eval.suites import Example
+from tests.models.build import IMAGE, build
 from tests.models.sizes import PAD
-from tests.tiny_models import IMAGE, build
 
 VISUAL = 16  # visual tokens an image of this model
 GRID = 4

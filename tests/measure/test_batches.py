@@ -9,8 +9,8 @@ from foveate.pruners import Random
 from tests.families.test_grids_of_processors import words
 from tests.families.test_processing import needs_images
 from tests.measure.folders import picture
+from tests.models.build import IMAGE, build
 from tests.models.images import VISION_END, VISION_START
-from tests.tiny_models import IMAGE, build
 
 NAMED = {"<image>": IMAGE, "<start_of_image>": VISION_START, "<end_of_image>": VISION_END}
 

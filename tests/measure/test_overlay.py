@@ -7,7 +7,7 @@ from PIL import Image
 
 from foveate.measure.grid import ImageGrid, NoGridError, image_grids
 from foveate.measure.overlay import GAP, HEAD, SMALLEST, draw_overlay
-from tests.tiny_models import IMAGE, build, inputs
+from tests.models.build import IMAGE, build, inputs
 
 
 def stage(layer, *kept):

@@ -17,7 +17,7 @@ from foveate.measure.predict.predict import break_even, predict
 from foveate.measure.predict.rates import Curve, Rates, RatesError, Shape, measure_rates
 from foveate.measure.predict.synthetic import grid_of
 from tests.laws.methods import METHODS
-from tests.tiny_models import build, inputs
+from tests.models.build import build, inputs
 
 SMALL = SimpleNamespace(
     hidden_size=8, intermediate_size=16, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=4

@@ -9,7 +9,7 @@ from foveate import BTP, Random
 from foveate.engine import attach
 from foveate.measure.stage_errors import Only, stage_errors
 from foveate.testing import NEVER, hidden_from
-from tests.tiny_models import IMAGE, LAYOUTS, build, inputs, single
+from tests.models.build import IMAGE, LAYOUTS, build, inputs, single
 
 PRUNER = BTP(stages=[(1, 0.6, 0.4), (3, 0.3, 1.0)])
 

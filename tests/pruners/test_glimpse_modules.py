@@ -113,7 +113,7 @@ def test_sizes_that_make_no_sense(changes, message):
 
 
 def test_another_models_weights():
-    from tests.tiny_models import build
+    from tests.models.build import build
 
     model = build("llava")
     fitting = GlimpseConfig(depth=6, hidden_size=64, heads=4, layer=4, size=16)

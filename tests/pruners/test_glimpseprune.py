@@ -15,8 +15,8 @@ from foveate.errors import BudgetError, IncompatibleWeightsError, ModelNotReacha
 from foveate.families import Grid
 from foveate.pruners import VisualTokens
 from tests.laws.methods import glimpse
+from tests.models.build import ATTENTIVE, SEEING, build, generate, inputs, visual
 from tests.pruners.visual_tokens import visual_tokens
-from tests.tiny_models import ATTENTIVE, SEEING, build, generate, inputs, visual
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ import torch
 import foveate
 from foveate.errors import BudgetError
 from foveate.families import Grid
+from tests.models.build import build, generate, inputs
 from tests.pruners.visual_tokens import visual_tokens
-from tests.tiny_models import build, generate, inputs
 
 
 def test_published_stages():

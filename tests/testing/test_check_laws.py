@@ -12,7 +12,7 @@ from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.pruners import Pruner, Random
 from foveate.testing import LAWS, Law, Uneven, check_laws
 from foveate.testing.laws import NO_SAMPLES, NOTHING
-from tests.tiny_models import build, inputs, single
+from tests.models.build import build, inputs, single
 
 pytestmark = pytest.mark.oldest
 

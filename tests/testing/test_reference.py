@@ -10,7 +10,7 @@ from torch import nn
 
 from foveate.testing import NEVER, dense_run, hidden_from, reference_logits
 from foveate.testing.one_by_one import without_the_dropped
-from tests.tiny_models import BUILDERS, WITH_VIDEOS, build, inputs, visual
+from tests.models.build import BUILDERS, WITH_VIDEOS, build, inputs, visual
 
 pytestmark = pytest.mark.oldest
 

@@ -12,7 +12,7 @@ from transformers.masking_utils import flash_attention_mask
 
 from foveate.pruners import Pruner
 from tests.engine.test_flash import MASKS, flash_like
-from tests.tiny_models import build, decoder
+from tests.models.build import build, decoder
 from tests.ways.checks import agree, run, unless_dense_fails
 from tests.ways.ways import NotApplicable, way
 

@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache, QuantizedLayer
 from foveate import FastV
 from foveate.engine.arguments import with_cache
 from foveate.pruners import Pruner
-from tests.tiny_models import build, decoder
+from tests.models.build import build, decoder
 from tests.ways.checks import agree, run, unless_dense_fails
 from tests.ways.ways import NotApplicable, way
 

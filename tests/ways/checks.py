@@ -16,7 +16,7 @@ from foveate.errors import FoveateError
 from foveate.pruners import Pruner
 from foveate.testing import NEVER, hidden_from, prompt_positions, reference_logits
 from tests.laws.methods import Ladder
-from tests.tiny_models import build, generate, inputs, last_stage, visual
+from tests.models.build import build, generate, inputs, last_stage, visual
 from tests.ways.ways import NotApplicable
 
 LADDER = Ladder()  # three cuts, and another count for each sample; `fitting` to a family

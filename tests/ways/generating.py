@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList, TextIteratorStreamer
 
 from foveate.pruners import FastV, Pruner
+from tests.models.build import build, decoder, generate, inputs
 from tests.models.sizes import LAYERS
-from tests.tiny_models import build, decoder, generate, inputs
 from tests.ways.checks import (
     CLOSE,
     RAGGED,

@@ -20,9 +20,9 @@ from foveate.pruners import Pruner
 from foveate.testing import NEVER, hidden_from, reference_logits
 from tests.fake_devices import FakeDevices, spread
 from tests.int8 import Int8Linear, quantise
+from tests.models.build import build, decoder, generate, inputs, visual
 from tests.models.sizes import LAYERS
 from tests.threads import at_once
-from tests.tiny_models import build, decoder, generate, inputs, visual
 from tests.ways.checks import CLOSE, STEPS, Run, agree, dropped, fitting, run, unless_dense_fails
 from tests.ways.masked import masked
 from tests.ways.ways import NotApplicable, way

@@ -7,7 +7,7 @@ import transformers
 
 from foveate.families import FAMILIES
 from foveate.families.tested import WORKS, recorded, release
-from tests.tiny_models import BUILDERS
+from tests.models.build import BUILDERS
 from tests.ways.ways import families, load_ways, outcome
 
 pytestmark = [

@@ -14,8 +14,8 @@ from torch import Tensor
 from foveate import FastV
 from foveate.engine.arguments import cache_of, with_cache
 from foveate.pruners import Pruner
+from tests.models.build import _samples, build, generate, inputs, model_inputs, visual
 from tests.models.images import Picture
-from tests.tiny_models import _samples, build, generate, inputs, model_inputs, visual
 from tests.ways.checks import (
     CLOSE,
     LADDER,

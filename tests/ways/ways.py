@@ -20,7 +20,7 @@ from typing import Literal
 from foveate.errors import FoveateError
 from foveate.families import FAMILIES
 from foveate.families.tested import WORKS
-from tests.tiny_models import BUILDERS
+from tests.models.build import BUILDERS
 
 Table = Literal["backends", "ways", "holding"]
 MODULES = ("backends", "generating", "caches", "turns", "holding")  # of this package, in the order of the tables
