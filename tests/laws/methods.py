@@ -134,11 +134,9 @@ METHODS: dict[str, Pruner] = {
 # they are attached
 ADDING = ("glimpseprune", "glimpseprune two tokens")
 READING = ("btp", "pyramiddrop", *ADDING, "telling")  # the others read the one layer that has attention
-REFUSED = {
-    (family, method)
-    for family in WITH_STATES
-    for method in READING
-} | {(family, "glimpseprune") for family in UNSEEN}
+REFUSED = {(family, method) for family in WITH_STATES for method in READING} | {
+    (family, "glimpseprune") for family in UNSEEN
+}
 REFUSED |= {
     (family, method)
     for family, tiny in TINY.items()

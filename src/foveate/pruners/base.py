@@ -356,7 +356,7 @@ class Pruner:
         return loaded
 
     def __call__(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
-        """Context in which `model` runs with this method, giving the `Handle`; all is undone on exit, also after an error."""
+        """Context in which `model` runs with this method; gives the handle, and undoes all on exit, errors too."""
         return self._attached(model)
 
     @contextlib.contextmanager
