@@ -2,6 +2,8 @@
 
 from foveate.pruners.base import PromptRows as PromptRows
 from foveate.pruners.base import Pruner as Pruner
+from foveate.pruners.base import ScorePruner as ScorePruner
+from foveate.pruners.base import Selection as Selection
 from foveate.pruners.base import SingleStagePruner as SingleStagePruner
 from foveate.pruners.base import VisualTokens as VisualTokens
 from foveate.pruners.methods import *  # noqa: F403
