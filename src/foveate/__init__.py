@@ -22,6 +22,7 @@ def _methods() -> dict[str, str]:
 _PUBLIC: dict[str, str | None] = {
     **_methods(),
     "attach": "foveate.engine",
+    "detach": "foveate.engine",
     "errors": None,
     "load": "foveate.pruners",
     "load_processor": "foveate.families",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from foveate import select as select
     from foveate import tiny as tiny
     from foveate.engine.attach import attach as attach
+    from foveate.engine.attach import detach as detach
     from foveate.families import load_processor as load_processor
     from foveate.pruners.methods import *  # noqa: F403
     from foveate.pruners.registry import load as load

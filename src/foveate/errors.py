@@ -9,6 +9,7 @@ __all__ = [
     "BudgetError",
     "FoveateError",
     "IncompatibleWeightsError",
+    "ModelInUseError",
     "ModelNotReachable",
     "UnknownMethodError",
     "UnsupportedCacheError",
@@ -35,6 +36,10 @@ class VisionFeaturesError(FoveateError):
 
 class AlreadyAttachedError(FoveateError):
     """A pruner is attached to this model already; detach it first."""
+
+
+class ModelInUseError(FoveateError, RuntimeError):
+    """Another thread is in a forward pass of the model; detach when it is over."""
 
 
 class BudgetError(FoveateError, ValueError):

@@ -11,11 +11,12 @@ from typing import cast
 
 from torch import nn
 
-from foveate.engine.attachment import Attachment
-from foveate.engine.compat import is_wrapper
+from foveate.engine.attachment import Attachment, Pause
+from foveate.engine.attention_rows import settle_taps
+from foveate.engine.compat import is_wrapper, sweep
 from foveate.engine.hooks import Hooks
 from foveate.engine.report import Report, summarise
-from foveate.errors import AlreadyAttachedError
+from foveate.errors import AlreadyAttachedError, ModelInUseError
 from foveate.families import Family, family_of
 from foveate.families.tested import warn_of_untested
 from foveate.pruners.base import Pruner
@@ -39,12 +40,20 @@ class Handle:
         return Report(tuple(summarise(record, here.text_config, here.depth, cached) for record in here.records))
 
     def detach(self) -> None:
-        """Leave the model as it was; the report stays. A second call does nothing."""
-        self._hooks.remove()
-        with _lock:
-            decoder = self._hooks.attachment.parts.decoder
-            if _attached_to(decoder) is self._hooks:
-                del _attached[decoder]
+        """Leave the model as it was; the report stays. A second call does nothing.
+
+        Raises
+        ------
+        ModelInUseError
+            When another thread is in a forward pass of the model; nothing has been changed.
+        """
+        busy = self._hooks.attachment.busy()
+        if busy:
+            raise ModelInUseError(
+                f"thread {', '.join(map(repr, busy))} is in a forward pass of this model: detach when it is over, or, "
+                "if it never will be, call foveate.detach(model)"
+            )
+        _free(self._hooks)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[Handle]:
@@ -54,12 +63,12 @@ class Handle:
         pruned raises `UnsupportedCacheError` inside. The report has an entry for each prefill there, with its reason
         in `skipped`.
         """
-        here = self._hooks.attachment
-        before, here.paused = here.paused, True
+        pauses, mine = self._hooks.attachment.pauses, Pause()
         try:
+            pauses.add(mine)
             yield self
         finally:
-            here.paused = before
+            pauses.discard(mine)
 
     def __enter__(self) -> Handle:
         return self
@@ -106,10 +115,41 @@ def attach(model: nn.Module, pruner: Pruner, *, family: Family | None = None, _a
     with _lock:
         present = _attached_to(decoder)
         if present is not None:
-            raise AlreadyAttachedError(f"{present.attachment.pruner!r} is attached to this model; detach it first")
+            raise AlreadyAttachedError(
+                f"{present.attachment.pruner!r} is attached to this model; detach it first or, if its handle is lost, "
+                "call foveate.detach(model)"
+            )
         hooks = Hooks(Attachment(model, pruner, family, _always_gather), held)
         _attached[decoder] = weakref.ref(hooks)
     return Handle(model, pruner, hooks)
+
+
+def detach(model: nn.Module) -> None:
+    """Free a model of any pruner, as a last resort: its handle is lost, or a thread was stopped in a forward pass.
+
+    Whatever foveate put on the model is taken off, whoever is using it. Without a pruner it does nothing.
+
+    Parameters
+    ----------
+    model
+        As it was given to `attach`.
+    """
+    held, model = model, _unwrap(model)
+    for module in list(model.modules()):
+        hooks = _attached_to(module)
+        if hooks is not None:
+            _free(hooks)
+    for one in {held, model}:
+        sweep(one)
+    settle_taps()
+
+
+def _free(hooks: Hooks) -> None:
+    hooks.remove()
+    decoder = hooks.attachment.parts.decoder
+    with _lock:
+        if _attached_to(decoder) is hooks:
+            del _attached[decoder]
 
 
 def _unwrap(model: nn.Module) -> nn.Module:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from foveate.engine.arguments import find_arguments
+from foveate.engine.attention_rows import close_taps
 from foveate.engine.forward_pass import ForwardPass, PrefillRecord
 from foveate.engine.layer_inputs import check_method
 from foveate.engine.shared_kv import check_stages
@@ -22,6 +24,10 @@ ADDED_STREAMS = (
     "{}: it adds tokens to the prompt, of which this model's layers would want several states (AltUp) that the method "
     "does not have"
 )
+
+
+class Pause:
+    """A `paused()` block that is open."""
 
 
 class Attachment:
@@ -51,8 +57,13 @@ class Attachment:
         For each layer whose attention scales its rows by their number, the scale as a function of positions.
     records
         One for each prefill.
-    paused
-        Whether the model runs dense for now.
+    hooks
+        What holds on to the hooks: it lives as long as they do.
+    pauses
+        One entry for each `paused()` block that is open, in any thread: the model then runs dense.
+    forwards
+        The forward pass of each thread, by its `ident`, until it is over; of one that was interrupted until the
+        thread's next one begins.
 
     Raises
     ------
@@ -87,13 +98,47 @@ class Attachment:
         self.base_takes = inspect.signature(self.parts.base.forward).parameters
         self.scales: dict[int, Callable[[Tensor], Tensor]] = {}
         self.records: list[PrefillRecord] = []
-        self.paused = False
+        self.pauses: weakref.WeakSet[Pause] = weakref.WeakSet()  # a block that was interrupted lets go of its own
+        self.hooks: Any = None
+        self.forwards: dict[int, ForwardPass] = {}
         self.thread = threading.local()
+
+    @property
+    def paused(self) -> bool:
+        """Whether the model runs dense for now."""
+        return bool(self.pauses)
 
     @property
     def forward(self) -> ForwardPass | None:
         """This thread's forward pass."""
-        return getattr(self.thread, "forward", None)
+        return self.forwards.get(threading.get_ident())
+
+    def begin(self, forward: ForwardPass | None) -> None:
+        """A forward pass of this thread begins; whatever an interrupted one left is undone."""
+        self.end()
+        if forward is not None:
+            self.forwards[threading.get_ident()] = forward
+
+    def end(self) -> None:
+        """This thread's forward pass is over."""
+        forward = self.forward
+        if forward is not None:
+            forward.close()
+            del self.forwards[threading.get_ident()]
+
+    def busy(self) -> list[str]:
+        """Names of other threads that are in a forward pass."""
+        alive = {thread.ident: thread.name for thread in threading.enumerate()}
+        return [alive[one] for one in list(self.forwards) if one != threading.get_ident() and one in alive]
+
+    def close(self) -> None:
+        """Undo what was done for forward passes of any thread; safe to repeat."""
+        for forward in list(self.forwards.values()):
+            forward.close()
+        self.forwards.clear()
+        if self.vision is not None:
+            self.vision.close()
+        close_taps({*self.parts.attention, *(self.vision.attention.values() if self.vision else ())} - {None})
 
     @property
     def cuts_earlier_caches(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -31,19 +31,17 @@ _FORMS: dict[AttentionForm, Callable[[Tensor], Tensor]] = {
 }
 
 _lock = threading.Lock()
-_open_taps = 0
+_taps: dict[tuple[int, nn.Module], Listener] = {}  # by thread and module
 _original = AttentionInterface.get_interface
-_thread = threading.local()
 
 
 def _tapped_get_interface(self: AttentionInterface, attn_implementation: str, default: Callable) -> Callable:
     function = _original(self, attn_implementation, default)
-    listeners: dict[nn.Module, Listener] = getattr(_thread, "listeners", {})
-    if not listeners:
+    if not _taps:
         return function
 
     def tapped(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        listener = listeners.get(module)
+        listener = _taps.get((threading.get_ident(), module))
         if listener is not None:
             query, key, value, mask = args if len(args) == 4 else (*args, kwargs["attention_mask"])
             listener(query, key, value, mask, kwargs)
@@ -52,26 +50,39 @@ def _tapped_get_interface(self: AttentionInterface, attn_implementation: str, de
     return tapped
 
 
+def settle_taps() -> None:
+    """Look attention functions up our way while a tap is open, and the original way once none is; safe to repeat.
+
+    So an interruption between the steps of opening or closing is mended by whoever opens or closes next.
+    """
+    global _original
+    with _lock:
+        ours = AttentionInterface.get_interface is _tapped_get_interface
+        if _taps and not ours:
+            _original = AttentionInterface.get_interface
+            AttentionInterface.get_interface = _tapped_get_interface
+        elif not _taps and ours:
+            AttentionInterface.get_interface = _original
+
+
+def close_taps(modules: Collection[nn.Module]) -> None:
+    """Close the taps on these modules, in every thread; safe to repeat."""
+    for place in [place for place in list(_taps) if place[1] in modules]:
+        _taps.pop(place, None)
+    settle_taps()
+
+
 @contextlib.contextmanager
 def attention_tap(module: nn.Module, listener: Listener) -> Iterator[None]:
     """While open, attention calls of `module` in this thread first reach the listener."""
-    global _open_taps, _original
-    with _lock:
-        if not _open_taps:
-            _original = AttentionInterface.get_interface
-            AttentionInterface.get_interface = _tapped_get_interface
-        _open_taps += 1
-    if not hasattr(_thread, "listeners"):
-        _thread.listeners = {}
-    _thread.listeners[module] = listener
+    place = threading.get_ident(), module  # it may be closed from another thread
     try:
+        _taps[place] = listener
+        settle_taps()
         yield
     finally:
-        _thread.listeners.pop(module, None)
-        with _lock:
-            _open_taps -= 1
-            if not _open_taps:
-                AttentionInterface.get_interface = _original
+        _taps.pop(place, None)
+        settle_taps()
 
 
 def attention_rows(

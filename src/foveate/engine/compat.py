@@ -110,16 +110,13 @@ def hooks_around_checkpoints(layers: Iterable[nn.Module]) -> Iterator[None]:
 @contextlib.contextmanager
 def _swapped(layer: Any) -> Iterator[None]:
     own = layer.__dict__.get("forward")
-    layer.forward = partial(_checkpointed, layer._gradient_checkpointing_func, layer.forward)
-    layer.gradient_checkpointing = False
     try:
+        layer.forward = partial(_checkpointed, layer._gradient_checkpointing_func, layer.forward)
+        layer.gradient_checkpointing = False
         yield
     finally:
         layer.gradient_checkpointing = True
-        if own is None:
-            del layer.forward
-        else:
-            layer.forward = own
+        _restore(layer, own)
 
 
 def _checkpointed(checkpoint: Callable, forward: Callable, *args: Any, **kwargs: Any) -> Any:
@@ -153,20 +150,19 @@ def run_as_python(model: nn.Module, before: Callable[[Mapping[str, Any]], None])
         before(kwargs)
         return eager(*args, **kwargs)
 
-    model.forward = uncompiled
-
     def undo() -> None:
         nonlocal active
         active = False  # someone may have wrapped this forward in turn, such as a Trainer for mixed precision
         if model.__dict__.get("forward") is uncompiled:
             _restore(model, own)
 
+    uncompiled.foveate_undo = undo  # type: ignore[attr-defined]
+    model.forward = uncompiled
     return undo
 
 
-def set_compiled_aside(model: nn.Module) -> list[Callable[[], None]]:
-    """Take the compiled forwards out of a model and all its modules; calling what is returned puts them back."""
-    undo: list[Callable[[], None]] = []
+def set_compiled_aside(model: nn.Module, undo: list[Callable[[], None]]) -> None:
+    """Take the compiled forwards out of a model and its modules; calling what is added to `undo` puts them back."""
     for module in model.modules():
         if getattr(module, "_compiled_call_impl", None) is not None:  # module.compile()
             undo.append(functools.partial(setattr, module, "_compiled_call_impl", module._compiled_call_impl))
@@ -178,7 +174,6 @@ def set_compiled_aside(model: nn.Module) -> list[Callable[[], None]]:
         # torch.compile(module) has the module in itself; module.forward = torch.compile(module.forward) has not
         inner: Any = module
         module.forward = inner._orig_mod.__call__ if is_wrapper(module) else forward._torchdynamo_orig_callable
-    return undo
 
 
 def is_wrapper(model: Any) -> bool:
@@ -200,7 +195,7 @@ def _compiled_step(kwargs: Mapping[str, Any]) -> bool:
 
 def _restore(module: nn.Module, forward: Any) -> None:
     if forward is None:
-        del module.forward
+        module.__dict__.pop("forward", None)
     else:
         module.forward = forward
 
@@ -263,8 +258,6 @@ def guard_method(model: nn.Module, name: str, check: Callable[..., None]) -> Cal
             check(*args, **kwargs)
         return method(*args, **kwargs)
 
-    model.__dict__[name] = checked
-
     def undo() -> None:
         nonlocal active
         active = False  # someone may have wrapped this method in turn, and then it stays where it is
@@ -275,4 +268,32 @@ def guard_method(model: nn.Module, name: str, check: Callable[..., None]) -> Cal
         else:
             del model.__dict__[name]
 
+    checked.foveate_undo = undo  # type: ignore[attr-defined]
+    model.__dict__[name] = checked
     return undo
+
+
+def sweep(model: nn.Module) -> None:
+    """Take off a model whatever foveate's engine put on its modules, also where nobody holds a handle to it."""
+    for module in model.modules():
+        for kind in ("_forward_hooks", "_forward_pre_hooks"):
+            hooks = module.__dict__[kind]
+            for key in [key for key, hook in list(hooks.items()) if _is_ours(hook)]:
+                for table in (kind, f"{kind}_with_kwargs", f"{kind}_always_called"):
+                    module.__dict__.get(table, {}).pop(key, None)
+        for value in list(module.__dict__.values()):
+            undo = getattr(value, "foveate_undo", None) if callable(value) else None
+            if undo is not None:
+                undo()
+        forward = module.__dict__.get("forward")
+        if isinstance(forward, functools.partial) and forward.func is _checkpointed:
+            swapped: Any = module
+            swapped.gradient_checkpointing = True
+            _restore(module, None if forward.args[1] == type(module).forward.__get__(module) else forward.args[1])
+
+
+def _is_ours(hook: Any) -> bool:
+    """Whether a hook is a function or method of the engine, perhaps with arguments."""
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    return str(getattr(hook, "__module__", "")).startswith("foveate.engine.")

@@ -194,6 +194,11 @@ class ForwardPass:
     memo: dict[Hashable, tuple[Any, Any]] = field(default_factory=dict)
     keys: dict[int, Keys] = field(default_factory=dict)
 
+    def close(self) -> None:
+        """Undo what was done to the model for this forward pass; safe to repeat."""
+        self.tap.close()
+        self.whole.close()
+
     def once(self, key: Hashable, source: Any, make: Callable[[], Any]) -> Any:
         """`make()` once for each key and source object; the source is held, so that its id stays its own."""
         full = (key, id(source))

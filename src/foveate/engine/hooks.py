@@ -22,6 +22,7 @@ from foveate.engine.compat import (
     refuse_continuous_batching,
     run_as_python,
     set_compiled_aside,
+    sweep,
 )
 from foveate.engine.layer_hooks import LayerHooks
 from foveate.engine.layer_inputs import static_step
@@ -43,6 +44,7 @@ class Hooks:
 
     def __init__(self, attachment: Attachment, held: nn.Module) -> None:
         self.attachment = attachment
+        attachment.hooks = self
         self.prompt, self.layers, self.taps = PromptHooks(attachment), LayerHooks(attachment), TapHooks(attachment)
         self.handles: list[Any] = []
         self.undo: list[Callable[[], None]] = []
@@ -51,12 +53,13 @@ class Hooks:
             self._register()
         except BaseException:
             self.remove()
+            sweep(attachment.model)  # a hook that was registered, but not yet noted
             raise
 
     def _replace(self, held: nn.Module) -> None:
         """What no hook can do: methods of the model's own that run through us."""
         model, here = self.attachment.model, self.attachment
-        self.undo += set_compiled_aside(held)
+        set_compiled_aside(held, self.undo)
         if self.undo:
             here.notes = (*here.notes, NOTE)
         self.undo.append(run_as_python(model, self.prompt.before_model))
@@ -116,13 +119,14 @@ class Hooks:
         self.handles.append(module.register_forward_hook(in_python(hook), always_call=always_call))
 
     def remove(self) -> None:
-        """Take every hook off."""
+        """Take every hook off; safe to repeat, also after an interruption."""
         while self.handles:
-            self.handles.pop().remove()
+            self.handles[-1].remove()
+            self.handles.pop()
         while self.undo:
-            self.undo.pop()()
-        if self.attachment.vision is not None:
-            self.attachment.vision.close()
+            self.undo[-1]()
+            self.undo.pop()
+        self.attachment.close()
 
     def __reduce__(self) -> Any:
         raise UnsupportedModelError(

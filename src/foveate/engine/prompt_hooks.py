@@ -74,10 +74,10 @@ class PromptHooks:
         if module is here.model:  # one that calls its decoder itself: `before_model` comes after this
             labels = kwargs.get("labels")
         asked, thread.asked = getattr(thread, "asked", None), None
-        thread.forward = None
+        here.end()  # one that was interrupted
         given = {"input_ids": args[0], **kwargs} if args else kwargs
-        thread.forward = read_prompt(given, labels, here.family, here.parts, here.config, asked)
-        reason = PAUSED if here.paused else self._too_short(thread.forward)
+        here.begin(read_prompt(given, labels, here.family, here.parts, here.config, asked))
+        reason = PAUSED if here.paused else self._too_short(here.forward)
         if reason is not None:
             self._run_dense(reason)
         # given for us: the model would hand it on to every layer
@@ -177,10 +177,7 @@ class PromptHooks:
         here, forward = self.attachment, self.attachment.forward
         if here.vision is not None and (output is None or self._took_images(forward)):
             here.vision.forget(failed=output is None)
-        if forward is not None:
-            forward.tap.close()
-            forward.whole.close()
-            here.thread.forward = None
+        here.end()
 
     @staticmethod
     def _took_images(forward: ForwardPass | None) -> bool:

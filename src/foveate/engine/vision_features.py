@@ -96,6 +96,7 @@ class VisionRecorder:
         self.attention = {number: find_attention(self.parts.blocks[number]) for number in received}
         self.class_token = family.class_token(self.parts.encoder)
         self.thread = threading.local()
+        self.everywhere: list[_Seen] = []
 
     def register(self) -> list[Any]:
         """Hooks on the encoder, the blocks that are wanted, and the projector."""
@@ -122,6 +123,9 @@ class VisionRecorder:
 
     def close(self) -> None:
         """Let go of all, in every thread."""
+        while self.everywhere:
+            self.everywhere[-1].tap.close()
+            self.everywhere.pop()
         self.thread = threading.local()
 
     def forget(self, failed: bool) -> None:
@@ -133,12 +137,14 @@ class VisionRecorder:
     def _seen(self) -> _Seen:
         if not hasattr(self.thread, "seen"):
             self.thread.seen = _Seen()
+            self.everywhere.append(self.thread.seen)
         return self.thread.seen
 
     # -- recording
 
     def _before_encoder(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         seen = self._seen
+        seen.tap.close()  # left open by a call that was interrupted
         if seen.used:
             seen.calls.clear()
         seen.used = False
