@@ -172,17 +172,17 @@ def predicted(
 
     Parameters
     ----------
-    name : str
-        A Hub id, a folder or ``tiny``; or what the shape is called.
-    shape : Shape or None
+    name
+        A Hub id, a folder or `tiny`; or what the shape is called.
+    shape
         A published shape, instead of a name.
-    settings : BenchSettings
+    settings
         As for the run.
-    device, dtype : str
+    device, dtype
         As on the command line.
-    file : Path or None
+    file
         Rates to take, or where to keep those that are measured.
-    measure : bool
+    measure
         Whether a run follows.
     """
     import torch

@@ -22,7 +22,7 @@ def open_image(source: str) -> Image.Image:
 
     Parameters
     ----------
-    source : str
+    source
         A file, or a URL of http or https.
 
     Raises

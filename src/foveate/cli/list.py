@@ -70,7 +70,7 @@ def models() -> list[dict[str, Any]]:
 
 
 def _stage(method: Any) -> list[int] | None:
-    """Layers of the default stages; ``None`` for a method that cannot be built from defaults."""
+    """Layers of the default stages; `None` for a method that cannot be built from defaults."""
     try:
         return list(method().layers(DEPTH))
     except (FoveateError, TypeError):

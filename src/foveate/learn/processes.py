@@ -42,7 +42,7 @@ class Processes:
         return asked if self.state is None or asked != "auto" else str(self.state.device)
 
     def total(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sums over all processes, ``{name: float64}``; every process gets them."""
+        """Sums over all processes, `{name: float64}`; every process gets them."""
         if self.state is None:
             return dict(sums)
         from accelerate.utils import reduce

@@ -18,13 +18,13 @@ class Comparison:
 
     Parameters
     ----------
-    loaded : LoadedModel
+    loaded
         Who answered.
-    examples : list of Example
+    examples
         What was asked.
-    dense, pruned : Batch
+    dense, pruned
         The answers.
-    timed : PrefillTime
+    timed
         How long the prefill took.
     """
 
@@ -79,13 +79,13 @@ def compare(loaded: LoadedModel, examples: list[Example], pruner: Any, max_new_t
 
     Parameters
     ----------
-    loaded : LoadedModel
+    loaded
         Who answers.
-    examples : list of Example
+    examples
         One batch, one image each.
-    pruner : Pruner
+    pruner
         What is compared with the dense run.
-    max_new_tokens : int
+    max_new_tokens
         Longest answer.
     """
     questions, images = [one.question for one in examples], [[one.image] for one in examples]

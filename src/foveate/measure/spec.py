@@ -1,4 +1,4 @@
-"""How a method is written on a command line: ``greedyprune:layer=0,threshold=0.7``, or the folder of a saved one."""
+"""How a method is written on a command line: `greedyprune:layer=0,threshold=0.7`, or the folder of a saved one."""
 
 import ast
 from dataclasses import dataclass, field, fields, replace
@@ -15,10 +15,10 @@ class MethodSpec:
 
     Parameters
     ----------
-    name : str
-        A name that :func:`foveate.make` knows, or a folder or Hub id that :func:`foveate.load` takes.
-    options : dict
-        Options by name; ``keep`` is given apart, as the budget.
+    name
+        A name that `foveate.make` knows, or a folder or Hub id that `foveate.load` takes.
+    options
+        Options by name; `keep` is given apart, as the budget.
     """
 
     name: str
@@ -35,7 +35,7 @@ def _written(value: Any) -> str:
 
 
 def brief(pruner: Any) -> str:
-    """Return a pruner as its budget and what is not the default, for people; ``repr`` has it all."""
+    """Return a pruner as its budget and what is not the default, for people; `repr` has it all."""
     options = {item.name: (getattr(pruner, item.name), item.default) for item in fields(pruner) if item.repr}
     told = [f"{name}={value!r}" for name, (value, default) in options.items() if name == "keep" or value != default]
     return f"{type(pruner).__name__}({', '.join(told)})"
@@ -53,7 +53,7 @@ def parse_value(text: str) -> Any:
 
 
 def parse_options(pairs: list[str]) -> dict[str, Any]:
-    """Return ``["layer=0", "fill=stop"]`` as ``{"layer": 0, "fill": "stop"}``."""
+    """Return `["layer=0", "fill=stop"]` as `{"layer": 0, "fill": "stop"}`."""
     options = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -64,7 +64,7 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
 
 
 def parse_methods(text: str) -> list[MethodSpec]:
-    """Return the methods of a comma-separated list; ``name=value`` pieces belong to the method before them."""
+    """Return the methods of a comma-separated list; `name=value` pieces belong to the method before them."""
     specs: list[tuple[str, list[str]]] = []
     for piece in _split_outside_brackets(text):
         head, colon, option = piece.partition(":")
@@ -89,7 +89,7 @@ def _split_outside_brackets(text: str) -> list[str]:
 
 
 def is_saved(name: str) -> bool:
-    """Say whether a name means a saved pruner: a folder that is there, or a Hub id such as ``me/my-btp``."""
+    """Say whether a name means a saved pruner: a folder that is there, or a Hub id such as `me/my-btp`."""
     if name in SHIPPED:
         return True
     return (Path(name) / "config.json").is_file() or (name.count("/") == 1 and not name.startswith((".", "/")))
@@ -118,7 +118,7 @@ def build(name: str, options: dict[str, Any]) -> Any:
 
 
 def method_class(name: str) -> type:
-    """Return the class of a method that can be evaluated, the diagnostic ``evidence`` among them."""
+    """Return the class of a method that can be evaluated, the diagnostic `evidence` among them."""
     from foveate import load
     from foveate.measure.eval.oracle import Evidence
     from foveate.pruners import METHODS

@@ -21,11 +21,11 @@ class StageError:
 
     Parameters
     ----------
-    layer : int
+    layer
         It lies before this decoder layer.
-    local, global_ : float
+    local, global_
         With this cut alone: error of the output of that layer, and of the last layer.
-    local_so_far, global_so_far : float
+    local_so_far, global_so_far
         The same with the cuts before it, too.
     """
 
@@ -42,9 +42,9 @@ class Only(Pruner):
 
     Parameters
     ----------
-    method : Pruner
+    method
         Worked out for the model's depth.
-    cuts : tuple of int
+    cuts
         Layers of the cuts that are done.
     """
 
@@ -83,17 +83,17 @@ def stage_errors(
 
     Parameters
     ----------
-    model : PreTrainedModel
+    model
         Of a supported family; it is left as it was.
-    pruner : Pruner
+    pruner
         With any number of cuts.
-    inputs : mapping
+    inputs
         Arguments of the model's forward for a batch.
-    tokens : str
+    tokens
         Whose hidden states are compared: those of the "last" prompt token, which speaks the answer's first word and
         whose attention most methods read, or of all "text" from the first visual token to the end of the prompt. Other
         tokens are not in both runs, or cannot have seen an image.
-    family : Family or None
+    family
         See `foveate.attach`.
 
     Returns

@@ -16,11 +16,11 @@ class Cells:
 
     Parameters
     ----------
-    title : str
+    title
         What it shows.
-    columns : list of str
+    columns
         Heads; the first column is text, the others are figures without a unit, which the title has.
-    rows : list of list of str
+    rows
         One list a line.
     """
 
@@ -137,13 +137,13 @@ def where(layer: int) -> str:
 
 
 def cost_lines(prefill: Any, timed: PrefillTime | None = None) -> list[list[str]]:
-    """Return ``[what, dense, pruned, share]`` lines of one prefill; counts are means over its samples.
+    """Return `[what, dense, pruned, share]` lines of one prefill; counts are means over its samples.
 
     Parameters
     ----------
-    prefill : foveate.engine.Prefill
+    prefill
         Of a pruned run.
-    timed : PrefillTime or None
+    timed
         Its time beside the dense run's.
     """
     lines = []

@@ -158,7 +158,7 @@ class Pruner:
     """A pruning method with its options: plain data, comparable, printable, without state of a run.
 
     A method names its stages in `layers` and chooses in `select`; the rest has defaults. Use it as a context,
-    ``with pruner(model) as pruned: model.generate(...)``, or through `foveate.attach`.
+    `with pruner(model) as pruned: model.generate(...)`, or through `foveate.attach`.
     """
 
     name: ClassVar[str]

@@ -41,21 +41,21 @@ class Settings:
 
     Parameters
     ----------
-    keep : float
+    keep
         Budget: mean share of visual tokens per decoder layer.
-    stages : int
+    stages
         Stages wanted; some candidates have one more, before layer 0.
-    tau : float
+    tau
         Threshold of the curve.
-    final : str
+    final
         "auto" lets candidates drop what is left where that was measured to be harmless; "keep" does not.
-    answer_tokens : int
+    answer_tokens
         First tokens of the answer that are compared.
-    tolerance, agreement : float
+    tolerance, agreement
         A drop is harmless at a KL of at most `tolerance` nats with at least `agreement` of the tokens unchanged.
-    seed : int
+    seed
         Of the samples; kept in the result.
-    batch_size : int
+    batch_size
         Samples in one forward pass.
     """
 
@@ -112,19 +112,19 @@ def calibrate_btp(
 
     Parameters
     ----------
-    loaded : LoadedModel
+    loaded
         The model; it is left as it was.
-    samples : Samples
+    samples
         What it is asked, see `from_suite` and `from_folder`.
-    settings : Settings
+    settings
         How.
-    folder : Path
+    folder
         Gets config.json, calibration.json, curve.png and the sums.
-    fresh : bool
+    fresh
         Start over instead of continuing.
-    progress : callable or None
+    progress
         Called with what is done, how many samples and of how many, after each batch.
-    processes : Processes or None
+    processes
         Those that share the work.
 
     Returns

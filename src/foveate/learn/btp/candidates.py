@@ -34,11 +34,11 @@ class Candidate:
 
     Parameters
     ----------
-    where : str
+    where
         How its layers came about.
-    how : str
+    how
         Its keeps, attention shares and options.
-    pruner : BTP
+    pruner
         Keeps solved for the budget.
     """
 

@@ -79,9 +79,9 @@ def choose(found: Scores, layers: Sequence[Hashable]) -> int:
 
     Parameters
     ----------
-    found : Scores
+    found
         Of C candidates.
-    layers : sequence
+    layers
         What the stages of each have in common with those of others; in the order of preference.
     """
     for group in dict.fromkeys(layers):

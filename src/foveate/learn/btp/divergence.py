@@ -25,7 +25,7 @@ class Forced:
     Attributes
     ----------
     inputs
-        Arguments of the model, ``labels`` among them: they tell the engine where the prompt ends, so that a method
+        Arguments of the model, `labels` among them: they tell the engine where the prompt ends, so that a method
         chooses the same visual tokens as while generating.
     start
         Where the answers start; prompts are padded on the left.

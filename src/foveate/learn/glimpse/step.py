@@ -220,7 +220,7 @@ def collate(loaded: LoadedModel, samples: Sequence[GroundedSample]) -> dict[str,
     Returns
     -------
     dict
-        Arguments of the model with ``labels``, on the CPU; ``start``, the glimpse token's column; ``placed``, where
+        Arguments of the model with `labels`, on the CPU; `start`, the glimpse token's column; `placed`, where
         the answers lie.
     """
     images = [sample.image() for sample in samples]

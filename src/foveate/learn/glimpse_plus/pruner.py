@@ -28,9 +28,9 @@ class Batch:
 
     Parameters
     ----------
-    boxes : sequence
+    boxes
         Of each sample; none where it has none.
-    sizes : sequence
+    sizes
         Width and height of each sample's image in pixels.
     """
 
@@ -52,14 +52,14 @@ class GivenBoxes(Pruner):
 
     Parameters
     ----------
-    batch : Batch
+    batch
         Of the batch to come.
-    otherwise : Pruner or None
+    otherwise
         Chooses for samples without boxes; it cuts once.
-    layer : int or None
+    layer
         Where to cut without it.
-    place : callable or None
-        ``(grids of an image, its size) -> grids`` that know which part of the image they cover.
+    place
+        `(grids of an image, its size) -> grids` that know which part of the image they cover.
     """
 
     name: ClassVar[str] = "given boxes"

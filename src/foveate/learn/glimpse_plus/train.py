@@ -33,21 +33,21 @@ def train_plus(
 
     Parameters
     ----------
-    settings : PlusSettings
+    settings
         How.
-    samples : GroundedSamples
+    samples
         Questions, answers and boxes.
-    held_out : sequence of GroundedSample
+    held_out
         Others, at which the training of the predictor looks.
-    folder : Path
+    folder
         Gets everything.
-    fresh : bool
+    fresh
         Start over instead of going on.
-    device : str
+    device
         auto, cpu, cuda, …
-    progress : callable or None
+    progress
         Called with what is done, how much and of how much.
-    processes : Processes or None
+    processes
         Those that share the work.
 
     Returns

@@ -26,11 +26,11 @@ class Arm:
 
     Parameters
     ----------
-    method : str
+    method
         As it was asked for, or what stands beside it.
-    keep : float or None
+    keep
         Share asked for; none for dense, and for stages that are taken as published.
-    pruner : Pruner or None
+    pruner
         None: the dense model.
     """
 
@@ -65,9 +65,9 @@ def check_methods(methods: tuple[MethodSpec, ...], keeps: tuple[float, ...], dep
 
     Parameters
     ----------
-    methods, keeps : tuple
+    methods, keeps
         As in the settings.
-    depth : int or None
+    depth
         Decoder layers, where they are known already.
 
     Raises
@@ -100,11 +100,11 @@ def make_arms(model: Any, methods: tuple[MethodSpec, ...], keeps: tuple[float, .
 
     Parameters
     ----------
-    model : PreTrainedModel
+    model
         Whose sizes a learned method without weights takes: it gets random ones of the published proportions.
-    methods, keeps : tuple
+    methods, keeps
         As in the settings.
-    vision : bool
+    vision
         Whether the vision encoder runs.
 
     Raises
@@ -161,10 +161,10 @@ def published(model: Any, variant: str = "paper", **options: Any) -> BTP:
 
     Parameters
     ----------
-    model : PreTrainedModel
+    model
         One of a type that has published stages takes those, any other the first, LLaVA-1.5-7B's.
-    variant : str
-        ``paper`` or ``released``; the released ones drop every visual token in the end.
+    variant
+        `paper` or `released`; the released ones drop every visual token in the end.
     **options
         Of BTP.
     """

@@ -77,7 +77,7 @@ def cache_bytes(cache: Any) -> int:
 
     Parameters
     ----------
-    cache : Cache
+    cache
         Of transformers; also states of layers that have no keys and values.
     """
     seen: dict[int, int] = {}

@@ -46,15 +46,15 @@ def measure(
 
     Parameters
     ----------
-    model, family : object
+    model, family
         The model and its family.
-    arms : list of Arm
+    arms
         Dense first.
-    prompts : dict
-        By arm label; ``dense`` is that of every arm that has none of its own.
-    settings : BenchSettings
+    prompts
+        By arm label; `dense` is that of every arm that has none of its own.
+    settings
         Rounds and decoded tokens.
-    advance : callable
+    advance
         Told what was done, after each step.
 
     Returns

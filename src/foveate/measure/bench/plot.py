@@ -30,9 +30,9 @@ def draw(result: dict[str, Any], picture: Path) -> None:
 
     Parameters
     ----------
-    result : dict
+    result
         Of `run.run`.
-    picture : Path
+    picture
         PNG.
     """
     from matplotlib.figure import Figure

@@ -30,13 +30,13 @@ class BenchPrompt:
 
     Parameters
     ----------
-    inputs : dict
+    inputs
         Arguments of the forward pass, on the model's device.
-    visual : int
+    visual
         Visual tokens of a sample, separators among them.
-    text : int
+    text
         Other tokens of a sample.
-    pictures : int
+    pictures
         Of a sample.
     """
 
@@ -51,15 +51,15 @@ def make_prompt(loaded: LoadedModel, visual: int | None, text: int, batch: int, 
 
     Parameters
     ----------
-    loaded : LoadedModel
+    loaded
         Its processor may be missing (None) where the family's shapes are known.
-    visual : int or None
+    visual
         Visual tokens wanted of a sample; none: those of one picture of the usual size.
-    text : int
+    text
         Text tokens wanted; a processor's prompt has some of its own.
-    batch : int
+    batch
         Samples.
-    seed : int
+    seed
         Of words and pixels.
     """
     model = loaded.model
@@ -137,9 +137,9 @@ def processed(loaded: LoadedModel, visual: int | None, text: int, batch: int, se
 
     Parameters
     ----------
-    loaded : LoadedModel
+    loaded
         With its processor.
-    visual, text, batch, seed : int
+    visual, text, batch, seed
         As `prompts.make_prompt` takes them.
     """
 
@@ -209,17 +209,17 @@ class SamplePictures:
 
     Parameters
     ----------
-    tokens : int
+    tokens
         Visual tokens, separators among them.
-    runs : list of int
+    runs
         Visual tokens of each picture.
-    pixels : tuple of int
+    pixels
         Shape of the pixels of all its pictures.
-    sizes : list of list of int
+    sizes
         What the model wants to know of each beside the pixels; empty for none.
-    sizes_name : str
+    sizes_name
         The argument of the forward pass that takes them.
-    types : bool
+    types
         Whether the model also takes `mm_token_type_ids`.
     """
 

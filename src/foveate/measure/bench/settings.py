@@ -16,25 +16,25 @@ class BenchSettings:
 
     Parameters
     ----------
-    methods : tuple of MethodSpec
+    methods
         Beside dense, random tokens and a smaller picture, which are always there.
-    keeps : tuple of float
+    keeps
         Shares of the visual tokens to keep.
-    visual : tuple of int
+    visual
         Visual tokens of a sample; none: those of one picture.
-    text : int
+    text
         Text tokens of a sample.
-    batch : tuple of int
+    batch
         Samples at once.
-    decode : int
+    decode
         Tokens decoded in each run; 0: prefill only.
-    rounds, splits : int
+    rounds, splits
         Timed rounds; rounds in which a prefill is taken apart, which costs time of its own.
-    again, operations : bool
+    again, operations
         A second dense arm, which tells the spread; torch's count of operations, for which each arm runs once more.
-    vision : bool
+    vision
         False: images come encoded, as `generate()` hands them over, and the vision encoder is in no figure.
-    seed : int
+    seed
         Of weights, words and pixels.
 
     Raises
@@ -77,7 +77,7 @@ def _whole(name: str, value: object, least: int) -> None:
 
 
 def whole_numbers(name: str, text: str) -> tuple[int, ...]:
-    """Return ``"1,8,32"`` as numbers.
+    """Return `"1,8,32"` as numbers.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def whole_numbers(name: str, text: str) -> tuple[int, ...]:
 
 
 def shares(text: str) -> tuple[float, ...]:
-    """Return ``"0.22,0.11"`` as shares.
+    """Return `"0.22,0.11"` as shares.
 
     Raises
     ------

@@ -17,17 +17,17 @@ class Arm:
 
     Parameters
     ----------
-    method : str
-        ``dense``, ``downsample`` or a method with its options, as written on the command line.
-    keep : float
+    method
+        `dense`, `downsample` or a method with its options, as written on the command line.
+    keep
         The budget that was asked for; 1 for the dense model.
-    spec : MethodSpec or None
-        How to make the pruner; ``None`` for the two arms that have none.
-    own_budget : bool
-        The method has no ``keep``: it finds its budget itself.
-    depth : int or None
-        Decoder layers of the model, where ``keep`` is a mean share of visual tokens per layer for every method;
-        ``None`` where it is whatever the method's own ``keep`` means.
+    spec
+        How to make the pruner; `None` for the two arms that have none.
+    own_budget
+        The method has no `keep`: it finds its budget itself.
+    depth
+        Decoder layers of the model, where `keep` is a mean share of visual tokens per layer for every method;
+        `None` where it is whatever the method's own `keep` means.
     """
 
     method: str
@@ -54,14 +54,14 @@ class Arm:
         return self.keep if self.method == DOWNSAMPLE else 1.0
 
     def pruner(self, seed: int = 0, masks: Any = None) -> Any:
-        """Return this arm's pruner for one batch, or ``None``.
+        """Return this arm's pruner for one batch, or `None`.
 
         Parameters
         ----------
-        seed : int
+        seed
             Given to a method that draws at random, so that a batch draws the same whenever it is run.
-        masks : torch.Tensor of bool, shape (B, N), or None
-            The evidence, for the diagnostic method that needs it.
+        masks
+            (B, N) bool, or None. The evidence, for the diagnostic method that needs it.
         """
         if self.spec is None:
             return None
@@ -96,18 +96,18 @@ def plan_arms(
 
     Parameters
     ----------
-    methods : sequence of MethodSpec
+    methods
         What was asked for.
-    keeps : sequence of float
+    keeps
         Budgets, each over 0 and under 1.
-    layer : int or None
+    layer
         Stage for every method that has one and was given none.
-    oracle : bool
-        Add the diagnostic ``evidence``.
-    depth : int or None
-        Decoder layers of the model: ``keeps`` are then mean shares of visual tokens per layer, the same for methods
+    oracle
+        Add the diagnostic `evidence`.
+    depth
+        Decoder layers of the model: `keeps` are then mean shares of visual tokens per layer, the same for methods
         with a cut anywhere or several.
-    out_of_reach : list or None
+    out_of_reach
         Gets a line for each method and mean share that it cannot reach; such an arm is left out.
 
     Raises
@@ -158,7 +158,7 @@ def _baselines(specs: Sequence[MethodSpec], layer: int | None, same_cost: bool) 
 
 
 def stage(spec: MethodSpec) -> int | None:
-    """Return the layer that a method with one cut cuts before; ``None`` for a method of several cuts."""
+    """Return the layer that a method with one cut cuts before; `None` for a method of several cuts."""
     if not has_option(spec.name, "layer"):
         return None
     default = next(item.default for item in fields(method_class(spec.name)) if item.name == "layer")

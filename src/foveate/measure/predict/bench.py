@@ -26,7 +26,7 @@ Advance = Callable[[str, int, int], None]
 
 
 def config_named(name: str) -> Any:
-    """Return the config of a model by Hub id or folder, or of ``tiny``, without its weights.
+    """Return the config of a model by Hub id or folder, or of `tiny`, without its weights.
 
     Raises
     ------
@@ -58,11 +58,11 @@ def rates_for(config: Any, device: torch.device, dtype: torch.dtype, file: Path 
 
     Parameters
     ----------
-    config : PretrainedConfig
+    config
         The model's.
-    device, dtype : torch.device, torch.dtype
+    device, dtype
         What to measure.
-    file : Path or None
+    file
         Where rates are kept; `predictions` adds the times of choosing.
     """
     if file is not None and file.exists():
@@ -80,15 +80,15 @@ def predictions(
 
     Parameters
     ----------
-    name : str
+    name
         The model, as the result is to call it.
-    config : PretrainedConfig
+    config
         The whole model's.
-    settings : BenchSettings
+    settings
         As for the run.
-    rates : Rates
+    rates
         Of the machine.
-    advance : callable or None
+    advance
         Told what was done, how many steps are done and how many there are.
 
     Returns

@@ -24,13 +24,13 @@ def kept(pruner: Pruner, depth: int, visual: int, text: int = 64, share: float |
 
     Parameters
     ----------
-    pruner : Pruner
+    pruner
         The method. One that may stop short of its budget is taken to reach it.
-    depth : int
+    depth
         Decoder layers of the model.
-    visual, text : int
+    visual, text
         Visual and text tokens of a prompt.
-    share : float or None
+    share
         What a method that finds its own budget is taken to keep; None: its `max_keep`.
 
     Raises
@@ -98,15 +98,15 @@ def measure_choosing(
 
     Parameters
     ----------
-    rates : Rates
+    rates
         Measured on this machine.
-    pruner : Pruner
+    pruner
         The method.
-    config : PretrainedConfig
+    config
         The model's text config.
-    batch, text : int
+    batch, text
         Prompts at once, and text tokens of each.
-    sizes : iterable of int
+    sizes
         Visual tokens of a prompt; between them the time is interpolated, beyond it grows as between the last two.
 
     Raises

@@ -24,11 +24,11 @@ class Scene:
 
     Parameters
     ----------
-    visual, text, batch : int
+    visual, text, batch
         Visual tokens and text tokens of a prompt; prompts.
-    hidden, heads : int
+    hidden, heads
         Width of the hidden states, attention heads.
-    device, dtype : str, torch.dtype
+    device, dtype
         Where, and the type of the hidden states.
     """
 
@@ -55,11 +55,11 @@ def visual_tokens(scene: Scene, pruner: Pruner, layer: int) -> VisualTokens:
 
     Parameters
     ----------
-    scene : Scene
+    scene
         How many, how wide, where.
-    pruner : Pruner
+    pruner
         Resolved for the model's depth; asked for the rows and vision features that it wants.
-    layer : int
+    layer
         The stage, as a decoder layer.
     """
     generator = torch.Generator().manual_seed(0)

@@ -41,7 +41,7 @@ SHARES = {
 
 @dataclass
 class Packed:
-    """B pictures with V visual tokens each, then T text positions that are divided into slots by ``layout``."""
+    """B pictures with V visual tokens each, then T text positions that are divided into slots by `layout`."""
 
     layout: Layout
     keep: np.ndarray
@@ -67,7 +67,7 @@ def places(layout: Layout) -> np.ndarray:
 
 
 def _show(rng: np.random.Generator, scene: Scene, count: int) -> tuple[np.ndarray, set[Box]]:
-    """Which ``count`` tokens to show, and the boxes that are wholly shown."""
+    """Which `count` tokens to show, and the boxes that are wholly shown."""
     if count == TOKENS:
         return np.ones(TOKENS, dtype=bool), {thing.box for thing in scene.objects}
     show, whole = np.zeros(TOKENS, dtype=bool), set()
@@ -100,14 +100,14 @@ def pack(
 
     Parameters
     ----------
-    rng : numpy.random.Generator
-    pool : ReadingPool
-    chosen : numpy.ndarray
+    rng
+    pool
+    chosen
         Numbers of the scenes, (B,).
-    visual : int
+    visual
         Number of visual tokens V; below 256, some objects are shown whole and the rest is drawn.
-    layout : Layout
-    shares : dict of str to float
+    layout
+    shares
         How often each task is asked; 1 by default.
     """
     size, text = len(chosen), sum(count * length for count, length in layout)
@@ -154,7 +154,7 @@ def pack(
 
 
 def single(questions: list[Question]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Ids and targets of each question alone, as ``pack`` writes them into a slot."""
+    """Ids and targets of each question alone, as `pack` writes them into a slot."""
     out = []
     for question in questions:
         head, tail = written(question)

@@ -1,6 +1,6 @@
 """Stage A: the tower learns what each patch shows, in the language model's own words.
 
-As in ``vision_stage`` (which says why): labels are read out as dot products with word embeddings, the last dimensions
+As in `vision_stage` (which says why): labels are read out as dot products with word embeddings, the last dimensions
 of a token hold a code of its patch's fine texture, so that background tokens do not collapse to one vector.
 """
 
@@ -71,16 +71,16 @@ class PatchHeads(nn.Module):
 
         Parameters
         ----------
-        tokens, pooled : torch.Tensor
-            From ``see``.
-        words : torch.Tensor
+        tokens, pooled
+            From `see`.
+        words
             The word embeddings, (vocabulary, D).
-        pixels : torch.Tensor
+        pixels
             The pictures, (B, 3, 256, 256).
-        labels : torch.Tensor
-            long (B, 7, 256), see ``patch_labels``.
-        present : torch.Tensor
-            See ``presence``.
+        labels
+            long (B, 7, 256), see `patch_labels`.
+        present
+            See `presence`.
         """
         flat, logs = tokens.flatten(0, 1), {}
         loss = flat.new_zeros((), dtype=torch.float32)

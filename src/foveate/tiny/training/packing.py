@@ -28,7 +28,7 @@ class Packed:
     keep: np.ndarray
     """Indices of the visual tokens that are there, int64 (B, V), ascending."""
     visible: np.ndarray
-    """bool (B, V); False where ``keep`` is only padding."""
+    """bool (B, V); False where `keep` is only padding."""
     ids: np.ndarray
     """int64 (B, Q, SLOT)."""
     targets: np.ndarray
@@ -80,20 +80,20 @@ def pack(
     few: float = 0.0,
     shares: tuple[float, ...] = SHARES,
 ) -> Packed:
-    """Ask up to ``slots`` questions about each chosen scene.
+    """Ask up to `slots` questions about each chosen scene.
 
     Parameters
     ----------
-    rng : numpy.random.Generator
-    pool : Pool
-    chosen : numpy.ndarray
+    rng
+    pool
+    chosen
         Numbers of the scenes, (B,).
-    visual, slots : int
+    visual, slots
         Number of visual tokens V and of questions Q.
-    few : float
+    few
         Chance that a picture shows only the tokens of a few objects.
-    shares : tuple of float
-        How often each task is asked, in the order of ``TASKS``.
+    shares
+        How often each task is asked, in the order of `TASKS`.
     """
     size = len(chosen)
     chance = np.array(shares) / sum(shares)

@@ -38,7 +38,7 @@ class Recipe:
 
 @dataclass
 class Run:
-    """A folder with ``recipe.json``, ``log.jsonl``, checkpoints, the rendered scenes and, at the end, the weights."""
+    """A folder with `recipe.json`, `log.jsonl`, checkpoints, the rendered scenes and, at the end, the weights."""
 
     folder: Path
     recipe: Recipe
@@ -93,7 +93,7 @@ class Run:
 
 
 class Threads:
-    """Use two threads where two cores are free, one where another process wants a core; ``fixed`` switches this off.
+    """Use two threads where two cores are free, one where another process wants a core; `fixed` switches this off.
 
     Waiting for a core that another process holds costs far more than it brings, hence the regular probe.
     """

@@ -82,7 +82,7 @@ def see(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Projected visual tokens (B, N, D) and the tower's pooled CLS (B, E) of pictures (B, 3, H, W).
 
-    The same function as the model's own, written lean: it computes in ``dtype`` whatever the weights are stored in.
+    The same function as the model's own, written lean: it computes in `dtype` whatever the weights are stored in.
     """
 
     def linear(x: torch.Tensor, *layers: nn.Linear) -> torch.Tensor:
@@ -159,17 +159,17 @@ class PatchHeads(nn.Module):
 
         Parameters
         ----------
-        tokens, pooled : torch.Tensor
-            From ``see``.
-        words : torch.Tensor
+        tokens, pooled
+            From `see`.
+        words
             The word embeddings, (vocabulary, D).
-        pixels : torch.Tensor
+        pixels
             The pictures, (B, 3, 224, 224).
-        labels : torch.Tensor
-            long (B, 6, 196), see ``patch_labels``.
-        present : torch.Tensor
-            See ``presence``.
-        digit_weight : float
+        labels
+            long (B, 6, 196), see `patch_labels`.
+        present
+            See `presence`.
+        digit_weight
             Weight of the two digit losses.
         """
         flat, logs = tokens.flatten(0, 1), {}
@@ -210,7 +210,7 @@ class PatchHeads(nn.Module):
 class VisionBatches:
     """Batches of stage A by step number: they depend on seed and step alone, so that a resumed run goes on the same.
 
-    From step ``signs_from`` on, scenes with many signs come more often, in batches half as large: digits are what is
+    From step `signs_from` on, scenes with many signs come more often, in batches half as large: digits are what is
     learned last.
     """
 
