@@ -20,8 +20,10 @@ from foveate.testing import check_laws
 class FarFromMean(SingleStagePruner):
     """Keep the visual tokens that are farthest from their mean."""
 
+    name = paper = summary = "far-from-mean"
+
     def choose(self, tokens: VisualTokens, k: Tensor) -> Tensor:
-        features = tokens.features.float() * tokens.valid[..., None]  # (B, N, D); padding counts for nothing
+        features = tokens.features.float() * tokens.valid[..., None]  # (B, N, D), zeros for padding
         mean = features.sum(1, keepdim=True) / tokens.valid.sum(1)[:, None, None]
         return select.top_k((features - mean).norm(dim=-1), k, tokens.valid)
 

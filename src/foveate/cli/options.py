@@ -8,7 +8,7 @@ import typer
 Method = Annotated[
     str, typer.Option("--method", "-m", help="A method of `foveate list methods`, or the folder of a saved pruner.")
 ]
-# text, which tells a count (49) from a share (1.0)
+# text, which distinguishes a count (49) from a share (1.0)
 Keep = Annotated[
     str | None,
     typer.Option(
@@ -18,6 +18,6 @@ Keep = Annotated[
 MethodOptions = Annotated[
     list[str] | None, typer.Option("--option", "-o", metavar="NAME=VALUE", help="An option of the method; repeatable.")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, …")]
-DType = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write what was measured as JSON, too.")]
+Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, mps, …")]
+DType = Annotated[str, typer.Option("--dtype", help="Data type: auto, float32, bfloat16 or float16.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON.")]

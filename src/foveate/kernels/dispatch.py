@@ -93,7 +93,7 @@ def attempt(name: str, tensor: Tensor, compute: Callable[[], Tensor], check: Che
 
 @functools.cache
 def supported(device: torch.device) -> bool:
-    """Kernels can be had for the device."""
+    """Kernels are available for the device."""
     return device.type == "cuda" and torch.version.hip is None and importlib.util.find_spec("triton") is not None
 
 

@@ -47,7 +47,7 @@ class Processes:
             return dict(sums)
         from accelerate.utils import reduce
 
-        # float64 is not to be had on every accelerator
+        # not every accelerator supports float64
         kind = torch.float32 if self.state.device.type == "mps" else torch.float64
         there = {name: value.to(self.state.device, kind) for name, value in sums.items()}
         return {name: value.cpu().double() for name, value in reduce(there, "sum").items()}

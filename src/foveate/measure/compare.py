@@ -19,7 +19,7 @@ class Comparison:
     Parameters
     ----------
     loaded
-        Who answered.
+        The model and its processor.
     examples
         What was asked.
     dense, pruned
@@ -51,7 +51,7 @@ class Comparison:
         return [(len(positions), dense) for positions, dense in zip(last.kept, last.dense, strict=True)]
 
     def draw(self, path: Path) -> Path:
-        """Write the picture of the kept tokens: a row for each question, two or three beside each other."""
+        """Write the image of the kept tokens: a row for each question, two or three beside each other."""
         rows, captions = [], []
         for at, example in enumerate(self.examples):
             image = seen_image(self.loaded.processor, self.dense.inputs, at, example.image)
@@ -80,7 +80,7 @@ def compare(loaded: LoadedModel, examples: list[Example], pruner: Any, max_new_t
     Parameters
     ----------
     loaded
-        Who answers.
+        The model and its processor.
     examples
         One batch, one image each.
     pruner

@@ -16,7 +16,7 @@ TINY = "tiny"
 
 
 class LoadError(FoveateError, ValueError):
-    """A model was named, or a device or type asked for, that cannot be had; the message says what can."""
+    """A model was named, or a device or type asked for, that is not available; the message says what is."""
 
 
 class InputError(FoveateError, ValueError):
@@ -65,7 +65,7 @@ class LoadedModel:
         try:
             return self.processor(
                 text=texts,
-                images=images if any(images) else None,  # by sample: from a flat list some processors cannot tell
+                images=images if any(images) else None,  # by sample: from a flat list some processors cannot infer it
                 padding=len(texts) > 1,  # alone it needs none, and some tokenizers have no padding token
                 padding_side="left",
                 return_tensors="pt",

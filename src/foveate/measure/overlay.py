@@ -1,4 +1,4 @@
-"""A picture of the kept tokens: kept patches as they are, the rest dimmed, one panel a stage."""
+"""An image of the kept tokens: kept patches as they are, the rest dimmed, one panel a stage."""
 
 import math
 from collections.abc import Mapping, Sequence

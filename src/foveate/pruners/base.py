@@ -40,7 +40,7 @@ class PromptRows:
     extra
         (B, G) rows of the tokens that the method itself added to the prompt; G = 0 without any.
     text
-        (B, T) rows of the text tokens behind the first visual token, -1 where a sample has fewer; the attention of
+        (B, T) rows of the text tokens after the first visual token, -1 where a sample has fewer; the attention of
         such a row is all zeros.
     """
 
@@ -157,7 +157,7 @@ class VisualTokens:
 class Pruner:
     """A pruning method with its options: plain data, comparable, printable, without state of a run.
 
-    A method names its stages in `layers` and chooses in `select`; the rest has defaults. Use it as a context,
+    A method names its stages in `layers` and selects in `select`; the rest has defaults. Use it as a context,
     `with pruner(model) as pruned: model.generate(...)`, or through `foveate.attach`.
     """
 
@@ -168,7 +168,7 @@ class Pruner:
     needs: ClassVar[str] = ""
     uses_grids: ClassVar[bool] = False
     keep_is_mean: ClassVar[bool] = False  # `keep` is a mean share of visual tokens per layer
-    finds_budget: ClassVar[bool] = False  # how much is kept is the method's own choice, unless told
+    finds_budget: ClassVar[bool] = False  # how much is kept is the method's own choice, unless `keep` is given
 
     compact_cache: bool = option(
         False, "also cut the KV cache of the layers before a stage to that stage's survivors (GlimpsePrune does)"
@@ -246,7 +246,7 @@ class Pruner:
         raise BudgetError(f"{self.name} has no budget that could be set to a mean share of visual tokens per layer")
 
     def extra_tokens(self, model: nn.Module) -> Tensor | None:
-        """Embeddings (G, D) of tokens added behind the prompt and taken out at the last stage, or None.
+        """Embeddings (G, D) of tokens added after the prompt and taken out at the last stage, or None.
 
         Of (S, G, D), the first are the embeddings, and row s is added to their hidden states before layer s.
         """

@@ -68,7 +68,7 @@ def reference_logits(
     Returns
     -------
     Tensor
-        (B, t + 1, vocabulary), behind the prompt and behind each token of the answer.
+        (B, t + 1, vocabulary), after the prompt and after each token of the answer.
     """
     family = family or FAMILIES.get(getattr(model.config, "model_type", ""))
     rows, prompt = inputs["input_ids"].shape

@@ -34,7 +34,7 @@ def build(
     heads
         Attention heads of both.
     size, patch
-        Picture and patch side in pixels; (size / patch)² visual tokens.
+        Image and patch side in pixels; (size / patch)² visual tokens.
     """
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 

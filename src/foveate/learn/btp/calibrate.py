@@ -100,7 +100,7 @@ def calibrate_btp(
        The depth above which most of the image has been read (`reading_depth`) comes of the same figures.
     2. Candidates are measured on the first 64 samples: KL of the dense to the pruned next-token distributions over
        the first tokens of the dense model's own greedy answer (`divergence`). First all layers with all ladders of
-       keep, and of layers that these samples cannot tell apart the preferred ones are taken, see `choice.choose` and
+       keep, and of layers that these samples cannot distinguish the preferred ones are taken, see `choice.choose` and
        `candidates.layer_sets`; the best so far is then varied in attention's share, in seed and rebalancing, which are
        kept where they are clearly better; at last the six best, at most three of the same layers, are tried with a
        drop where that is harmless.
@@ -323,7 +323,7 @@ def _kept(candidate: Candidate) -> tuple[int, ...]:
 
 
 def write(folder: Path, pruner: BTP, result: dict[str, Any]) -> None:
-    """Write the pruner, the result and the picture."""
+    """Write the pruner, the result and the figure."""
     import json
 
     pruner.save_pretrained(folder)

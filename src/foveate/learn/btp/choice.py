@@ -74,7 +74,7 @@ def beaten(found: Scores, mine: int) -> bool:
 def choose(found: Scores, layers: Sequence[Hashable]) -> int:
     """The candidate to take: first its layers, then the least mean KL among those of these layers.
 
-    So that chance does not decide between layers that the samples cannot tell apart, they are gone through in their
+    So that chance does not decide between layers that the samples cannot distinguish, they are gone through in their
     order: the first are taken whose best candidate is not beaten.
 
     Parameters

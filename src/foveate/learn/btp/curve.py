@@ -98,7 +98,7 @@ class TurnCurve:
         model
             Of a supported family.
         inputs
-            Arguments of the pass: `input_ids (B, L)`, `attention_mask`, and what tells visual tokens.
+            Arguments of the pass: `input_ids (B, L)`, `attention_mask`, and what marks visual tokens.
         """
         parts = (family or family_of(model)).parts(model)
         visual = visual_mask(parts, inputs)
@@ -174,7 +174,7 @@ def stages_from_curve(turned: Sequence[float], count: int) -> tuple[int, ...]:
 
     * lie less than 3 layers of 32 from one already taken (scaled with depth, at least 1),
     * lie before layer 3 of 32 (scaled, at least 1): there the states have hardly met the text, or
-    * lie behind layer 24 of 32 (scaled): a cut there saves little, and the last layer turns all tokens in any model.
+    * lie after layer 24 of 32 (scaled): a cut there saves little, and the last layer turns all tokens in any model.
 
     Parameters
     ----------

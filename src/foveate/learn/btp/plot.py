@@ -1,4 +1,4 @@
-"""The calibration as a picture."""
+"""The calibration as a figure."""
 
 from __future__ import annotations
 

@@ -88,7 +88,8 @@ class PassSums:
         progress
             Called with the name, how many samples are done and of how many, after each round of batches.
         about
-            What is measured, told by `repr`; sums of something else, by an earlier version of foveate, are not used.
+            What is measured, identified by its `repr`; sums of something else, by an earlier version of foveate, are
+            not used.
         """
         batches = [list(samples[at : at + batch_size]) for at in range(0, len(samples), batch_size)]
         told = hashlib.sha256(repr(list(about)).encode()).hexdigest()[:16]

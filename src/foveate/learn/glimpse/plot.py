@@ -1,4 +1,4 @@
-"""A training as a picture."""
+"""A training as a figure."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Settings:
     epochs, max_steps
         How long; `max_steps` updates, where given, have the last word.
     learning_rate, warmup
-        AdamW's, with a cosine schedule behind a linear warm-up over this share of the updates.
+        AdamW's, with a cosine schedule after a linear warm-up over this share of the updates.
     dropout
         On the glimpse rows.
     weighing

@@ -38,7 +38,7 @@ class PlusSettings:
     pruned
         False: the same fine-tuning on all visual tokens, to compare with.
     predictor
-        Who chooses where a sample has no boxes: the folder of a saved pruner that cuts once, or a method by name;
+        Who selects where a sample has no boxes: the folder of a saved pruner that cuts once, or a method by name;
         `glimpseprune` is the training-free stand-in.
     layer
         Where to cut without one; None: before ⌈2L/3⌉.

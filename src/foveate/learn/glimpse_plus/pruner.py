@@ -45,7 +45,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class GivenBoxes(Pruner):
-    """Keep what lies under the boxes that a sample brings; where it brings none, what another pruner chooses.
+    """Keep what lies under the boxes that a sample brings; where it brings none, what another pruner selects.
 
     The cut lies where that other pruner's lies, or without one before layer K = ⌈2L/3⌉, and as with GlimpsePrune the
     KV cache of all earlier layers is cut too.

@@ -58,7 +58,7 @@ def train_plus(
     Raises
     ------
     TrainingError
-        The folder holds a run of other settings, the data does not do, or what training needs is not installed.
+        The folder holds a run of other settings, the data is unusable, or what training needs is not installed.
     """
     state = StagesDone(folder, settings, samples, fresh, processes or Processes())
     state.run("rl", lambda: reinforce(settings, samples, folder, device, progress, state.processes))

@@ -77,7 +77,7 @@ def check_methods(methods: tuple[MethodSpec, ...], keeps: tuple[float, ...], dep
     """
     for spec in methods:
         if "keep" in spec.options:
-            raise BudgetError(f"{spec}: the share to keep is told by --keep, for all methods")
+            raise BudgetError(f"{spec}: the share to keep is set by --keep, for all methods")
         options = {key: value for key, value in spec.options.items() if (spec.name, key) != ("btp", "variant")}
         if spec.options.get("variant", "paper") not in VARIANTS:
             raise BudgetError(f"btp: variant is one of {', '.join(VARIANTS)}, got {spec.options['variant']!r}")

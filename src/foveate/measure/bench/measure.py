@@ -1,4 +1,4 @@
-"""Everything that is measured of one setting: all arms on one prompt, turn about."""
+"""Everything that is measured of one setting: all arms on one prompt, interleaved."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def measure(
     settings
         Rounds and decoded tokens.
     advance
-        Told what was done, after each step.
+        Called with what was done, after each step.
 
     Returns
     -------

@@ -89,14 +89,14 @@ def run(
     settings
         What to measure.
     advance
-        Told what was done, how many steps are done and how many there are.
+        Called with what was done, how many steps are done and how many there are.
     about
         What else the result should say of the model.
 
     Raises
     ------
     FoveateError
-        A method, a budget or a prompt that cannot be had.
+        A method, a budget or a prompt that the bench cannot take.
     """
     from foveate.families import family_of
 

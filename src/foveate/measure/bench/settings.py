@@ -21,7 +21,7 @@ class BenchSettings:
     keeps
         Shares of the visual tokens to keep.
     visual
-        Visual tokens of a sample; none: those of one picture.
+        Visual tokens of a sample; none: those of one image.
     text
         Text tokens of a sample.
     batch
@@ -31,7 +31,7 @@ class BenchSettings:
     rounds, splits
         Timed rounds; rounds in which a prefill is taken apart, which costs time of its own.
     again, operations
-        A second dense arm, which tells the spread; torch's count of operations, for which each arm runs once more.
+        A second dense arm, which shows the spread; torch's count of operations, for which each arm runs once more.
     vision
         False: images come encoded, as `generate()` hands them over, and the vision encoder is in no figure.
     seed

@@ -97,7 +97,7 @@ def split_run(model: Any, inputs: Mapping[str, Any], pruner: Any, family: Any) -
     """Return the milliseconds of a prefill's parts, and `total`; each part is waited for, which costs time of its own.
 
     `vision` is encoder and projector, `before` and `behind` are the decoder layers before and from the first
-    stage on (all are `before` without one), `choosing` and `compaction` what the report tells, `rest`
+    stage on (all are `before` without one), `choosing` and `compaction` what the report says, `rest`
     embedding, head and what lies between.
     """
     marks: dict[str, list[float]] = {}
@@ -158,7 +158,7 @@ class PrefillTime:
     dense_ms, pruned_ms
         Median milliseconds, image encoder included. They belong to the machine and its load; the ratio travels.
     selection_ms
-        Median milliseconds of `pruned_ms` that went into choosing.
+        Median milliseconds of `pruned_ms` that went into selection.
     runs
         Pairs that were timed.
     """
@@ -176,7 +176,7 @@ class PrefillTime:
 
 @torch.inference_mode()
 def time_prefill(model: Any, inputs: Mapping[str, Any], pruner: Any, runs: int = RUNS) -> PrefillTime:
-    """Time the prefill of one batch dense and pruned, turn about, in this process.
+    """Time the prefill of one batch dense and pruned, interleaved, in this process.
 
     Parameters
     ----------

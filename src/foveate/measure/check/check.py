@@ -70,7 +70,7 @@ def check_model(
     steps
         Tokens to generate.
     done
-        Told each result as it is there.
+        Called with each result as it is there.
 
     Raises
     ------
@@ -143,7 +143,7 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
-KEEP = 0.3  # of methods that were not told
+KEEP = 0.3  # of methods without one of their own
 
 
 def make_pruners(text: str) -> list[Any]:

@@ -70,7 +70,7 @@ def run_batch(
     Parameters
     ----------
     loaded
-        Who answers.
+        The model and its processor.
     questions
         One a sample.
     images

@@ -72,7 +72,7 @@ def evaluate(
     Parameters
     ----------
     loaded
-        Who answers.
+        The model and its processor.
     settings
         What is compared.
     folder

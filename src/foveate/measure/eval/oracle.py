@@ -1,4 +1,4 @@
-"""The oracle: keeps the tokens that the answer lies under. A yardstick and no method: it is told where that is."""
+"""The oracle: keeps the tokens that the answer lies under. An upper bound, not a method: it is given the evidence."""
 
 from __future__ import annotations
 

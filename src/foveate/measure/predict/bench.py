@@ -63,7 +63,7 @@ def rates_for(config: Any, device: torch.device, dtype: torch.dtype, file: Path 
     device, dtype
         What to measure.
     file
-        Where rates are kept; `predictions` adds the times of choosing.
+        Where rates are kept; `predictions` adds the selection times.
     """
     if file is not None and file.exists():
         return Rates.load(file)
@@ -89,17 +89,17 @@ def predictions(
     rates
         Of the machine.
     advance
-        Told what was done, how many steps are done and how many there are.
+        Called with what was done, how many steps are done and how many there are.
 
     Returns
     -------
     tuple
-        The result, plain data for JSON, and the rates with the times of choosing that had to be measured.
+        The result, plain data for JSON, and the rates with the selection times that had to be measured.
 
     Raises
     ------
     FoveateError
-        A method or a budget that cannot be had, layers of unknown cost, or rates that lack what is asked.
+        A method or a budget that cannot be predicted, layers of unknown cost, or rates that lack what is asked.
     """
     text, started = text_config(config), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     arms = [arm for arm in make_arms(_weightless(config), settings.methods, settings.keeps, True) if arm.pruner]

@@ -35,7 +35,7 @@ def predict(
 ) -> Prediction:
     """Predict prefill, decode, memory and FLOPs of a setting beside the dense run.
 
-    Prompts are taken to be alike, with one image each, attention to be causal and of full length. The time of choosing
+    Prompts are taken to be alike, with one image each, attention to be causal and of full length. The selection time
     is read in the rates; where it is not there, the method's `select` is timed on made-up tokens of that number.
 
     Parameters
@@ -60,7 +60,7 @@ def predict(
     BudgetError
         The pruner does not fit the model, finds its own budget and none is assumed, or a number makes no sense.
     RatesError
-        The time of choosing is not in the rates, which are of another machine.
+        The selection time is not in the rates, which are of another machine.
     """
     config = text_config(config)
     _check(visual=visual, text=text, batch=batch)

@@ -16,7 +16,7 @@ class Times:
     vision
         Of the vision encoder, as it was given.
     before, behind
-        Of the decoder layers before the first stage and behind it.
+        Of the decoder layers before the first stage and after it.
     rest
         Of embedding the prompt, of the next token's logits, and of reading the prompt for what may be pruned.
     choosing, compaction
@@ -57,7 +57,7 @@ class Prediction:
     kv_share
         Visual tokens in the KV cache as a share of the dense run's, as the report has it.
     kv_dense, kv_pruned
-        Bytes of the KV cache behind the prefill, text too.
+        Bytes of the KV cache after the prefill, text too.
     weights
         Bytes of the language model's weights.
     memory_dense, memory_pruned

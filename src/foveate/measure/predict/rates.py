@@ -151,7 +151,7 @@ class Rates:
     shape
         The decoder layer that was measured.
     choosing
-        Visual tokens -> seconds that a method takes to choose, see `foveate.measure.predict.selection`.
+        Visual tokens -> seconds that a method takes to select, see `foveate.measure.predict.selection`.
     machine, versions
         Where and with what it was measured.
 

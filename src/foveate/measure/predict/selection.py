@@ -1,4 +1,4 @@
-"""What a method chooses and how long it takes, without a model: its own `select` on made-up visual tokens."""
+"""What a method selects and how long it takes, without a model: its own `select` on made-up visual tokens."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def key(pruner: Pruner, config: Any, batch: int) -> str:
 def measure_choosing(
     rates: Rates, pruner: Pruner, config: Any, batch: int = 1, text: int = 64, sizes: Iterable[int] = SIZES
 ) -> Rates:
-    """Return the rates with the time that a method takes to choose at these numbers of visual tokens.
+    """Return the rates with the time that a method takes to select at these numbers of visual tokens.
 
     Its `select` runs on made-up tokens of the model's width, all stages, on the device of the rates.
 
@@ -116,7 +116,7 @@ def measure_choosing(
     """
     if not rates.here:
         raise RatesError(
-            f"the time of choosing by {brief(pruner)} is not among these rates, and this is not the machine they are "
+            f"the selection time of {brief(pruner)} is not among these rates, and this is not the machine they are "
             "of: measure it there"
         )
     sizes = sorted({size for size in sizes if size > 0}) or list(SIZES)

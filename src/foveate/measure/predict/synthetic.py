@@ -1,4 +1,4 @@
-"""Visual tokens without a model, as a stage would show them: for timing and counting what a method chooses."""
+"""Visual tokens without a model, as a stage would show them: for timing and counting what a method selects."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Scene:
 
 
 def grid_of(visual: int) -> Grid:
-    """Return a grid of about as many rows as columns; what fills no row stands behind it, as separators."""
+    """Return a grid of about as many rows as columns; what fills no row stands after it, as separators."""
     side = math.isqrt(visual)
     height = next((rows for rows in range(side, side // 2, -1) if visual % rows == 0), side)
     return Grid(height, visual // height, behind=visual % height)

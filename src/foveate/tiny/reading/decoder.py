@@ -1,4 +1,4 @@
-"""The decoder layers over one picture and many questions: what the model itself computes for each alone, but lean."""
+"""The decoder layers over one image and many questions: what the model itself computes for each alone, but lean."""
 
 from __future__ import annotations
 

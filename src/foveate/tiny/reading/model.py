@@ -23,7 +23,7 @@ def build(recipe: ReadingRecipe, layers: int | None = None, size: int = SIZE) ->
     layers
         Decoder layers; by default those of the recipe.
     size
-        Picture side in pixels; (size / 16)² visual tokens.
+        Image side in pixels; (size / 16)² visual tokens.
     """
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 

@@ -1,4 +1,4 @@
-"""Many questions after one picture, short and long ones in slots of fitting lengths."""
+"""Many questions after one image, short and long ones in slots of fitting lengths."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SHARES = {
 
 @dataclass
 class Packed:
-    """B pictures with V visual tokens each, then T text positions that are divided into slots by `layout`."""
+    """B images with V visual tokens each, then T text positions that are divided into slots by `layout`."""
 
     layout: Layout
     keep: np.ndarray
@@ -51,7 +51,7 @@ class Packed:
     targets: np.ndarray
     """int64 (B, T): the next token where it belongs to an answer, else -100."""
     asked: list[tuple[int, int, int, Question]] = field(default_factory=list)
-    """Picture, first and last text position of the answer, question."""
+    """Image, first and last text position of the answer, question."""
 
     def weights(self) -> np.ndarray:
         """How much each target weighs in the loss, float32 (B, T)."""
@@ -96,7 +96,7 @@ def pack(
     layout: Layout = LAYOUT,
     shares: dict[str, float] = SHARES,
 ) -> Packed:
-    """Ask as many questions about each chosen scene as there are slots for.
+    """Ask as many questions about each selected scene as there are slots for.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A fixed pool of rendered training scenes on disk: pictures, patch labels, objects."""
+"""A fixed pool of rendered training scenes on disk: images, patch labels, objects."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class ReadingPool:
         return len(self.objects)
 
     def scene(self, index: int) -> Scene:
-        """The scene with this number; without its picture where the pool has lost it."""
+        """The scene with this number; without its image where the pool has lost it."""
         image = np.zeros((SIZE, SIZE, 3), np.uint8) if self.images is None else self.images[index]
         return Scene(image, self.objects[index])
 

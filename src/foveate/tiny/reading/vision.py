@@ -76,7 +76,7 @@ class PatchHeads(nn.Module):
         words
             The word embeddings, (vocabulary, D).
         pixels
-            The pictures, (B, 3, 256, 256).
+            The images, (B, 3, 256, 256).
         labels
             long (B, 7, 256), see `patch_labels`.
         present
@@ -114,7 +114,7 @@ class PatchHeads(nn.Module):
 
 
 def batch_of(pool: ReadingPool, chosen: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pictures, patch labels and presence of some scenes."""
+    """Images, patch labels and presence of some scenes."""
     present = presence([pool.objects[i] for i in chosen])
     return (
         to_pixels(pool.images[chosen]),

@@ -1,4 +1,4 @@
-"""A fixed pool of rendered training scenes on disk: pictures, patch labels, objects."""
+"""A fixed pool of rendered training scenes on disk: images, patch labels, objects."""
 
 from __future__ import annotations
 
