@@ -19,7 +19,7 @@ def test_rows_equal_output_attentions(family, attention, layout):
     rows = torch.tensor([[length - 1, length - 3]]).expand(batch["input_ids"].shape[0], -1)
     seen = []
 
-    def listen(query, key, mask, options):
+    def listen(query, key, value, mask, options):
         seen.append(attention_rows(query, key, mask, options, rows))
 
     model = build(family, attention)

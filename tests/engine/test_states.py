@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foveate import BTP, FastV, PyramidDrop, Random
-from foveate.engine import attach, hooks
+from foveate.engine import attach, attachment, layer_hooks
 from foveate.engine import layer_inputs as state_inputs
 from foveate.engine.arguments import cache_of, with_cache
 from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelError
@@ -122,12 +122,12 @@ def test_training_on_the_cache_is_refused():
 
 def the_mask_stays(monkeypatch):
     """Padding goes into the states."""
-    monkeypatch.setattr(hooks, "pick_state_inputs", lambda kwargs, *_: {**kwargs, "attention_mask": None})
+    monkeypatch.setattr(layer_hooks, "pick_state_inputs", lambda kwargs, *_: {**kwargs, "attention_mask": None})
 
 
 def nothing_is_refused(monkeypatch):
     """Tokens of the method's own stay in the states."""
-    monkeypatch.setattr(hooks, "check_method", lambda *_: None)
+    monkeypatch.setattr(attachment, "check_method", lambda *_: None)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import time
 import torch
 
 from foveate import Random
-from foveate.engine import hooks
+from foveate.engine import layer_hooks
 from tests.models.build import build, inputs
 
 NAP = 0.05
@@ -21,7 +21,7 @@ def prefill(pruner):
 
 
 def test_choosing_and_cutting_each_have_their_own(monkeypatch):
-    plain_select, plain_compact = Random.select, hooks.compact
+    plain_select, plain_compact = Random.select, layer_hooks.compact
 
     def after_a_nap(function):
         def slow(*given):
@@ -35,7 +35,7 @@ def test_choosing_and_cutting_each_have_their_own(monkeypatch):
         patch.setattr(Random, "select", after_a_nap(plain_select))
         report = prefill(pruner)
         assert report.selection_ms > 1e3 * NAP > report.compaction_ms > 0
-    monkeypatch.setattr(hooks, "compact", after_a_nap(plain_compact))
+    monkeypatch.setattr(layer_hooks, "compact", after_a_nap(plain_compact))
     report = prefill(pruner)
     assert report.compaction_ms > 1e3 * NAP > report.selection_ms > 0
 

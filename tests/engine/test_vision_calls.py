@@ -30,7 +30,7 @@ encodes_first = pytest.mark.skipif(not ENCODES_FIRST, reason="this transformers 
 
 
 def recorded(handle):
-    return handle._hooks.vision._seen.calls
+    return handle._hooks.attachment.vision._seen.calls
 
 
 def encode(model, batch):

@@ -12,7 +12,8 @@ from torch import Tensor
 from foveate import BTP, DivPrune, FastV, GlimpsePrune, GreedyPrune, PyramidDrop, Random, select
 from foveate.engine import attach
 from foveate.errors import BudgetError, UnsupportedModelError
-from foveate.pruners import Pruner, VisualTokens
+from foveate.pruners import Pruner, ScorePruner, Selection, VisualTokens
+from foveate.pruners.base import KeyOrValue
 from foveate.pruners.glimpseprune.modules import GlimpseConfig, GlimpseModules
 from tests.models import TINY
 from tests.models.build import UNSEEN, WITH_STATES
@@ -39,6 +40,45 @@ class Ladder(Pruner):
         place = torch.arange(tokens.valid.shape[1], device=tokens.valid.device)
         score = torch.sin(place * 7.0 + tokens.layer).expand(tokens.valid.shape)
         return select.top_k(score, k.clamp(min=0), tokens.valid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merging(Ladder):
+    """The ladder's stages; every other token that leaves goes into a survivor, with a weight of its own."""
+
+    name: ClassVar[str] = "merging"
+    how: str = "average"
+    factor: float = 1.0
+
+    def select(self, tokens: VisualTokens) -> Tensor | Selection:
+        keep = super().select(tokens) & tokens.valid
+        column = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
+        before = torch.where(keep, column, -1).cummax(-1).values  # the nearest survivor before it, if any
+        into = torch.where(column % 2 == 0, before, -1)
+        return Selection(keep, into, (0.2 + column % 3) * self.factor, self.how)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Telling(ScorePruner):
+    """Scores by keys and values of the layer before, of text and images, and by how much its hidden states changed."""
+
+    name: ClassVar[str] = "telling"
+    paper: ClassVar[str] = "test"
+    summary: ClassVar[str] = "test"
+    keep: float = 0.4
+    layer: int = 1
+    lowest_layer: ClassVar[int] = 1
+
+    def kv(self, layer: int) -> tuple[KeyOrValue, ...]:
+        return ("keys", "values")
+
+    def wants_previous(self, layer: int) -> bool:
+        return True
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        like = torch.einsum("bgne,bgte->bn", tokens.keys, tokens.text_keys)
+        size = tokens.values.norm(dim=-1).sum(1) + tokens.text_values.sum((1, 2, 3))[:, None]
+        return like + size + (tokens.features - tokens.previous).norm(dim=-1)
 
 
 def glimpse(**changes) -> GlimpseModules:
@@ -82,6 +122,10 @@ METHODS: dict[str, Pruner] = {
     "glimpseprune untrained": GlimpsePrune(threshold=0.3, max_keep=0.4),
     "pyramiddrop": PyramidDrop(keep=0.2),
     "ladder": Ladder(),
+    "merging": Merging(),
+    "merging compacted, added": Merging(cuts=(0, 3), how="add", compact_cache=True),
+    "telling": Telling(),
+    "telling late per image": Telling(layer=4, keep=0.5, per="image"),
     "ladder from 0 compacted": Ladder(cuts=(0, 2, 4), compact_cache=True),
 }
 
@@ -89,10 +133,18 @@ METHODS: dict[str, Pruner] = {
 # up, stages between layers that share keys and values, added tokens that would need several states: these raise where
 # they are attached
 ADDING = ("glimpseprune", "glimpseprune two tokens")
+READING = ("btp", "pyramiddrop", *ADDING, "telling", "telling late per image")
 REFUSED = {
     (family, method)
     for family in WITH_STATES
-    for method in ("btp", "pyramiddrop", "glimpseprune", "glimpseprune two tokens")
+    for method in (
+        "btp",
+        "pyramiddrop",
+        "glimpseprune",
+        "glimpseprune two tokens",
+        "telling",
+        "telling late per image",
+    )
 } | {(family, "glimpseprune") for family in UNSEEN}
 REFUSED |= {
     (family, method)

@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicLayer
 
 from foveate import tensors as gather
 from foveate.engine import cut as stage
-from foveate.engine import hooks, layer_inputs, layout
+from foveate.engine import layer_hooks, layer_inputs, layout
 from foveate.engine import masks as mask
 from foveate.engine.cache import PrunedLayer
 from foveate.families import Family, Grid, llava_next, llava_onevision, pixtral
@@ -72,7 +72,7 @@ def gathering_is_not_exact(monkeypatch):
 
 def padding_counts_as_text(monkeypatch):
     """The mean text token depends on how long the other samples are."""
-    monkeypatch.setattr(stage, "_others", lambda frame, prompt, places, visual, leaving: ~visual)
+    monkeypatch.setattr(stage, "_others", lambda forward, prompt, dense_positions, visual, leaving: ~visual)
 
 
 def the_draw_depends_on_the_row(monkeypatch):
@@ -91,11 +91,11 @@ def the_draw_depends_on_the_row(monkeypatch):
 def nothing_leaves(monkeypatch):
     """Pruning is reported but every token goes on."""
 
-    def cut(hidden, frame, prompt, *args):
-        stage.cut(hidden, dataclasses.replace(frame), dataclasses.replace(prompt), *args)
+    def cut(hidden, forward, prompt, *args):
+        stage.cut(hidden, dataclasses.replace(forward), dataclasses.replace(prompt), *args)
         return hidden, False
 
-    monkeypatch.setattr(hooks, "cut", cut)
+    monkeypatch.setattr(layer_hooks, "cut", cut)
 
 
 def images_are_runs(monkeypatch):

@@ -11,6 +11,7 @@ from typing import cast
 
 from torch import nn
 
+from foveate.engine.attachment import Attachment
 from foveate.engine.compat import is_wrapper
 from foveate.engine.hooks import Hooks
 from foveate.engine.report import Report, summarise
@@ -25,7 +26,7 @@ _attached: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Hooks]] = weakref.We
 
 
 class Handle:
-    """A pruner attached to a model; `report` tells what it did, `detach` undoes it."""
+    """A pruner attached to a model; `report` describes what was pruned, `detach` removes it."""
 
     def __init__(self, model: nn.Module, pruner: Pruner, hooks: Hooks) -> None:
         self.model, self.pruner, self._hooks = model, pruner, hooks
@@ -33,17 +34,17 @@ class Handle:
     @property
     def report(self) -> Report:
         """One entry for each prefill since the pruner was attached."""
-        hooks = self._hooks
-        attention = hooks.parts.attention
-        cached = [one is not None and layer not in hooks.readers for layer, one in enumerate(attention)]
-        return Report(tuple(summarise(record, hooks.text_config, hooks.depth, cached) for record in hooks.records))
+        here = self._hooks.attachment
+        cached = [one is not None and layer not in here.readers for layer, one in enumerate(here.parts.attention)]
+        return Report(tuple(summarise(record, here.text_config, here.depth, cached) for record in here.records))
 
     def detach(self) -> None:
         """Leave the model as it was; the report stays. A second call does nothing."""
         self._hooks.remove()
         with _lock:
-            if _attached_to(self._hooks.parts.decoder) is self._hooks:
-                del _attached[self._hooks.parts.decoder]
+            decoder = self._hooks.attachment.parts.decoder
+            if _attached_to(decoder) is self._hooks:
+                del _attached[decoder]
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[Handle]:
@@ -53,11 +54,12 @@ class Handle:
         pruned raises `UnsupportedCacheError` inside. The report has an entry for each prefill there, with its reason
         in `skipped`.
         """
-        before, self._hooks.paused = self._hooks.paused, True
+        here = self._hooks.attachment
+        before, here.paused = here.paused, True
         try:
             yield self
         finally:
-            self._hooks.paused = before
+            here.paused = before
 
     def __enter__(self) -> Handle:
         return self
@@ -104,8 +106,8 @@ def attach(model: nn.Module, pruner: Pruner, *, family: Family | None = None, _a
     with _lock:
         present = _attached_to(decoder)
         if present is not None:
-            raise AlreadyAttachedError(f"{present.pruner!r} is attached to this model; detach it first")
-        hooks = Hooks(model, pruner, family, _always_gather, held)
+            raise AlreadyAttachedError(f"{present.attachment.pruner!r} is attached to this model; detach it first")
+        hooks = Hooks(Attachment(model, pruner, family, _always_gather), held)
         _attached[decoder] = weakref.ref(hooks)
     return Handle(model, pruner, hooks)
 

@@ -22,7 +22,7 @@ from foveate.errors import UnsupportedModelError
 from foveate.kernels import dispatch as fused
 from foveate.pruners.base import AttentionForm
 
-Listener = Callable[[Tensor, Tensor, Tensor | None, dict[str, Any]], None]
+Listener = Callable[[Tensor, Tensor, Tensor, Tensor | None, dict[str, Any]], None]
 
 _FORMS: dict[AttentionForm, Callable[[Tensor], Tensor]] = {
     "softmax": lambda scores: scores.softmax(-1),
@@ -45,8 +45,8 @@ def _tapped_get_interface(self: AttentionInterface, attn_implementation: str, de
     def tapped(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         listener = listeners.get(module)
         if listener is not None:
-            query, key, _, mask = args if len(args) == 4 else (*args, kwargs["attention_mask"])
-            listener(query, key, mask, kwargs)
+            query, key, value, mask = args if len(args) == 4 else (*args, kwargs["attention_mask"])
+            listener(query, key, value, mask, kwargs)
         return function(module, *args, **kwargs)
 
     return tapped
@@ -54,7 +54,7 @@ def _tapped_get_interface(self: AttentionInterface, attn_implementation: str, de
 
 @contextlib.contextmanager
 def attention_tap(module: nn.Module, listener: Listener) -> Iterator[None]:
-    """While open, this thread's attention calls of `module` first reach `listener(query, key, mask, kwargs)`."""
+    """While open, attention calls of `module` in this thread first reach the listener."""
     global _open_taps, _original
     with _lock:
         if not _open_taps:
@@ -227,19 +227,34 @@ def find_attention(block: nn.Module) -> nn.Module:
     return found
 
 
-def received(query: Tensor, key: Tensor, mask: Any, options: dict[str, Any]) -> Tensor:
-    """(B, L) attention that each token receives, summed over the queries, mean over the heads.
+def received(query: Tensor, key: Tensor, mask: Any, options: dict[str, Any], class_token: int | None = None) -> Tensor:
+    """(B, L, 2) attention that each token of an encoder receives, mean over the heads.
+
+    First summed over all queries; then from the class token alone, where there is none as the mean over all queries.
 
     Parameters
     ----------
     options
         The other arguments of the attention function: `scaling`, and where it is given several images as one, where
         they begin (`cu_seq_lens_q`).
+    class_token
+        Its index in the sequence; None for an encoder without one.
     """
     scale = options.get("scaling") or query.shape[-1] ** -0.5
     ends = options.get("cu_seq_lens_q")
-    if ends is None:
-        return column_sums(query, key, scale, mask).mean(1)
-    sizes = ends.diff().tolist()
-    parts = zip(query.split(sizes, 2), key.split(sizes, 2), strict=True)
-    return torch.cat([column_sums(*part, scale).mean(1) for part in parts], -1)
+    if ends is not None:
+        sizes = ends.diff().tolist()
+        parts = zip(query.split(sizes, 2), key.split(sizes, 2), strict=True)
+        return torch.cat([_received(*part, scale, None, class_token) for part in parts], 1)
+    return _received(query, key, scale, mask, class_token)
+
+
+def _received(query: Tensor, key: Tensor, scale: float, mask: Any, class_token: int | None) -> Tensor:
+    """`received` of images that share no sequence."""
+    sums = column_sums(query, key, scale, mask).mean(1)
+    if class_token is None:
+        return torch.stack([sums, sums / sums.sum(-1, keepdim=True)], -1)  # a query gives 1 in all
+    row = torch.full((len(query), 1), class_token % query.shape[2], device=query.device)
+    every = mask if mask is not None else torch.ones(1, 1, *query.shape[2:3], key.shape[2], dtype=torch.bool)
+    alone = attention_rows(query, key, every.to(query.device), {"scaling": scale}, row)
+    return torch.stack([sums, alone[:, :, 0].mean(1)], -1)

@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache, StaticLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 
 from foveate.engine.arguments import CACHE, cache_of
-from foveate.engine.forward_pass import Frame
+from foveate.engine.forward_pass import ForwardPass
 from foveate.errors import UnsupportedCacheError, UnsupportedModelError
 
 
@@ -27,7 +27,7 @@ def takes_flat_masks(config: Any) -> bool:
     return "flash" in name if make is None else make is flash_attention_mask
 
 
-def check_backend(config: Any, frame: Frame, cache: Any, pruned: bool) -> None:
+def check_backend(config: Any, forward: ForwardPass, cache: Any, pruned: bool) -> None:
     """Raise if the backend would get a forward pass of several tokens wrong.
 
     Parameters
@@ -47,17 +47,17 @@ def check_backend(config: Any, frame: Frame, cache: Any, pruned: bool) -> None:
     """
     flat = takes_flat_masks(config)
     static = isinstance(cache, Cache) and any(isinstance(layer, StaticLayer) for layer in getattr(cache, "layers", ()))
-    if static and frame.prompt is not None and (flat or config._attn_implementation == "flex_attention"):
+    if static and forward.prompt is not None and (flat or config._attn_implementation == "flex_attention"):
         raise UnsupportedCacheError(
             f"pruning supports static caches with sdpa and eager attention, not with {config._attn_implementation}"
         )
     window = _window(config)
-    if not flat or window is None or not (frame.prompt is not None or pruned):
+    if not flat or window is None or not (forward.prompt is not None or pruned):
         return
     past = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
-    if past + frame.length > window:
+    if past + forward.length > window:
         raise UnsupportedModelError(
-            f"flash attention cannot prune a prompt of {past + frame.length} tokens in layers with a window of "
+            f"flash attention cannot prune a prompt of {past + forward.length} tokens in layers with a window of "
             f'{window}, as it counts the tokens that are left: use attn_implementation="sdpa"'
         )
 

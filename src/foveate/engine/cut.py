@@ -1,4 +1,4 @@
-"""One cut: show the method its visual tokens, take its choice, shorten the sequence."""
+"""One cut: show the method its visual tokens, take its selection, merge, shorten the sequence."""
 
 from __future__ import annotations
 
@@ -8,15 +8,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from foveate.engine.forward_pass import Frame, Prompt, StageRecord
-from foveate.pruners.base import Pruner, VisualTokens
-from foveate.tensors import align_right, gather_positions, to_device
+from foveate.engine.forward_pass import ForwardPass, Prompt, StageRecord, Tapped
+from foveate.pruners.base import Pruner, Selection, VisualTokens
+from foveate.tensors import align_right, gather_positions, to_device, wide
 
 
 def cut(
-    hidden: Tensor, frame: Frame, prompt: Prompt, pruner: Pruner, layer: int, last: bool, always: bool, shown: Tensor
+    hidden: Tensor,
+    forward: ForwardPass,
+    prompt: Prompt,
+    method: Pruner,
+    layer: int,
+    last: bool,
+    always: bool,
+    shown: Tensor,
 ) -> tuple[Tensor, bool]:
-    """Shorten `hidden` (..., B, n, D) to what `pruner` keeps before `layer`.
+    """Shorten `hidden` (..., B, n, D) to what `method` keeps before `layer`.
 
     Parameters
     ----------
@@ -32,64 +39,84 @@ def cut(
     tuple
         The hidden states and whether anything was gathered.
     """
+    # 1. the visual tokens among the rows of now, each sample's first in its columns
     watch = stopwatch(hidden.device)
-    places = frame.places(shown.shape[0], hidden.device)
-    visual = _padded(prompt.visual, frame.extra).gather(1, places)
-    if frame.alive is not None:
-        visual = visual & frame.alive
+    dense_positions = forward.dense_positions(shown.shape[0], hidden.device)
+    visual = _padded(prompt.visual, forward.extra).gather(1, dense_positions)
+    if forward.valid is not None:
+        visual = visual & forward.valid
     columns = torch.argsort((~visual).to(torch.uint8), dim=-1, stable=True)[:, : max(prompt.counts)]
+    # 2. the method selects
     with torch.no_grad():
-        tokens = _show(shown.detach(), frame, prompt, layer, places, columns, visual)
-        keep = pruner.select(tokens)
-    if keep.dtype != torch.bool or keep.shape != tokens.valid.shape:
-        raise TypeError(
-            f"{type(pruner).__name__}.select must return a bool mask of shape {tuple(tokens.valid.shape)}, "
-            f"got {keep.dtype} of shape {tuple(keep.shape)}"
-        )
-    keep = keep & tokens.valid
-    short = [count < pruner.min_visual for count in prompt.record.visual]
+        tokens = _show(shown.detach(), forward, prompt, layer, dense_positions, columns, visual)
+        selection = method.select(tokens)
+    selection = selection if isinstance(selection, Selection) else Selection(selection)
+    _check_selection(selection, method, tokens.valid)
+    keep = selection.keep & tokens.valid
+    short = [count < method.min_visual for count in prompt.record.visual]
     if any(short):
         keep = keep | (tokens.valid & to_device(torch.tensor(short), keep.device)[:, None])
     elapsed = watch()
-    kept = _count(keep, pruner, tokens, short)
-    prompt.record.stages.append(StageRecord(layer, tokens.position, tokens.image, keep, kept, elapsed))
-    leaving = frame.extra if last else 0
+    kept = _count(keep, method, tokens, short)
+    prompt.record.stages.append(StageRecord(layer, tokens.position, tokens.image, keep, kept, elapsed, selection))
+    leaving = forward.extra if last else 0
     if kept == prompt.counts and not leaving and not always:
         return hidden, False
-    stay = torch.zeros_like(visual).scatter(1, columns, keep) | _others(frame, prompt, places, visual, leaving)
-    lengths = [text + visible + frame.extra - leaving for text, visible in zip(prompt.record.text, kept, strict=True)]
+    # 3. tokens that leave go into survivors, where the method says so
+    if selection.into is not None:
+        hidden = merge(hidden, columns, keep, tokens.valid, selection)
+    # 4. the rows that stay, in order, aligned to the right
+    stay = torch.zeros_like(visual).scatter(1, columns, keep) | _others(
+        forward, prompt, dense_positions, visual, leaving
+    )
+    lengths = [
+        text + visible + forward.extra - leaving for text, visible in zip(prompt.record.text, kept, strict=True)
+    ]
     picked = align_right(stay, max(lengths))
-    left = places.gather(1, picked)
-    alive = None
+    left = dense_positions.gather(1, picked)
+    valid = None
     if min(lengths) != max(lengths):
-        alive = stay.gather(1, picked)
-        left = left.masked_fill(~alive, 0)  # any place will do, but one that every tensor has
-    prompt.counts, prompt.record.stages[-1].length = kept, max(lengths) - (frame.extra - leaving)
-    frame.extra -= leaving
-    frame.cut(left, alive)
+        valid = stay.gather(1, picked)
+        left = left.masked_fill(~valid, 0)  # any place will do, but one that every tensor has
+    prompt.counts, prompt.record.stages[-1].length = kept, max(lengths) - (forward.extra - leaving)
+    forward.extra -= leaving
+    forward.shorten(left, valid)
     return gather_positions(hidden, picked, -2), True
 
 
 def _show(
-    hidden: Tensor, frame: Frame, prompt: Prompt, layer: int, places: Tensor, columns: Tensor, visual: Tensor
+    hidden: Tensor,
+    forward: ForwardPass,
+    prompt: Prompt,
+    layer: int,
+    dense_positions: Tensor,
+    columns: Tensor,
+    visual: Tensor,
 ) -> VisualTokens:
     """The method's view of the tokens in `columns` (B, N)."""
     valid = visual.gather(1, columns)
-    position = places.gather(1, columns)
+    position = dense_positions.gather(1, columns)
     image, grid, row, column = (
-        _padded(one, frame.extra).gather(1, position).masked_fill(~valid, -1) for one in prompt.layout.places
+        _padded(one, forward.extra).gather(1, position).masked_fill(~valid, -1) for one in prompt.layout.places
     )
-    query = (places == prompt.query[:, None]).to(torch.uint8).argmax(-1)
+    query = (dense_positions == prompt.query[:, None]).to(torch.uint8).argmax(-1)
     # up to the question's end: an answer that is scored with labels is not there yet while generating
-    text = _others(frame, prompt, places, visual, frame.extra) & (places <= prompt.query[:, None])
+    text = _others(forward, prompt, dense_positions, visual, forward.extra) & (
+        dense_positions <= prompt.query[:, None]
+    )
     text = text.to(hidden.dtype)
     features = gather_positions(hidden, columns, 1)
-    attention = frame.attention
+    tapped, forward.tapped = forward.tapped or Tapped(), None
+    attention = tapped.attention
     if attention is not None:
-        attention = attention[..., -places.shape[1] :].to(hidden.device)
+        attention = attention[..., -dense_positions.shape[1] :].to(hidden.device)
         picked = columns[:, None, None].expand(-1, attention.shape[1], attention.shape[2], -1)
         attention = attention.gather(3, picked).masked_fill(~valid[:, None, None], 0)
-        frame.attention = None
+    read = [one for one in (tapped.keys, tapped.values) if one is not None]
+    text_of = text_rows(forward, prompt, dense_positions) if read else columns
+    previous = tapped.previous
+    if previous is not None:
+        previous = gather_positions(previous, columns, 1).masked_fill(~valid[..., None], 0)
     seen, blocks = prompt.vision, 0 if prompt.vision is None else prompt.vision.blocks
     vision = () if seen is None else seen.at(position.masked_fill(~valid, -1))
     return VisualTokens(
@@ -98,7 +125,7 @@ def _show(
         valid=valid,
         dense=torch.tensor(prompt.record.visual),
         present=torch.tensor(prompt.counts),
-        position=(position + frame.past).masked_fill(~valid, -1),
+        position=(position + forward.past).masked_fill(~valid, -1),
         image=image,
         grid=grid,
         row=row,
@@ -108,46 +135,115 @@ def _show(
         query=gather_positions(hidden, query[:, None], 1)[:, 0],
         mean_text=torch.einsum("bn,bnd->bd", text, hidden) / text.sum(-1, keepdim=True).clamp(min=1),
         attention=attention,
-        extra=hidden[:, hidden.shape[1] - frame.extra :],
+        extra=hidden[:, hidden.shape[1] - forward.extra :],
         vision=vision[:blocks],
         received=tuple(one[..., 0] for one in vision[blocks:]),
+        class_received=tuple(one[..., 1] for one in vision[blocks:]),
+        keys=_of_rows(tapped.keys, columns, valid),
+        values=_of_rows(tapped.values, columns, valid),
+        text_keys=_of_rows(tapped.keys, text_of, text_of >= 0),
+        text_values=_of_rows(tapped.values, text_of, text_of >= 0),
+        previous=previous,
     )
 
 
-def _count(keep: Tensor, pruner: Pruner, tokens: VisualTokens, short: list[bool]) -> list[int]:
+def _of_rows(tensor: Tensor | None, rows: Tensor, valid: Tensor) -> Tensor | None:
+    """(B, G, m, E) of keys or values (B, G, n, E) at `rows` (B, m), zeros where `valid` (B, m) is False."""
+    if tensor is None:
+        return None
+    tensor = tensor.to(rows.device)
+    index = rows.clamp(min=0)[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3])
+    return tensor.gather(2, index).masked_fill(~valid[:, None, :, None], 0)
+
+
+def _check_selection(selection: Selection, method: Pruner, valid: Tensor) -> None:
+    """Raise TypeError or ValueError unless a method's selection has the form that `select` promises."""
+    name, shape = f"{type(method).__name__}.select", tuple(valid.shape)
+    keep, into, weight = selection.keep, selection.into, selection.weight
+    if keep.dtype != torch.bool or keep.shape != valid.shape:
+        raise TypeError(
+            f"{name} must return a bool mask of shape {shape}, got {keep.dtype} of shape {tuple(keep.shape)}"
+        )
+    if into is not None and (into.dtype != torch.long or into.shape != valid.shape):
+        raise TypeError(f"{name}: into must be long of shape {shape}, got {into.dtype} of shape {tuple(into.shape)}")
+    if weight is not None and (into is None or not weight.is_floating_point() or weight.shape != valid.shape):
+        raise TypeError(f"{name}: weight must be floating-point of shape {shape}, and needs into")
+    if selection.how not in ("average", "add"):
+        raise ValueError(f"{name}: how must be 'average' or 'add', got {selection.how!r}")
+
+
+def merge(hidden: Tensor, columns: Tensor, keep: Tensor, valid: Tensor, selection: Selection) -> Tensor:
+    """`hidden` (..., B, n, D) with the tokens that leave added to the survivors that they go into; see `Selection`.
+
+    Parameters
+    ----------
+    columns
+        (B, N) row of each visual token.
+    keep, valid
+        (B, N) bool, as they hold in the end.
+    """
+    if selection.into is None:
+        return hidden
+    target = selection.into.clamp(min=0)
+    goes = valid & ~keep & (selection.into >= 0)
+    if goes.device.type == "cpu" and bool((goes & ~keep.gather(1, target)).any()):  # free here
+        raise ValueError("a token was to go into one that does not stay: `into` names survivors")
+    goes &= keep.gather(1, target)
+    weight = torch.ones_like(target, dtype=torch.float32) if selection.weight is None else selection.weight.float()
+    weight = weight.masked_fill(~goes, 0)
+    moved = weight > 0  # what is not moved may hold anything
+    tokens = wide(gather_positions(hidden, columns, -2))
+    added = (tokens * weight[..., None]).masked_fill(~moved[..., None], 0)
+    to = target[..., None].expand_as(added)
+    sums = torch.zeros_like(added).scatter_add(-2, to, added)
+    total = torch.zeros_like(weight).scatter_add(1, target, weight)
+    merged = tokens + sums
+    if selection.how == "average":
+        merged = merged / (1 + total)[..., None]
+    changed = (total > 0)[..., None]
+    rows = columns[..., None].expand_as(merged)
+    merged = torch.where(changed, merged, tokens).to(hidden.dtype)
+    return hidden.scatter(-2, rows, merged)
+
+
+def _count(keep: Tensor, method: Pruner, tokens: VisualTokens, short: list[bool]) -> list[int]:
     """How many tokens of each sample `keep` keeps; a wait for the device unless the method knows."""
-    known = pruner.kept(tokens.layer, tokens.dense, tokens.present)
+    known = method.kept(tokens.layer, tokens.dense, tokens.present)
     if known is None:
         return keep.sum(-1).tolist()
     told = torch.where(torch.tensor(short), tokens.present, known).tolist()
     if keep.device.type == "cpu" and keep.sum(-1).tolist() != told:  # free here, and what follows relies on it
-        raise RuntimeError(f"{type(pruner).__name__}.kept says {told}, select kept {keep.sum(-1).tolist()}")
+        raise RuntimeError(f"{type(method).__name__}.kept says {told}, select kept {keep.sum(-1).tolist()}")
     return told
 
 
-def text_rows(frame: Frame, prompt: Prompt, places: Tensor) -> Tensor:
+def text_rows(forward: ForwardPass, prompt: Prompt, dense_positions: Tensor) -> Tensor:
     """(B, T) rows of the text tokens between the first visual token and the prompt's end; -1 where there are fewer.
 
     Parameters
     ----------
-    places
-        (B, n) places in the dense prompt of the rows that are there.
+    dense_positions
+        (B, n) of the rows that are there.
     """
-    visual = _padded(prompt.visual, frame.extra).gather(1, places)
-    behind = _padded(prompt.visual.cumsum(-1) > 0, frame.extra, True).gather(1, places)
-    text = _others(frame, prompt, places, visual, frame.extra) & behind & (places <= prompt.query[:, None])
+    visual = _padded(prompt.visual, forward.extra).gather(1, dense_positions)
+    after = _padded(prompt.visual.cumsum(-1) > 0, forward.extra, True).gather(1, dense_positions)
+    text = (
+        _others(forward, prompt, dense_positions, visual, forward.extra)
+        & after
+        & (dense_positions <= prompt.query[:, None])
+    )
     rows = torch.argsort((~text).to(torch.uint8), dim=-1, stable=True)[:, : max(prompt.record.text)]
     return rows.masked_fill(~text.gather(1, rows), -1)
 
 
-def _others(frame: Frame, prompt: Prompt, places: Tensor, visual: Tensor, leaving: int) -> Tensor:
+def _others(forward: ForwardPass, prompt: Prompt, dense_positions: Tensor, visual: Tensor, leaving: int) -> Tensor:
     """(B, n) bool, everything but visual tokens, padding and the method's own tokens that leave."""
     others = ~visual
-    if frame.alive is not None:
-        others = others & frame.alive
+    if forward.valid is not None:
+        others = others & forward.valid
     if prompt.real is not None:
-        others = others & _padded(prompt.real, frame.extra, True).gather(1, places)
-    return others & (places < frame.length) if leaving else others
+        others = others & _padded(prompt.real, forward.extra, True).gather(1, dense_positions)
+    return others & (dense_positions < forward.length) if leaving else others
 
 
 def _padded(tensor: Tensor, extra: int, value: float = False) -> Tensor:
@@ -156,7 +252,7 @@ def _padded(tensor: Tensor, extra: int, value: float = False) -> Tensor:
 
 
 def stopwatch(device: torch.device) -> Callable[[], Callable[[], float]]:
-    """Start measuring; the answer stops it and gives a function that tells the milliseconds without a sync now."""
+    """Start measuring; the answer stops it and gives a function that returns the milliseconds, without a sync now."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -180,33 +276,33 @@ def stopwatch(device: torch.device) -> Callable[[], Callable[[], float]]:
     return stop
 
 
-def at_dense_length(hidden: Tensor, frame: Frame) -> Tensor:
+def at_dense_length(hidden: Tensor, forward: ForwardPass) -> Tensor:
     """(B, L, D) of the states (B, n, D) that are left, zero where a token was dropped; without added tokens.
 
-    Where the decoder went on with the last places only, as many as those.
+    Where the decoder went on with the last dense_positions only, as many as those.
     """
-    frame.follow(hidden)
-    index = frame.places(hidden.shape[0], hidden.device)
-    alive = frame.alive if frame.alive is not None else torch.ones_like(index, dtype=torch.bool)
+    forward.follow(hidden)
+    index = forward.dense_positions(hidden.shape[0], hidden.device)
+    valid = forward.valid if forward.valid is not None else torch.ones_like(index, dtype=torch.bool)
     batch = torch.arange(hidden.shape[0], device=hidden.device)[:, None].expand_as(index)
-    length = frame.length if frame.newest is None else frame.newest
+    length = forward.length if forward.newest is None else forward.newest
     full = hidden.new_zeros(hidden.shape[0], length, hidden.shape[-1])
-    return full.index_put((batch[alive], index[alive] - (frame.length - length)), hidden[alive])
+    return full.index_put((batch[valid], index[valid] - (forward.length - length)), hidden[valid])
 
 
-def add_features(hidden: Tensor, frame: Frame, number: int) -> Tensor:
-    """(B, n, D) states behind layer `number`, with what the family adds there to the visual tokens that are left."""
-    if frame.additions is None:
+def add_features(hidden: Tensor, forward: ForwardPass, number: int) -> Tensor:
+    """(B, n, D) states after layer `number`, with what the family adds there to the visual tokens that are left."""
+    if forward.additions is None:
         return hidden
-    frame.follow(hidden)
-    mask = frame.additions.mask.to(hidden.device)
-    value = frame.additions.values[number].to(hidden.device, hidden.dtype)
-    if frame.index is not None:
+    forward.follow(hidden)
+    mask = forward.additions.mask.to(hidden.device)
+    value = forward.additions.values[number].to(hidden.device, hidden.dtype)
+    if forward.kept is not None:
         rank = (mask.flatten().cumsum(0) - 1).view_as(mask)
-        inside = frame.index.clamp(max=frame.length - 1)
-        there = frame.index < frame.length
-        if frame.alive is not None:
-            there = there & frame.alive
+        inside = forward.kept.clamp(max=forward.length - 1)
+        there = forward.kept < forward.length
+        if forward.valid is not None:
+            there = there & forward.valid
         mask = mask.gather(1, inside) & there
         value = value[rank.gather(1, inside)[mask]]
     hidden = hidden.clone()

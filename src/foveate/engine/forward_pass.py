@@ -1,4 +1,24 @@
-"""The state of one forward pass, and what a prefill leaves behind for the report."""
+"""The state of one forward pass, and what a prefill records for the report.
+
+Five index spaces meet in the engine. Each has one name, everywhere:
+
+dense position
+    Where a token stands in the prompt as it was given to this forward pass, 0 to L - 1, left padding counted. It never
+    changes. The method's own tokens come after: L, L + 1, ...
+position
+    Where it stands in the whole conversation: its dense position plus `past`, the tokens of earlier turns. What the
+    report and `VisualTokens.position` give; -1 for padding.
+row
+    Where it stands in the hidden states of now, (..., B, n, D): 0 to n - 1, n falls at each stage. Rows of a batch end
+    together; a sample with fewer tokens has padding before them (`valid`).
+column
+    Where a visual token stands among those that a stage is shown, 0 to N - 1: the axis of `VisualTokens`.
+slot
+    Where a token's key and value stand in one layer's KV cache. `PrunedLayer.slots` has the position of each slot.
+
+`ForwardPass.kept` leads from rows to dense positions; grids (`row` and `column` of `VisualTokens`) are places in an
+image, and none of these.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +35,7 @@ from foveate.engine.layout import Layout
 from foveate.engine.shared_kv import Keys
 from foveate.engine.vision_features import VisionFeatures
 from foveate.families import LayerAdditions
+from foveate.pruners.base import Selection
 from foveate.tensors import gather_positions
 
 
@@ -22,8 +43,8 @@ from foveate.tensors import gather_positions
 class StageRecord:
     """One cut as it happened; tensors stay where they are until the report is read.
 
-    `elapsed` tells the milliseconds of choosing, `passed` those of all that was done before the layer. `length` is how
-    many prompt tokens the longest sample has left for the layers after it; None where nothing was taken out.
+    `elapsed` gives the milliseconds of selection, `passed` those of all that was done before the layer. `length` is
+    how many prompt tokens the longest sample has left for the layers after it; None where nothing was taken out.
     """
 
     layer: int
@@ -32,6 +53,7 @@ class StageRecord:
     keep: Tensor
     kept: list[int]
     elapsed: Callable[[], float]
+    selection: Selection
     passed: Callable[[], float] | None = None
     length: int | None = None
 
@@ -62,11 +84,11 @@ class Prompt:
     real
         (B, L) bool, False for the prompt's own padding; None without any.
     query
-        (B,) long, place of the last prompt token.
+        (B,) long, dense position of the last prompt token.
     counts
         Visual tokens that are still there, for each sample, on the host.
     placeholders
-        (B, L) bool, every place that the model fills with visual features, also behind the question.
+        (B, L) bool, every position that the model fills with visual features, also after the question.
     ids
         (B, L) long; None where the prompt was given as embeddings.
     encoded
@@ -98,7 +120,27 @@ class Prompt:
 
 
 @dataclass
-class Frame:
+class Tapped:
+    """What was read in the layer before a stage.
+
+    Attributes
+    ----------
+    attention
+        (B, H, R, K) attention rows, K ends with the rows of now; None where none were asked for.
+    keys, values
+        (B, G, n, E) of the rows of now; None where not asked for.
+    previous
+        (B, n, D) hidden states that entered that layer; None where not asked for.
+    """
+
+    attention: Tensor | None = None
+    keys: Tensor | None = None
+    values: Tensor | None = None
+    previous: Tensor | None = None
+
+
+@dataclass
+class ForwardPass:
     """What the hooks of one forward pass share; one a thread.
 
     Attributes
@@ -109,23 +151,25 @@ class Frame:
         Tokens before them in the conversation.
     prompt
         None where nothing can be pruned: a decode step, a prompt without images.
-    index
-        (B, n) places among the L that are still there; None while all are. From L on: the method's own tokens.
-    alive
-        (B, n) bool, False for padding; None where there is none.
+    kept
+        (B, n) long, the dense position of each row; None while all L are there.
+    valid
+        (B, n) bool, False for rows of padding; None where there are none.
     extra
         How many tokens of the method's own are there.
     newest
-        With how many of the last dense places the decoder goes on; None: with all. Where only the last tokens' logits
-        are asked for, some decoders hand their last layers no others.
+        With how many of the last dense positions the decoder goes on; None: with all. Where only the last tokens'
+        logits are asked for, some decoders hand their last layers no others.
     held
         Tokens in each layer of the KV cache before this forward pass; None without a cache.
     cache
         The KV cache, once a layer has been given one.
     device
         Where all this is, once a layer has asked; None: where the prompt came from.
+    tapped
+        What was read in the layer before a stage, for that stage.
     tap
-        Closed behind the layer whose attention is read.
+        Closed after the layer that is read.
     whole
         Closed at the end of the forward pass.
     keys
@@ -135,15 +179,15 @@ class Frame:
     length: int
     past: int = 0
     prompt: Prompt | None = None
-    index: Tensor | None = None
-    alive: Tensor | None = None
+    kept: Tensor | None = None
+    valid: Tensor | None = None
     extra: int = 0
     newest: int | None = None
     held: list[int | None] | None = None
     cache: Any = None
     device: torch.device | None = None
     additions: LayerAdditions | None = None
-    attention: Tensor | None = None
+    tapped: Tapped | None = None
     record: PrefillRecord | None = None
     tap: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     whole: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -163,46 +207,46 @@ class Frame:
             return
         self.device = hidden.device
         self.memo.clear()
-        if self.index is not None:
-            self.index = self.index.to(self.device)
-        if self.alive is not None:
-            self.alive = self.alive.to(self.device)
+        if self.kept is not None:
+            self.kept = self.kept.to(self.device)
+        if self.valid is not None:
+            self.valid = self.valid.to(self.device)
         if self.prompt is not None:
             self.prompt.move(self.device)
 
-    def places(self, batch: int, device: torch.device) -> Tensor:
-        """`index`, or every place, as (B, n)."""
-        if self.index is not None:
-            return self.index
+    def dense_positions(self, batch: int, device: torch.device) -> Tensor:
+        """The dense position of each row, (B, n)."""
+        if self.kept is not None:
+            return self.kept
         return torch.arange(self.length, device=device).expand(batch, -1)
 
-    def positions(self, places: Tensor, past: int) -> Tensor:
-        """(B, n) places as positions in the whole conversation, -1 for padding."""
-        positions = places + past
-        return positions if self.alive is None else positions.masked_fill(~self.alive, -1)
+    def in_conversation(self, dense_positions: Tensor, past: int) -> Tensor:
+        """(B, n) dense positions as positions in the whole conversation, -1 for padding."""
+        positions = dense_positions + past
+        return positions if self.valid is None else positions.masked_fill(~self.valid, -1)
 
-    def cut(self, index: Tensor, alive: Tensor | None) -> None:
-        """From here on only these places are there; what was picked for the old ones is stale."""
-        self.index, self.alive = index, alive
+    def shorten(self, kept: Tensor, valid: Tensor | None) -> None:
+        """From here on only these dense positions are there; what was picked for the old rows is stale."""
+        self.kept, self.valid = kept, valid
         self.memo.clear()
 
     def keep_last(self, rows: int, batch: int, device: torch.device) -> None:
-        """From here on the decoder goes on with as many rows as the last `rows` of the dense places are.
+        """From here on the decoder goes on with as many rows as the last `rows` of the dense positions are.
 
-        Of the tokens that are left it then keeps the last ones. Where a visual token is gone from the last places,
+        Of the tokens that are left it then keeps the last ones. Where a visual token is gone from the last positions,
         these reach further back than the dense run's; what does is padding from here on.
         """
         start = self.length - rows
-        index = self.places(batch, device)[:, -rows:]
-        alive = None if self.alive is None else self.alive[:, -rows:]
+        index = self.dense_positions(batch, device)[:, -rows:]
+        valid = None if self.valid is None else self.valid[:, -rows:]
         # the last token of a prompt without padding stays: nothing to ask the device for
         if rows > 1 or (self.prompt is not None and self.prompt.real is not None):
             there = index >= start
             if not bool(there.all()):
-                alive = there if alive is None else alive & there
+                valid = there if valid is None else valid & there
                 index = index.clamp(min=start)
         self.newest = rows
-        self.cut(index, alive)
+        self.shorten(index, valid)
 
     def continued(self, position_ids: Tensor) -> Tensor:
         """Position ids (..., B or 1, L) with the next ones after the last prompt token for the method's own tokens."""

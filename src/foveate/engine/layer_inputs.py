@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from foveate.engine.arguments import NAMES, Arguments
 from foveate.engine.cache import AnyPrunedLayer, PrunedStaticLayer, has_state
-from foveate.engine.forward_pass import Frame
+from foveate.engine.forward_pass import ForwardPass
 from foveate.engine.masks import pick_mask
 from foveate.engine.shared_kv import Keys
 from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelError
@@ -24,7 +24,7 @@ KNOWN = {*(name for names in NAMES.values() for name in names), "use_cache", "la
 def pick_inputs(
     kwargs: dict[str, Any],
     names: Arguments,
-    frame: Frame,
+    forward: ForwardPass,
     hidden: Tensor,
     cached: AnyPrunedLayer | None,
     group: int,
@@ -58,34 +58,34 @@ def pick_inputs(
     tuple
         The arguments, and the keys that the layer attends to.
     """
-    places = frame.once("places", None, lambda: frame.places(hidden.shape[-3], hidden.device))
+    dense_positions = forward.once("places", None, lambda: forward.dense_positions(hidden.shape[-3], hidden.device))
     kwargs = dict(kwargs)
-    if frame.index is not None:
-        refuse_unknown(kwargs, frame.length, tokens)
+    if forward.kept is not None:
+        refuse_unknown(kwargs, forward.length, tokens)
         tables, ids = kwargs.get(names.rotary), kwargs.get(names.positions)
         if tables is not None:
-            index = _inside(table_length(tables), frame, places)
-            kwargs[names.rotary] = frame.once("rotary", tables, lambda: gather_rotary(tables, index))
+            index = _inside(table_length(tables), forward, dense_positions)
+            kwargs[names.rotary] = forward.once("rotary", tables, lambda: gather_rotary(tables, index))
         if ids is not None:
-            picked = frame.once("ids", ids, lambda: gather_positions(frame.continued(ids), places, -1))
+            picked = forward.once("ids", ids, lambda: gather_positions(forward.continued(ids), dense_positions, -1))
             kwargs[names.positions] = picked
         for name, axis in tokens.items():
             if isinstance(kwargs.get(name), Tensor):
-                kwargs[name] = _pick_tokens(name, kwargs[name], axis, frame, places)
-    keys = _coming_keys(frame, places, cached, group) if read is None else read
-    padded = frame.alive is not None or keys.padded
-    rows = frame.once("rows", None, lambda: frame.positions(places, keys.past))
-    slots, column, end = keys.slots.to(hidden.device), keys.behind - rows.shape[1], keys.past + frame.length
+                kwargs[name] = _pick_tokens(name, kwargs[name], axis, forward, dense_positions)
+    keys = _coming_keys(forward, dense_positions, cached, group) if read is None else read
+    padded = forward.valid is not None or keys.padded
+    rows = forward.once("rows", None, lambda: forward.in_conversation(dense_positions, keys.past))
+    slots, column, end = keys.slots.to(hidden.device), keys.after - rows.shape[1], keys.past + forward.length
     held = group, keys.window
-    last = frame.prompt.query + keys.past if frame.prompt is not None and frame.extra else None
+    last = forward.prompt.query + keys.past if forward.prompt is not None and forward.extra else None
     mask = kwargs.get(names.mask)
-    kwargs[names.mask] = frame.once(
+    kwargs[names.mask] = forward.once(
         ("mask", held), mask, lambda: pick_mask(mask, rows, slots, end, last, padded, flat, keys.first, column)
     )
     return kwargs, keys
 
 
-def row_scale(frame: Frame, scale: Callable[[Tensor], Tensor], past: int) -> Tensor | None:
+def row_scale(forward: ForwardPass, scale: Callable[[Tensor], Tensor], past: int) -> Tensor | None:
     """(B, n) by what to multiply the rows of an attention that scales them by their number; None: by nothing.
 
     Parameters
@@ -95,54 +95,54 @@ def row_scale(frame: Frame, scale: Callable[[Tensor], Tensor], past: int) -> Ten
     past
         Tokens before this forward pass.
     """
-    ends = scale(torch.tensor([past, past + frame.length]))
-    if frame.index is None or bool(ends[0] == ends[1]):
+    ends = scale(torch.tensor([past, past + forward.length]))
+    if forward.kept is None or bool(ends[0] == ends[1]):
         return None
-    counted = torch.arange(frame.index.shape[1], device=frame.index.device)
-    return scale(frame.index + past) / scale(counted + past)
+    counted = torch.arange(forward.kept.shape[1], device=forward.kept.device)
+    return scale(forward.kept + past) / scale(counted + past)
 
 
-def _coming_keys(frame: Frame, places: Tensor, cached: AnyPrunedLayer | None, group: int) -> Keys:
-    """The keys of a layer that makes its own, once the tokens at `places` (B, n) are there; its cache is told."""
-    past = frame.past if cached is None else frame.once("past", None, lambda: cached.dense_length)
-    rows = frame.once("rows", None, lambda: frame.positions(places, past))
+def _coming_keys(forward: ForwardPass, dense_positions: Tensor, cached: AnyPrunedLayer | None, group: int) -> Keys:
+    """The keys of a layer that makes its own, once these tokens (B, n) are there; its cache layer is told."""
+    past = forward.past if cached is None else forward.once("past", None, lambda: cached.dense_length)
+    rows = forward.once("rows", None, lambda: forward.in_conversation(dense_positions, past))
     if cached is None:
-        return Keys(rows, rows.shape[1], past, frame.alive is not None, 0, None)
-    end, coming = past + frame.length, rows.shape[1]
-    padded = frame.alive is not None or cached.padded
+        return Keys(rows, rows.shape[1], past, forward.valid is not None, 0, None)
+    end, coming = past + forward.length, rows.shape[1]
+    padded = forward.valid is not None or cached.padded
     held = group, cached.window  # layers of one group and one window hold the same tokens
-    slots = frame.once(("slots", held), None, lambda: cached.joined(rows, frame.length))
-    stay = frame.once(("stay", held), None, lambda: cached.slots_to_keep(slots, end, coming))
-    column = frame.once(("column", held), None, lambda: cached.first_column(slots, rows))
+    slots = forward.once(("slots", held), None, lambda: cached.joined(rows, forward.length))
+    stay = forward.once(("stay", held), None, lambda: cached.slots_to_keep(slots, end, coming))
+    column = forward.once(("column", held), None, lambda: cached.first_column(slots, rows))
     cached.expect(slots, end, padded, stay)
-    return Keys(slots, column + coming, past, padded, cached.get_mask_sizes(frame.length)[1], cached.window)
+    return Keys(slots, column + coming, past, padded, cached.get_mask_sizes(forward.length)[1], cached.window)
 
 
-def _inside(length: int, frame: Frame, index: Tensor) -> Tensor:
-    """(B, n) where to find the places `index` among the `length` entries of what the decoder hands to a layer.
+def _inside(length: int, forward: ForwardPass, index: Tensor) -> Tensor:
+    """(B, n) where to find dense positions `index` among the `length` entries of what the decoder hands to a layer.
 
-    They are those of the last dense places, where it goes on with no others (then those before are padding), or of
-    all of them behind those of the tokens that the method adds.
+    They are those of the last dense positions, where it goes on with no others (then those before are padding), or of
+    all of them after those of the tokens that the method adds.
     """
-    if length == frame.length:
+    if length == forward.length:
         return index
-    if length > frame.length:
-        return (index + (length - frame.length)) % length
-    return (index - (frame.length - length)).clamp(min=0)
+    if length > forward.length:
+        return (index + (length - forward.length)) % length
+    return (index - (forward.length - length)).clamp(min=0)
 
 
-def _pick_tokens(name: str, value: Tensor, axis: int, frame: Frame, places: Tensor) -> Tensor:
+def _pick_tokens(name: str, value: Tensor, axis: int, forward: ForwardPass, dense_positions: Tensor) -> Tensor:
     """The entries of an argument for the tokens that are there; zeros for those that the method added."""
-    given, length = value.shape[axis], frame.length if frame.newest is None else frame.newest
+    given, length = value.shape[axis], forward.length if forward.newest is None else forward.newest
     if given != length:  # the dense model may stop at that; after a cut nobody would see it
         raise UnsupportedModelError(
             f"{name!r} must have one entry a token for the decoder layers, but has {given} for {length} tokens"
         )
-    if frame.extra:
+    if forward.extra:
         shape = list(value.shape)
-        shape[axis] = frame.extra
+        shape[axis] = forward.extra
         value = torch.cat([value.new_zeros(shape), value], axis)
-    return gather_positions(value, _inside(value.shape[axis], frame, places), axis)
+    return gather_positions(value, _inside(value.shape[axis], forward, dense_positions), axis)
 
 
 def refuse_unknown(kwargs: dict[str, Any], length: int, tokens: Collection[str] = ()) -> None:
@@ -171,7 +171,7 @@ def static_step(
 
 
 def pick_state_inputs(
-    kwargs: dict[str, Any], names: Arguments, frame: Frame, hidden: Tensor, cached: Any
+    kwargs: dict[str, Any], names: Arguments, forward: ForwardPass, hidden: Tensor, cached: Any
 ) -> dict[str, Any]:
     """The arguments of a layer with a state, for the tokens that are there.
 
@@ -194,33 +194,33 @@ def pick_state_inputs(
     UnsupportedModelError
         Where the mask is none of (B, L).
     """
-    if frame.index is None:
+    if forward.kept is None:
         return kwargs
-    refuse_unknown(kwargs, frame.length)
-    if frame.alive is not None and cached is not None and has_state(cached):
+    refuse_unknown(kwargs, forward.length)
+    if forward.valid is not None and cached is not None and has_state(cached):
         raise UnsupportedCacheError(
             "in a later turn, samples of a batch that keep different numbers of visual tokens cannot go through "
-            "linear attention or convolutions: run each alone, or choose a fixed number of tokens"
+            "linear attention or convolutions: run each alone, or keep a fixed number of tokens"
         )
     mask = kwargs.get(names.mask)
-    picked = frame.once("state mask", mask, lambda: _pick_mask(mask, frame, hidden))
+    picked = forward.once("state mask", mask, lambda: _pick_mask(mask, forward, hidden))
     return {**kwargs, names.mask: picked}
 
 
-def _pick_mask(mask: Tensor | None, frame: Frame, hidden: Tensor) -> Tensor | None:
+def _pick_mask(mask: Tensor | None, forward: ForwardPass, hidden: Tensor) -> Tensor | None:
     """(B, n), zero for padding; None without any."""
     if mask is None:
-        return frame.alive
+        return forward.valid
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         raise UnsupportedModelError(
             "the layers with linear attention take a mask of another form than one entry a token, which foveate "
             "cannot cut"
         )
-    places = frame.places(hidden.shape[0], hidden.device)
-    dense = mask[:, -frame.length :].expand(hidden.shape[0], -1).to(places.device)
-    picked = dense.gather(1, places.clamp(max=frame.length - 1))
-    picked = torch.where(places < frame.length, picked, torch.ones_like(picked))  # the method's own tokens
-    return picked if frame.alive is None else picked * frame.alive.to(picked.dtype)
+    dense_positions = forward.dense_positions(hidden.shape[0], hidden.device)
+    dense = mask[:, -forward.length :].expand(hidden.shape[0], -1).to(dense_positions.device)
+    picked = dense.gather(1, dense_positions.clamp(max=forward.length - 1))
+    picked = torch.where(dense_positions < forward.length, picked, torch.ones_like(picked))  # the method's own tokens
+    return picked if forward.valid is None else picked * forward.valid.to(picked.dtype)
 
 
 def check_method(
@@ -242,8 +242,8 @@ def check_method(
     Raises
     ------
     BudgetError
-        When it wants attention rows of a layer that has none; names the layers before which it can cut. The nearest
-        attention is not taken instead: it may lie layers before, where other tokens were there.
+        When it wants attention rows, keys or values of a layer that has none; names the layers before which it can
+        cut. The nearest attention is not taken instead: it may lie layers before, where other tokens were there.
     UnsupportedModelError
         When it adds tokens, which no state before its last stage would forget.
     """
@@ -254,8 +254,11 @@ def check_method(
         )
     row = torch.zeros(1, 1, dtype=torch.long)
     rows = PromptRows(row[0], row, row)
-    without = [stage for stage in stages if stage and attention[stage - 1] is None]
-    wrong = [stage for stage in without if method.attention_rows(stage, rows) is not None]
+
+    def reads(stage: int) -> bool:
+        return bool(method.kv(stage)) or method.attention_rows(stage, rows) is not None
+
+    wrong = [stage for stage in stages if stage and attention[stage - 1] is None and reads(stage)]
     if wrong:
         able = [number + 1 for number, module in enumerate(attention[:-1]) if module is not None]
         raise BudgetError(

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from foveate.engine.arguments import cache_of
-from foveate.engine.forward_pass import Frame, PrefillRecord, Prompt
+from foveate.engine.forward_pass import ForwardPass, PrefillRecord, Prompt
 from foveate.engine.layout import lay_out
 from foveate.families import Family, Parts, find_runs, visual_mask
 
@@ -30,8 +30,8 @@ def read_prompt(
     parts: Parts,
     config: Any,
     asked: Tensor | None = None,
-) -> Frame | None:
-    """The frame of a forward pass of the base model; None if it has no tokens (the model says what it misses).
+) -> ForwardPass | None:
+    """The forward of a forward pass of the base model; None if it has no tokens (the model says what it misses).
 
     Parameters
     ----------
@@ -46,42 +46,42 @@ def read_prompt(
     tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
     if tokens is None:
         return None
-    frame = Frame(length=tokens.shape[1])
+    forward = ForwardPass(length=tokens.shape[1])
     visual = visual_mask(parts, kwargs)
     if visual is None or _is_answer(kwargs):
-        return frame
+        return forward
     placeholders = visual
-    real = real_tokens(kwargs.get("attention_mask"), frame.length, cache_of(kwargs))
+    real = real_tokens(kwargs.get("attention_mask"), forward.length, cache_of(kwargs))
     if real is not None:
         real = real.expand_as(visual)
         visual = visual & real
-    query = last_prompt_token(frame.length, real, labels, tokens)
+    query = last_prompt_token(forward.length, real, labels, tokens)
     if asked is not None and kwargs.get("input_ids") is not None:
         past, ids = _seen(cache_of(kwargs)), kwargs["input_ids"]
         new = asked[:, past:].to(ids.device)
         if new.shape[1] and torch.equal(new, ids[:, : new.shape[1]]):
             query = query.clamp(max=new.shape[1] - 1)
     # The last prompt token speaks the answer's first word: it stays, even if it is part of an image.
-    before = visual & (torch.arange(frame.length, device=visual.device) < query[:, None])
+    before = visual & (torch.arange(forward.length, device=visual.device) < query[:, None])
     there = torch.ones_like(visual) if real is None else real
     ids = kwargs.get("input_ids")
     facts = [visual, before, there, *([] if ids is None else [ids])]
     everywhere, counted, present, *words = torch.stack([fact.long() for fact in facts]).cpu()  # one sync a prefill
     counts = counted.sum(-1).tolist()
     text = (present.sum(-1) - counted.sum(-1)).tolist()
-    frame.record = PrefillRecord(text, counts, None)
+    forward.record = PrefillRecord(text, counts, None)
     if not any(counts):
         labelled = labels is not None and bool(everywhere.any())
         unseen = UNSEEN if ids is None and kwargs.get("mm_token_type_ids") is None else NONE
-        frame.record.skipped = LABELLED if labelled else unseen
-        return frame
+        forward.record.skipped = LABELLED if labelled else unseen
+        return forward
     runs = find_runs(everywhere.bool(), words[0] if words else None)
     layout = lay_out(everywhere.bool(), runs, family.image_grids(config, kwargs, runs))
     layout = dataclasses.replace(layout, places=layout.places.to(visual.device).masked_fill(~before, -1))
-    frame.record.image = layout.places[0]
+    forward.record.image = layout.places[0]
     encoded = bool(kwargs.get("mm_encoder_outputs"))
-    frame.prompt = Prompt(before, layout, real, query, counts, frame.record, placeholders, ids, encoded)
-    return frame
+    forward.prompt = Prompt(before, layout, real, query, counts, forward.record, placeholders, ids, encoded)
+    return forward
 
 
 def _is_answer(kwargs: Mapping[str, Any]) -> bool:

@@ -15,6 +15,26 @@ from foveate.engine.forward_pass import PrefillRecord, StageRecord
 from foveate.engine.report_view import prefill_html, prefill_line, report_html, report_lines, stage_line
 
 
+@dataclass(frozen=True)
+class Merged:
+    """Tokens of one sample that went into survivors instead of being dropped; see `foveate.pruners.Selection`.
+
+    Attributes
+    ----------
+    positions, into
+        (M,) long on the CPU, positions in the dense prompt of these tokens and of the survivors.
+    weights
+        (M,) their weights.
+    how
+        "average" or "add".
+    """
+
+    positions: Tensor
+    into: Tensor
+    weights: Tensor
+    how: str
+
+
 @dataclass(frozen=True, repr=False)
 class Stage:
     """One cut.
@@ -30,12 +50,15 @@ class Stage:
         For each sample the visual tokens before any pruning.
     per_image
         For each sample, for each of its images or videos, (kept, dense).
+    merged
+        For each sample the tokens that went into others; empty where the method merges none.
     """
 
     layer: int
     kept: list[Tensor]
     dense: list[int]
     per_image: list[list[tuple[int, int]]]
+    merged: tuple[Merged, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Stage {stage_line(self)}>"
@@ -58,9 +81,9 @@ class Prefill:
     last_layer_tokens
         Visual tokens at the last layer, as a share.
     selection_ms
-        Milliseconds spent choosing.
+        Milliseconds spent selecting.
     compaction_ms
-        Milliseconds spent cutting what was not chosen: hidden states, positions, masks, KV cache.
+        Milliseconds spent removing what was not selected: hidden states, positions, masks, KV cache.
     flops_dense, flops_pruned
         Floating-point operations of the decoder layers, mean over the batch, see `prefill_flops`; None if unknown.
     skipped
@@ -85,7 +108,11 @@ class Prefill:
         """Plain data for JSON."""
         entry = dataclasses.asdict(dataclasses.replace(self, stages=[]))
         entry["stages"] = [
-            {**dataclasses.asdict(dataclasses.replace(stage, kept=[])), "kept": [kept.tolist() for kept in stage.kept]}
+            {
+                **dataclasses.asdict(dataclasses.replace(stage, kept=[], merged=())),
+                "kept": [kept.tolist() for kept in stage.kept],
+                "merged": [len(one.positions) for one in stage.merged],
+            }
             for stage in self.stages
         ]
         return entry
@@ -107,7 +134,7 @@ class Prefill:
         flops = f", FLOPs {self.flops_pruned / self.flops_dense:.0%}" if self.flops_dense and self.flops_pruned else ""
         return (
             f"visual tokens kept {cuts}; mean per layer {self.mean_tokens_per_layer:.0%}, last layer "
-            f"{self.last_layer_tokens:.0%}, KV cache {self.kv_share:.0%}{flops}; {self.selection_ms:.1f} ms choosing"
+            f"{self.last_layer_tokens:.0%}, KV cache {self.kv_share:.0%}{flops}; {self.selection_ms:.1f} ms selecting"
             + "".join(f"\nnote: {note}" for note in self.notes)
         )
 
@@ -197,7 +224,21 @@ def _stage(stage: StageRecord, record: PrefillRecord) -> Stage:
         dense = _count(record.image[row].cpu() + 1)[1:] if record.image is not None else []
         left = _count(image[row][mask], len(dense))
         per_image.append(list(zip(left, dense, strict=True)))
-    return Stage(stage.layer, kept, list(record.visual), per_image)
+    return Stage(stage.layer, kept, list(record.visual), per_image, _merged(stage, keep, position))
+
+
+def _merged(stage: StageRecord, keep: Tensor, position: Tensor) -> tuple[Merged, ...]:
+    """What went into others, sample by sample."""
+    selection = stage.selection
+    if selection.into is None:
+        return ()
+    into = selection.into.cpu()
+    weights = torch.ones(into.shape) if selection.weight is None else selection.weight.cpu()
+    goes = (position >= 0) & ~keep & (into >= 0) & (weights > 0)
+    return tuple(
+        Merged(places[mask], places[target[mask]], weight[mask], selection.how)
+        for places, mask, target, weight in zip(position, goes, into, weights, strict=True)
+    )
 
 
 def _count(numbers: Tensor, least: int = 0) -> list[int]:

@@ -16,14 +16,14 @@ from foveate.errors import BudgetError
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys that a layer attended to in this forward pass, for those that read them behind it.
+    """The keys that a layer attended to in this forward pass, for those that read them after it.
 
     Attributes
     ----------
     slots
         (B, m) long, their dense positions, -1 for padding.
-    behind
-        The slot behind that of the newest token.
+    after
+        The slot after that of the newest token.
     past
         Tokens before this forward pass.
     padded
@@ -35,7 +35,7 @@ class Keys:
     """
 
     slots: Tensor
-    behind: int
+    after: int
     past: int
     padded: bool
     first: int

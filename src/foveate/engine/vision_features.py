@@ -51,7 +51,7 @@ class VisionFeatures:
     index
         (B, L) long, the row of these that a place in the prompt stands for; -1 for text and separators.
     blocks
-        How many of the values are outputs of blocks; the others, of one channel, are attention received.
+        How many of the values are outputs of blocks; the others, of two channels, are attention received.
     """
 
     values: tuple[Tensor, ...]
@@ -94,6 +94,7 @@ class VisionRecorder:
         self.model = model
         self.wanted, self.received = wanted, received
         self.attention = {number: find_attention(self.parts.blocks[number]) for number in received}
+        self.class_token = family.class_token(self.parts.encoder)
         self.thread = threading.local()
 
     def register(self) -> list[Any]:
@@ -160,9 +161,9 @@ class VisionRecorder:
             return
         seen = call.received[number] = []
 
-        def listen(query: Tensor, key: Tensor, mask: Any, options: dict) -> None:
+        def listen(query: Tensor, key: Tensor, value: Tensor, mask: Any, options: dict) -> None:
             with torch.no_grad():
-                seen.append(received(query, key, mask, options))
+                seen.append(received(query, key, mask, options, self.class_token))
 
         tap.enter_context(attention_tap(module, listen))
 
@@ -299,7 +300,7 @@ def vision_recorder(model: Any, method: Pruner, family: Family) -> VisionRecorde
 
 
 def _column(call: _Call, number: int) -> Tensor:
-    """What the tokens of one call received in a block, shaped as the block's output with one channel."""
+    """What the tokens of one call received in a block, shaped as the block's output with two channels."""
     if not call.received[number]:
         raise UnsupportedModelError(UNHEARD)
-    return torch.cat(call.received[number], -1).reshape(*call.shapes[number][:-1], 1)
+    return torch.cat(call.received[number], 1).reshape(*call.shapes[number][:-1], 2)

@@ -256,6 +256,11 @@ class Family:
         """Blocks of the vision encoder, from the first; raises `UnsupportedModelError` if they are not found."""
         return self.vision_parts(model).blocks
 
+    def class_token(self, encoder: nn.Module) -> int | None:
+        """Index of the class token in the sequences of the vision encoder; None where it has none."""
+        names = {name.rpartition(".")[2] for name, _ in encoder.named_parameters()}
+        return 0 if names & {"class_embedding", "cls_token"} else None
+
     def vision_width(self, config: Any) -> int:
         """C, the width of the vision encoder's blocks, from the model's config."""
         return int(config.vision_config.hidden_size)

@@ -59,6 +59,9 @@ class Llama4(Family):
         ids = kwargs["input_ids"].cpu()
         return [tuple(Grid(side, side, region=region) for region in _regions(image, ids)) for image in images[:-1]]
 
+    def class_token(self, encoder: nn.Module) -> int | None:
+        return -1
+
     def merge_patches(self, config: Any, output: Tensor, projected: Tensor) -> Tensor:
         tokens = _side(config.vision_config) ** 2
         if projected.numel() != len(output) * tokens * projected.shape[-1]:
@@ -66,7 +69,7 @@ class Llama4(Family):
                 f"{len(output)} tiles of Llama 4's vision encoder, {tokens} visual tokens each, do not line up with "
                 f"{projected.flatten(0, -2).shape[0]} tokens of the language model: beams repeat the images"
             )
-        return average_squares(output[:, :-1], tokens)  # the class token comes last
+        return average_squares(output[:, :-1], tokens)
 
 
 def _side(vision: Any) -> int:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from foveate.errors import UnknownMethodError
-from foveate.pruners.base import PromptRows, Pruner, SingleStagePruner, VisualTokens
+from foveate.pruners.base import PromptRows, Pruner, ScorePruner, Selection, SingleStagePruner, VisualTokens
 from foveate.pruners.btp.method import BTP
 from foveate.pruners.btp.stages import BTPStage
 from foveate.pruners.divprune import DivPrune
@@ -35,6 +35,8 @@ __all__ = [
     "Pruner",
     "PyramidDrop",
     "Random",
+    "ScorePruner",
+    "Selection",
     "SingleStagePruner",
     "VisualTokens",
     "load",

@@ -1,4 +1,4 @@
-"""What a pruning method is given and what it must give back; the engine knows methods only through this file."""
+"""What a pruning method is given and what it must return; the engine knows methods only through this file."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from foveate.errors import BudgetError
 from foveate.pruners import saving
 from foveate.pruners.budget import check_keep, keep_behind, tokens_to_keep
+from foveate.select import top_k
 
 if TYPE_CHECKING:
     from foveate.engine import Handle
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 
 AttentionForm = Literal["softmax", "log_softmax", "logits"]
+KeyOrValue = Literal["keys", "values"]
 
 
 def option(default: Any, help: str) -> Any:
@@ -96,6 +98,17 @@ class VisualTokens:
     received
         For each block that `vision_attention` named, (B, N) the attention these tokens received there from all patches
         of their image, mean over heads and over the patches that a visual token is made of, in fp32.
+    class_received
+        The same from the encoder's class token alone; where it has none, from all patches, divided by their number.
+    keys, values
+        (B, G, N, E) of these tokens in the layer before the cut, for its G key-value heads, keys with their rotary
+        positions; zeros for padding. None unless `kv` asked for them.
+    text_keys, text_values
+        (B, G, T, E) of the text tokens after the first visual token, in the order of `PromptRows.text`; zeros where a
+        sample has fewer. None unless `kv` asked for them.
+    previous
+        (B, N, D) hidden states with which these tokens entered the layer before the cut; zeros for padding. None
+        unless `wants_previous`.
     """
 
     layer: int
@@ -116,6 +129,12 @@ class VisualTokens:
     extra: Tensor
     vision: tuple[Tensor, ...] = ()
     received: tuple[Tensor, ...] = ()
+    class_received: tuple[Tensor, ...] = ()
+    keys: Tensor | None = None
+    values: Tensor | None = None
+    text_keys: Tensor | None = None
+    text_values: Tensor | None = None
+    previous: Tensor | None = None
 
     def by_image(self, images: int) -> VisualTokens:
         """The same tokens with one row for each (sample, image): (B * images, N, ...), other images' tokens invalid.
@@ -128,6 +147,10 @@ class VisualTokens:
 
         def rows(tensor: Tensor) -> Tensor:
             return tensor.repeat_interleave(images, 0)
+
+        optional = ("attention", "keys", "values", "text_keys", "text_values", "previous")
+        given = {name: getattr(self, name) for name in optional}
+        repeated: dict[str, Any] = {name: None if one is None else rows(one) for name, one in given.items()}
 
         number = torch.arange(images, device=self.image.device).repeat(self.image.shape[0])
         mine = rows(self.image) == number[:, None]
@@ -146,19 +169,57 @@ class VisualTokens:
             grids=tuple(grids for grids in self.grids for _ in range(images)),
             query=rows(self.query),
             mean_text=rows(self.mean_text),
-            attention=None if self.attention is None else rows(self.attention),
             extra=rows(self.extra),
             vision=tuple(rows(features) for features in self.vision),
             received=tuple(rows(sums) for sums in self.received),
+            class_received=tuple(rows(sums) for sums in self.class_received),
+            **repeated,
         )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which visual tokens stay, and what becomes of the others: a method may merge them into tokens that stay.
+
+    A survivor s with hidden state h_s, into which tokens i with weights w_i go, becomes
+
+        (h_s + sum of w_i h_i) / (1 + sum of w_i)    with `how="average"`, the weighted mean in which s counts once,
+        h_s + sum of w_i h_i                         with `how="add"`,
+
+    in fp32. Its position stays its own. Weights of zero change nothing.
+
+    Attributes
+    ----------
+    keep
+        (B, N) bool; entries outside `VisualTokens.valid` are ignored.
+    into
+        (B, N) long, for each token that leaves the column of the survivor that it goes into; -1: it is dropped. None:
+        all are dropped. What is said of survivors and of padding is ignored.
+    weight
+        (B, N) its weight, not negative; None: 1.
+    how
+        See above.
+    """
+
+    keep: Tensor
+    into: Tensor | None = None
+    weight: Tensor | None = None
+    how: Literal["average", "add"] = "average"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pruner:
     """A pruning method with its options: plain data, comparable, printable, without state of a run.
 
-    A method names its stages in `layers` and selects in `select`; the rest has defaults. Use it as a context,
-    `with pruner(model) as pruned: model.generate(...)`, or through `foveate.attach`.
+    A method names its stages in `layers` and selects in `select`; the rest has defaults. One with a single cut and a
+    budget derives from `SingleStagePruner`, one that only gives a score from `ScorePruner`. Use it as a context, or
+    through `foveate.attach`.
+
+    Examples
+    --------
+    >>> with foveate.GreedyPrune(keep=0.22)(model) as pruned:
+    ...     model.generate(**inputs)
+    >>> print(pruned.report)
     """
 
     name: ClassVar[str]
@@ -192,8 +253,11 @@ class Pruner:
         """The same method with all that depends on the model's depth worked out; this is what the engine runs."""
         return self
 
-    def select(self, tokens: VisualTokens) -> Tensor:
-        """Keep mask (B, N) bool for the visual tokens at one stage; entries outside `tokens.valid` are ignored."""
+    def select(self, tokens: VisualTokens) -> Tensor | Selection:
+        """Keep mask (B, N) bool for the visual tokens at one stage, or a `Selection`, with which tokens merge.
+
+        Entries outside `tokens.valid` are ignored.
+        """
         raise NotImplementedError
 
     def kept(self, layer: int, dense: Tensor, present: Tensor) -> Tensor | None:
@@ -220,6 +284,14 @@ class Pruner:
         """
         return "softmax"
 
+    def kv(self, layer: int) -> tuple[KeyOrValue, ...]:
+        """Whether the stage before `layer` wants the keys, the values, or both, of layer - 1."""
+        return ()
+
+    def wants_previous(self, layer: int) -> bool:
+        """Whether the stage before `layer` wants the hidden states that entered layer - 1."""
+        return False
+
     def vision_layers(self, depth: int) -> tuple[int, ...]:
         """Blocks of the vision encoder, of `depth`, counted from 0, whose outputs `select` wants, in this order."""
         return ()
@@ -227,7 +299,8 @@ class Pruner:
     def vision_attention(self, depth: int) -> tuple[int, ...]:
         """Blocks of the vision encoder in which `select` wants to know how much attention each token received.
 
-        The attention map is never made whole: its columns are summed a few rows at a time.
+        From all patches (`VisualTokens.received`) and from the class token (`class_received`). The attention map is
+        never made whole: its columns are summed a few rows at a time.
         """
         return ()
 
@@ -300,7 +373,7 @@ class Pruner:
 
 @dataclass(frozen=True, kw_only=True)
 class SingleStagePruner(Pruner):
-    """A method with one cut and a fixed budget: a subclass gives `choose` and perhaps a default `layer`.
+    """A method with one cut and a budget: a subclass gives `choose` and perhaps a default `layer`.
 
     Raises
     ------
@@ -345,7 +418,7 @@ class SingleStagePruner(Pruner):
             return None
         return torch.minimum(tokens_to_keep(self.keep, dense), present)
 
-    def select(self, tokens: VisualTokens) -> Tensor:
+    def select(self, tokens: VisualTokens) -> Tensor | Selection:
         if self.keeps_all:
             return tokens.valid
         if self.per == "prompt":
@@ -353,9 +426,34 @@ class SingleStagePruner(Pruner):
         batch, number = tokens.valid.shape
         images = int(tokens.image.max()) + 1
         split = tokens.by_image(images)
-        keep = self.choose(split, tokens_to_keep(self.keep, split.dense)) & split.valid
-        return keep.view(batch, images, number).any(1)
+        chosen = self.choose(split, tokens_to_keep(self.keep, split.dense))
+        if isinstance(chosen, Tensor):
+            return (chosen & split.valid).view(batch, images, number).any(1)
+
+        def joined(tensor: Tensor | None, absent: float) -> Tensor | None:  # each token is valid in one row at most
+            filled = None if tensor is None else tensor.masked_fill(~split.valid, absent)
+            return None if filled is None else filled.view(batch, images, number).amax(1)
+
+        keep = (chosen.keep & split.valid).view(batch, images, number).any(1)
+        return Selection(keep, joined(chosen.into, -1), joined(chosen.weight, 0), chosen.how)
+
+    def choose(self, tokens: VisualTokens, k: Tensor) -> Tensor | Selection:
+        """Keep mask (B, N) bool with at most k (B,) valid tokens a row, or a `Selection`; k is on the CPU."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorePruner(SingleStagePruner):
+    """A method that keeps the tokens with the highest scores: a subclass gives `score`.
+
+    Budget, padding, several images, ties (the lowest index) and the exact count follow.
+    """
+
+    keeps_exactly: ClassVar[bool] = True
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """How much each token is worth, (B, N) real numbers; entries outside `tokens.valid` are ignored."""
+        raise NotImplementedError
 
     def choose(self, tokens: VisualTokens, k: Tensor) -> Tensor:
-        """Keep mask (B, N) bool with at most k (B,) valid tokens a row; k is on the CPU."""
-        raise NotImplementedError
+        return top_k(self.score(tokens), k, tokens.valid)

@@ -7,12 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from foveate import select
-from foveate.pruners.base import PromptRows, SingleStagePruner, VisualTokens
+from foveate.pruners.base import PromptRows, ScorePruner, VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class FastV(SingleStagePruner):
+class FastV(ScorePruner):
     """Keep the visual tokens with the most attention from the last prompt token, averaged over heads.
 
     The attention is that of the layer before the cut: the paper's "after layer K = 2" (counted from 1) is `layer=2`
@@ -26,13 +25,12 @@ class FastV(SingleStagePruner):
     paper: ClassVar[str] = "Chen et al., ECCV 2024, arXiv 2403.06764"
     url: ClassVar[str] = "https://arxiv.org/abs/2403.06764"
     summary: ClassVar[str] = "attention of the last prompt token in one shallow layer"
-    keeps_exactly: ClassVar[bool] = True
     lowest_layer: ClassVar[int] = 1  # before layer 0 there is no attention to read
 
     def attention_rows(self, layer: int, rows: PromptRows) -> Tensor | None:
         return None if self.keeps_all else rows.last[:, None]
 
-    def choose(self, tokens: VisualTokens, k: Tensor) -> Tensor:
+    def score(self, tokens: VisualTokens) -> Tensor:
         if tokens.attention is None:
             raise RuntimeError("FastV was given no attention; the engine must honour attention_rows")
-        return select.top_k(tokens.attention[:, :, 0].mean(1), k, tokens.valid)
+        return tokens.attention[:, :, 0].mean(1)

@@ -8,14 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveate import select
 from foveate.errors import BudgetError
-from foveate.pruners.base import SingleStagePruner, VisualTokens, option
+from foveate.pruners.base import ScorePruner, VisualTokens, option
 from foveate.tensors import to_device
 
 
 @dataclass(frozen=True, kw_only=True)
-class Random(SingleStagePruner):
+class Random(ScorePruner):
     """Keep visual tokens at random: the same ones for the same prompt length and seed, in any batch.
 
     The draw belongs to a token's rank among the visual tokens of its sample, so a batch gives what its samples give
@@ -25,7 +24,6 @@ class Random(SingleStagePruner):
     name: ClassVar[str] = "random"
     paper: ClassVar[str] = "baseline"
     summary: ClassVar[str] = "a random choice; what every method must beat"
-    keeps_exactly: ClassVar[bool] = True
 
     layer: int = option(0, "cut before this decoder layer, counted from 0; 0 is before the language model")
     seed: int = option(0, "seed of the draw")
@@ -35,9 +33,9 @@ class Random(SingleStagePruner):
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise BudgetError(f"random: seed must be an integer, got {self.seed!r}")
 
-    def choose(self, tokens: VisualTokens, k: Tensor) -> Tensor:
+    def score(self, tokens: VisualTokens) -> Tensor:
         # Drawn on the CPU: the same tokens on every device.
         generator = torch.Generator().manual_seed(self.seed)
         draw = to_device(torch.rand(tokens.valid.shape[1], generator=generator), tokens.valid.device)
         rank = (tokens.valid.long().cumsum(-1) - 1).clamp(min=0)
-        return select.top_k(draw[rank], k, tokens.valid)
+        return draw[rank]

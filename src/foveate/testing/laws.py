@@ -162,7 +162,8 @@ def _masked(
     visual = torch.isin(inputs["input_ids"], torch.tensor(family.visual_ids(model.config)).to(out.sequences.device))
     visual[:, -1] = False  # the last token of a prompt stays, whatever it is
     gone = hidden_from(report, visual)
-    expected = reference_logits(model, inputs, out.sequences[:, :-1], gone, pruner.compact_cache, family)
+    compacted, stages = pruner.compact_cache, report.stages
+    expected = reference_logits(model, inputs, out.sequences[:, :-1], gone, compacted, family, stages)
     difference = _apart(torch.stack(out.logits, 1), expected)
     if not difference <= atol:
         return Law(MASKED, False, difference, "the logits are not those of a dense run with the dropped tokens hidden")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ def reference_logits(
     gone: Tensor,
     compacted: bool = False,
     family: Family | None = None,
+    stages: Sequence[Any] = (),
 ) -> Tensor:
     """Logits of a dense run in which each visual token is hidden from the layer that drops it on.
 
@@ -64,6 +66,8 @@ def reference_logits(
         Whether answer tokens find the dropped tokens in no layer's cache, not even before the stage.
     family
         Where the parts of the model are; by default where most models have them.
+    stages
+        Those of the report, for what a method merged.
 
     Returns
     -------
@@ -86,7 +90,8 @@ def reference_logits(
     if "logits_to_keep" in parameters:
         extra["logits_to_keep"] = new + 1
     positions = prompt_positions(model, inputs, new)
-    with _takes_any_mask(model), _hidden(model, mask.bool(), left, prompt, compacted, family), torch.no_grad():
+    hiding = _hidden(model, mask.bool(), left, prompt, compacted, family, stages)
+    with _takes_any_mask(model), hiding, torch.no_grad():
         output = model(input_ids=sequences, attention_mask=mask, position_ids=positions, use_cache=False, **extra)
     return output.logits[:, -new - 1 :]
 
@@ -137,7 +142,13 @@ def _takes_any_mask(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _hidden(
-    model: Any, real: Tensor, gone: Tensor, prompt: int, compacted: bool, family: Family | None
+    model: Any,
+    real: Tensor,
+    gone: Tensor,
+    prompt: int,
+    compacted: bool,
+    family: Family | None,
+    stages: Sequence[Any],
 ) -> Iterator[None]:
     """Every decoder layer of `model` sees what is left there of (B, L + t) tokens."""
     length = real.shape[1]
@@ -176,6 +187,10 @@ def _hidden(
     attention = [getattr(layer, "self_attn", None) for layer in layers] if parts is None else parts.attention
     handles = []
     try:
+        for stage in stages:
+            if stage.merged:
+                merging = partial(_merge_one_by_one, stage, length)
+                handles.append(layers[stage.layer].register_forward_pre_hook(merging, with_kwargs=True))
         for number, layer in enumerate(layers):
             if attention[number] is not None:
                 handles.append(layer.register_forward_pre_hook(hide(number), with_kwargs=True))
@@ -185,3 +200,18 @@ def _hidden(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _merge_one_by_one(stage: Any, length: int, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Before the layer of a stage, add to each survivor what went into it, one survivor after another."""
+    hidden = args[0] if args else kwargs["hidden_states"]
+    merged = hidden.clone()
+    missing = length - hidden.shape[-2]  # a decoder may hand its last layers the last tokens only
+    for row, sample in enumerate(stage.merged):
+        for survivor in sample.into.unique().tolist():
+            mine = sample.into == survivor
+            states = hidden[..., row, sample.positions[mine].to(hidden.device) - missing, :].float()
+            weights = sample.weights[mine].to(hidden.device).float()
+            total = hidden[..., row, survivor - missing, :].float() + (states * weights[:, None]).sum(-2)
+            merged[..., row, survivor - missing, :] = total / (1 + weights.sum()) if sample.how == "average" else total
+    return ((merged, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": merged})

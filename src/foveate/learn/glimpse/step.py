@@ -112,7 +112,7 @@ class GlimpseForTraining(nn.Module):
         attention: list[Tensor] = []
         batch, length = inputs["input_ids"].shape
 
-        def listen(query: Tensor, key: Tensor, mask: Any, options: dict[str, Any]) -> None:
+        def listen(query: Tensor, key: Tensor, value: Tensor, mask: Any, options: dict[str, Any]) -> None:
             first = torch.zeros(batch, 1, dtype=torch.long, device=query.device)
             attention.append(attention_rows(query, key, mask, options, first, pruner.attention_form()))
 

@@ -1,0 +1,106 @@
+"""What is fixed while a pruner is attached to a model, and where each thread's forward pass is kept."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from foveate.engine.arguments import find_arguments
+from foveate.engine.forward_pass import ForwardPass, PrefillRecord
+from foveate.engine.layer_inputs import check_method
+from foveate.engine.shared_kv import check_stages
+from foveate.engine.vision_features import VisionRecorder, vision_recorder
+from foveate.errors import BudgetError, UnsupportedModelError
+from foveate.families import Family
+from foveate.pruners.base import Pruner
+
+ADDED_STREAMS = (
+    "{}: it adds tokens to the prompt, of which this model's layers would want several states (AltUp) that the method "
+    "does not have"
+)
+
+
+class Attachment:
+    """A model, the method that prunes it, and what the hooks of all subjects share.
+
+    Attributes
+    ----------
+    pruner
+        As the user gave it.
+    method
+        The same, with all that depends on the model worked out: what the engine runs.
+    family, parts, names
+        Where the model's pieces are, and what they call their arguments.
+    config, text_config, depth
+        Of the model and of its decoder; the number of decoder layers.
+    stages
+        Layers before which the method cuts.
+    sources, readers, read
+        For each layer the one whose keys and values it reads; the layers that read another's; those that are read.
+    group
+        For each layer how many stages lie before it: layers of one group hold the same tokens.
+    extra
+        (S, G, D) embeddings of the method's own tokens; None without any.
+    vision
+        Recorder of what the vision encoder's blocks put out; None where the method wants none.
+    scales
+        For each layer whose attention scales its rows by their number, the scale as a function of positions.
+    records
+        One for each prefill.
+    paused
+        Whether the model runs dense for now.
+
+    Raises
+    ------
+    BudgetError, UnsupportedModelError
+        When the method does not fit the model; nothing has been changed by then.
+    """
+
+    def __init__(self, model: nn.Module, pruner: Pruner, family: Family, always_gather: bool = False) -> None:
+        self.model, self.pruner, self.family, self.always_gather = model, pruner, family, always_gather
+        self.parts = family.parts(model)
+        self.names = find_arguments(self.parts)
+        self.config: Any = model.config
+        self.text_config: Any = self.parts.decoder.config
+        self.depth = len(self.parts.layers)
+        self.sources = family.kv_sources(self.parts)
+        self.readers = {number for number, source in enumerate(self.sources) if source != number}
+        self.read = {self.sources[number] for number in self.readers}
+        self.stages = tuple(pruner.layers(self.depth))
+        if list(self.stages) != sorted({*self.stages} & {*range(self.depth)}):
+            raise BudgetError(
+                f"{pruner.name}: stages must be layers of 0 to {self.depth - 1}, ascending, got {self.stages}"
+            )
+        check_stages(pruner.name, self.stages, self.sources)
+        self.method = pruner.resolved(self.depth)
+        self.notes = pruner.notes(self.depth)
+        self.extra = _own_tokens(self.method, model)
+        check_method(self.method, self.stages, self.parts.attention, self.extra)
+        if self.extra is not None and family.has_streams:
+            raise UnsupportedModelError(ADDED_STREAMS.format(pruner.name))
+        self.vision: VisionRecorder | None = vision_recorder(model, self.method, family)
+        self.group = [sum(stage <= layer for stage in self.stages) for layer in range(self.depth)]
+        self.base_takes = inspect.signature(self.parts.base.forward).parameters
+        self.scales: dict[int, Callable[[Tensor], Tensor]] = {}
+        self.records: list[PrefillRecord] = []
+        self.paused = False
+        self.thread = threading.local()
+
+    @property
+    def forward(self) -> ForwardPass | None:
+        """This thread's forward pass."""
+        return getattr(self.thread, "forward", None)
+
+    @property
+    def cuts_earlier_caches(self) -> bool:
+        """Whether a stage takes tokens out of the KV cache of the layers before it."""
+        return self.method.compact_cache or self.extra is not None
+
+
+def _own_tokens(method: Pruner, model: nn.Module) -> Tensor | None:
+    extra = method.extra_tokens(model)
+    return extra[None] if extra is not None and extra.ndim == 2 else extra

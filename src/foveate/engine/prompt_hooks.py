@@ -1,0 +1,194 @@
+"""Hooks on the whole model, the base model and the decoder: what a forward pass is about, and what it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.engine.arguments import cache_of, refuse_unknown_cache
+from foveate.engine.attachment import Attachment
+from foveate.engine.cache import AnyPrunedLayer, check_cache, check_lengths, lengths_held
+from foveate.engine.compat import check_backend, hooks_around_checkpoints
+from foveate.engine.cut import at_dense_length
+from foveate.engine.forward_pass import ForwardPass, Prompt
+from foveate.engine.prompt import LABELLED, read_prompt
+from foveate.errors import UnsupportedCacheError, UnsupportedModelError
+from foveate.families.vision_encoder import keep_sizes
+
+UNKNOWN_LAYOUT = (
+    "where the visual tokens lie in their images is unknown here; each image was treated as a single row of tokens"
+)
+TYPES = "mm_token_type_ids"
+REPLICA = (
+    "DataParallel runs copies of the model, which a pruner cannot be attached to: use one process for each device, or "
+    "device_map"
+)
+PROPOSALS = (
+    "{} takes tokens out of the KV cache of the layers before its stage, which proposed words would have seen: "
+    "assisted decoding and prompt lookup need compact_cache=False and a method that adds no tokens"
+)
+PAUSED = "the pruner was paused"
+TOO_SHORT = "{} visual tokens are fewer than min_visual={}: so few run dense"
+PRUNED_WHILE_PAUSED = (
+    "this KV cache was pruned and cannot be used while its pruner is paused: go on with it outside of paused(), or "
+    "pass the whole conversation with a new cache"
+)
+
+
+class PromptHooks:
+    """In the order in which a forward pass meets them."""
+
+    def __init__(self, attachment: Attachment) -> None:
+        self.attachment = attachment
+
+    def refuse_replica(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Before the model: a copy of it made by DataParallel shares the hooks."""
+        if module is not self.attachment.model:
+            raise UnsupportedModelError(REPLICA)
+
+    def before_proposals(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Before `generate()` sets up an assistant: the question ends before the words that it will propose.
+
+        Those come with the prompt in one forward pass. They are read with it, so that they would still find in the
+        first layers what is taken out of those afterwards.
+        """
+        here = self.attachment
+        ids = torch.tensor(here.parts.visual_ids, device=input_ids.device)
+        prunes = here.cuts_earlier_caches and getattr(here.method, "keep", None) != 1.0 and not here.paused
+        if prunes and bool(torch.isin(input_ids, ids).any()):
+            raise UnsupportedModelError(PROPOSALS.format(here.method.name))
+        here.thread.asked = input_ids if len(input_ids) == 1 else None  # transformers refuses more, after this
+
+    def before_model(self, kwargs: Mapping[str, Any]) -> None:
+        """Before the model: labels do not reach the base model."""
+        self.attachment.thread.labels = kwargs.get("labels")
+
+    def before_base(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """Read the prompt; from here on this thread has a forward pass."""
+        here = self.attachment
+        thread = here.thread
+        labels, thread.labels = getattr(thread, "labels", None), None
+        if module is here.model:  # one that calls its decoder itself: `before_model` comes after this
+            labels = kwargs.get("labels")
+        asked, thread.asked = getattr(thread, "asked", None), None
+        thread.forward = None
+        given = {"input_ids": args[0], **kwargs} if args else kwargs
+        thread.forward = read_prompt(given, labels, here.family, here.parts, here.config, asked)
+        reason = PAUSED if here.paused else self._too_short(thread.forward)
+        if reason is not None:
+            self._run_dense(reason)
+        # given for us: the model would hand it on to every layer
+        if TYPES in kwargs and TYPES not in here.base_takes:
+            return args, {name: value for name, value in kwargs.items() if name != TYPES}
+        return None
+
+    def _too_short(self, forward: ForwardPass | None) -> str | None:
+        """Why this prompt is left alone for its length; None if it is not, or if a sample of the batch is longer."""
+        least = self.attachment.method.min_visual
+        if forward is None or forward.prompt is None or max(forward.prompt.counts) >= least:
+            return None
+        return TOO_SHORT.format(max(forward.prompt.counts), least)
+
+    def _run_dense(self, reason: str) -> None:
+        """Let this forward pass run as if nothing were attached, but for its entry in the report."""
+        forward = self.attachment.forward
+        if forward is not None and forward.prompt is not None:
+            forward.prompt.record.skipped, forward.prompt = reason, None
+            if self.attachment.vision is not None:
+                self.attachment.vision.forget(failed=True)
+
+    def before_decoder(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """Refuse what cannot be pruned exactly, before anything has changed; then get ready to prune."""
+        here, forward = self.attachment, self.attachment.forward
+        if forward is None:
+            return None
+        # 1. refusals
+        cache = cache_of(kwargs)
+        pruned = any(isinstance(layer, AnyPrunedLayer) for layer in getattr(cache, "layers", ()))
+        if here.paused and pruned:
+            raise UnsupportedCacheError(PRUNED_WHILE_PAUSED)
+        if forward.prompt is not None:
+            refuse_unknown_cache(kwargs)
+            if cache is not None:
+                check_cache(cache, here.depth, here.readers)
+                forward.held = lengths_held(cache, here.depth)
+        if forward.length > 1:
+            check_backend(here.text_config, forward, cache, pruned)
+        # 2. nothing to prune
+        if forward.prompt is None:
+            text_only = forward.record is not None and not any(forward.record.visual)
+            if text_only and cache is not None and int(cache.get_seq_length()):
+                forward.record = None  # a later turn without an image is not a prefill
+            return None
+        # 3. a prompt to prune
+        if cache is not None:
+            forward.past = int(cache.get_seq_length())
+        if here.vision is not None:
+            forward.prompt.vision = here.vision.take(forward.prompt, kwargs["inputs_embeds"], cache)
+        forward.prompt.record.notes += self._notes(forward.prompt)
+        if here.extra is not None:
+            forward.extra = here.extra.shape[1]
+        forward.whole.enter_context(hooks_around_checkpoints(here.parts.layers))
+        kwargs, forward.additions = here.family.take_additions(kwargs)
+        return args, kwargs
+
+    def _notes(self, prompt: Prompt) -> list[str]:
+        unknown = self.attachment.method.uses_grids and not prompt.layout.known
+        return [*self.attachment.notes, *([UNKNOWN_LAYOUT] if unknown else [])]
+
+    def after_decoder(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        """Record the prefill, prove what the caches hold, and give the states their dense length again."""
+        here, forward = self.attachment, self.attachment.forward
+        if forward is None:
+            return None
+        if forward.record is not None:
+            here.records.append(forward.record)
+        if forward.kept is None:
+            return None
+        if forward.prompt is not None:
+            cache = cache_of(output)
+            training = module.training and torch.is_grad_enabled()
+            held = forward.held or [0] * here.depth
+            check_lengths(forward.cache if cache is None else cache, held, self._left(forward), training)
+        full = at_dense_length(output[0], forward)
+        if isinstance(output, tuple):
+            return (full, *output[1:])
+        output["last_hidden_state"] = full
+        return output
+
+    def _left(self, forward: ForwardPass) -> list[int | None]:
+        """Tokens of this prefill that the report leaves to each layer's cache; None where earlier turns count in."""
+        here = self.attachment
+        rows, now = [], forward.length
+        stages = {} if forward.record is None else {stage.layer: stage.length for stage in forward.record.stages}
+        for layer in range(here.depth):
+            now = stages.get(layer) or now
+            rows.append(now)
+        compacted = 0 if forward.record is None else forward.record.compacted
+        left = None if forward.past else rows[compacted]
+        held = [left if layer < compacted else count for layer, count in enumerate(rows)]
+        return [None if layer in here.readers else count for layer, count in enumerate(held)]
+
+    def after_base(self, module: nn.Module, args: tuple, output: Any) -> None:
+        """The forward pass is over, also where it failed (then there is no output)."""
+        here, forward = self.attachment, self.attachment.forward
+        if here.vision is not None and (output is None or self._took_images(forward)):
+            here.vision.forget(failed=output is None)
+        if forward is not None:
+            forward.tap.close()
+            forward.whole.close()
+            here.thread.forward = None
+
+    @staticmethod
+    def _took_images(forward: ForwardPass | None) -> bool:
+        """Whether a forward pass was a prefill with images, pruned or not."""
+        if forward is None or forward.prompt is not None:
+            return forward is not None
+        return forward.record is not None and forward.record.skipped == LABELLED
+
+    def after_encoder(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        """After the vision encoder: the sizes of its images travel with what it put out."""
+        keep_sizes(output, self.attachment.family.vision_sizes(args, kwargs))
