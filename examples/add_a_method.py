@@ -1,4 +1,4 @@
-"""A method of your own in a dozen lines: keep the visual tokens that differ most from the mean of their image.
+"""A method of your own in a dozen lines: keep the visual tokens that differ most from the mean of their prompt.
 
 python examples/add_a_method.py
 """
@@ -11,26 +11,25 @@ import numpy as np
 from torch import Tensor
 
 import foveate
-from foveate import select
-from foveate.pruners.base import SingleStagePruner, VisualTokens
+from foveate.pruners.base import ScorePruner, VisualTokens
 from foveate.testing import check_laws
 
 
 @dataclass(frozen=True, kw_only=True)
-class FarFromMean(SingleStagePruner):
+class FarFromMean(ScorePruner):
     """Keep the visual tokens that are farthest from their mean."""
 
     name = paper = summary = "far-from-mean"
 
-    def choose(self, tokens: VisualTokens, k: Tensor) -> Tensor:
+    def score(self, tokens: VisualTokens) -> Tensor:
         features = tokens.features.float() * tokens.valid[..., None]  # (B, N, D), zeros for padding
         mean = features.sum(1, keepdim=True) / tokens.valid.sum(1)[:, None, None]
-        return select.top_k((features - mean).norm(dim=-1), k, tokens.valid)
+        return (features - mean).norm(dim=-1)
 
 
 model, processor = foveate.tiny.load()
 image = foveate.tiny.make_scene(np.random.default_rng(3)).pil()
-inputs = processor(images=[image], text=foveate.tiny.prompt("how many circles are there?"), return_tensors="pt")
+inputs = processor(images=[image], text=foveate.tiny.prompt("what shape is blue?"), return_tensors="pt")
 with FarFromMean(keep=0.25)(model) as pruned:
     model.generate(**inputs, max_new_tokens=8)
 print(pruned.report)
