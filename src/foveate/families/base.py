@@ -145,7 +145,7 @@ class Family:
         return model.get_decoder() if hasattr(model, "get_decoder") else None
 
     def has_state(self, layer: nn.Module) -> bool:
-        """Whether a decoder layer has, in the place of attention, a state that runs along the sequence.
+        """Whether a decoder layer has, in place of attention, a state that runs along the sequence.
 
         Linear attention, convolutions. Such a layer must take a (B, L) mask that makes the inputs of padding zero, and
         with inputs of zero leave a state of zero as it is.

@@ -1,4 +1,4 @@
-"""The Triton kernels in the place of the plain forms: on CUDA, and once they have given the same results there.
+"""The Triton kernels in place of the plain forms: on CUDA, and once they have given the same results there.
 
 The kernels have so far only run in Triton's interpreter. So before its first use on a device each is tried there on
 small problems against the plain form on the CPU. Where it differs, does not compile or cannot be launched, that is

@@ -96,7 +96,7 @@ def low_rank_dpp(factors: Tensor, k: int | Tensor, valid: Tensor | None = None) 
 
     Notes
     -----
-    Chen, Zhang, Zhou 2018, arXiv 1709.05135, section 3, with Gram-Schmidt in the place of the growing Cholesky factor;
+    Chen, Zhang, Zhou 2018, arXiv 1709.05135, section 3, with Gram-Schmidt in place of the growing Cholesky factor;
     CDPruner, Zhang et al., arXiv 2506.10967.
     On CUDA a Triton kernel picks for the whole batch in one launch (see `kernels.dispatch`), and unless k lies on the
     GPU, nothing waits for it.

@@ -108,7 +108,7 @@ def calibrate_btp(
        layers the one of least KL.
 
     Nothing but sums, and the few tokens of its answer, is kept of a sample. After each batch the sums are on disk, and
-    the same call goes on from there.
+    the same call continues from there.
 
     Parameters
     ----------

@@ -73,7 +73,7 @@ class PassSums:
         progress: Callable[[str, int, int], None] | None = None,
         about: Sequence[object] = (),
     ) -> dict[str, Tensor]:
-        """Sum what `measure` gives over all batches of the samples, or go on with it, or take what is done.
+        """Sum what `measure` gives over all batches of the samples, or continue with it, or take what is done.
 
         Parameters
         ----------

@@ -274,7 +274,7 @@ def earlier_run(folder: Path, resume: bool) -> list[Path]:
     checkpoints = folder / CHECKPOINTS
     there = sorted(checkpoints.glob("checkpoint-*")) if checkpoints.is_dir() else []
     if there and not resume:
-        raise TrainingDataError(f"{checkpoints} holds checkpoints of an earlier run: --resume goes on, or remove them")
+        raise TrainingDataError(f"{checkpoints} holds checkpoints of an earlier run: use --resume, or remove them")
     return there
 
 

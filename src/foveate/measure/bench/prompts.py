@@ -180,7 +180,7 @@ PIXELS = ("pixel_values", "pixel_attention_mask")
 
 @torch.inference_mode()
 def encode(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return the inputs with encoded images in the place of pixels.
+    """Return the inputs with encoded images in place of pixels.
 
     Raises
     ------

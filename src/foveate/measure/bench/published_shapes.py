@@ -100,7 +100,7 @@ class Shape:
         return Shape(self.name, self.checkpoint, self.model_type, text, vision, rest)
 
     def config(self) -> Any:
-        """Return the config of transformers, without end-of-text token: decoding goes on as long as is asked."""
+        """Return the config of transformers, without end-of-text token: decoding continues as long as is asked."""
         from transformers import AutoConfig
 
         text = {**self.text, "bos_token_id": None, "eos_token_id": None}

@@ -216,7 +216,7 @@ def _keeper(inputs: dict[int, torch.Tensor], layers: tuple[int, ...]) -> Callabl
 def train_language(
     run: Run, model: nn.Module, pool: ReadingPool, cache: torch.Tensor, held_out: ReadingPool, held_cache: torch.Tensor
 ) -> nn.Module:
-    """Stage B on cached visual tokens; goes on from the last checkpoint of the run folder."""
+    """Stage B on cached visual tokens; continues from the last checkpoint of the run folder."""
     recipe = run.recipe
     torch.manual_seed(recipe.seed + 1)
     language = model.model.language_model

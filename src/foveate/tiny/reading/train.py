@@ -1,6 +1,6 @@
 """`python -m foveate.tiny.reading.train FOLDER`: scenes, stage A (vision), stage B (language), weights.
 
-The same command goes on where a run stopped. A run folder keeps its recipe in `recipe.json`; each start writes the
+The same command continues where a run stopped. A run folder keeps its recipe in `recipe.json`; each start writes the
 recipe that it runs with to the log, so a change made on the way is on record.
 """
 
@@ -62,7 +62,7 @@ def trained_model(run: Run) -> torch.nn.Module:
 def train(
     folder: Path, recipe: ReadingRecipe | None = None, threads: int = 1, checkpoint_seconds: float = 180.0
 ) -> Path:
-    """Train from scratch or go on where a run stopped.
+    """Train from scratch or continue where a run stopped.
 
     Parameters
     ----------

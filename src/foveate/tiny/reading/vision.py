@@ -138,7 +138,7 @@ def check_vision(model: nn.Module, heads: PatchHeads, pool: ReadingPool, scenes:
 
 
 def train_vision(run: Run, pool: ReadingPool, held_out: ReadingPool) -> nn.Module:
-    """Stage A; goes on from the last checkpoint of the run folder. Gives the model, its language part untouched."""
+    """Stage A; continues from the last checkpoint of the run folder. Gives the model, its language part untouched."""
     recipe = run.recipe
     torch.manual_seed(recipe.seed)
     basis = principal_patches(np.asarray(pool.images[: min(400, len(pool))]))

@@ -54,7 +54,7 @@ class Run:
         if not path.is_file():
             path.write_text(json.dumps(asdict(self.recipe), indent=1))
         elif json.loads(path.read_text()) != json.loads(json.dumps(asdict(self.recipe))):
-            raise ValueError(f"{path} holds another recipe; a run goes on with its own or starts in another folder")
+            raise ValueError(f"{path} holds another recipe; a run continues with its own or starts in another folder")
 
     def log(self, **values: Any) -> None:
         """Append one line to the log."""

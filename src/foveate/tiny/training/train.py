@@ -44,7 +44,7 @@ def train(
     checkpoint_seconds: float = 180.0,
     progress: Progress | None = None,
 ) -> Path:
-    """Train from scratch or go on where a run stopped.
+    """Train from scratch or continue where a run stopped.
 
     Parameters
     ----------

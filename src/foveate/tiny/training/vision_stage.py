@@ -208,7 +208,7 @@ class PatchHeads(nn.Module):
 
 
 class VisionBatches:
-    """Batches of stage A by step number: they depend on seed and step alone, so that a resumed run goes on the same.
+    """Batches of stage A by step number: they depend on seed and step alone, so that a resumed run continues the same.
 
     From step `signs_from` on, scenes with many signs come more often, in batches half as large: digits are what is
     learned last.
