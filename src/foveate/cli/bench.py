@@ -7,7 +7,6 @@ import typer
 
 from foveate.cli.console import console, progress, quiet_loading, say, show_table, warn, write_json
 from foveate.cli.options import Device, DType, JsonFile, Keeps
-from foveate.measure.loading import LoadError
 
 
 def bench(
@@ -167,6 +166,8 @@ def _judge(result: dict[str, Any]) -> None:
 
 def check_options(predict: bool, measure: bool, rates: Path | None, plot: Path | None, check: bool) -> None:
     """Refuse options that do not go together."""
+    from foveate.measure.loading import LoadError
+
     if not predict and (measure or rates is not None):
         raise LoadError("--measure and --rates go with --predict")
     if predict and not measure and (plot is not None or check):
