@@ -1,4 +1,4 @@
-"""foveate: fewer visual tokens, same answers.
+"""foveate: visual-token pruning for vision-language models, measured beside the dense model.
 
 Importing the package loads nothing heavy and changes nothing in torch or transformers: each public name is fetched the
 first time it is used.

@@ -1,6 +1,6 @@
 """Everything foveate raises on purpose.
 
-One base class, so that ``except foveate.errors.FoveateError`` catches all of it; the classes that stand for a wrong
+One base class, so that `except foveate.errors.FoveateError` catches all of it; the classes that stand for a wrong
 argument or a missing file are also the built-in that a caller would expect.
 """
 

@@ -72,7 +72,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def descending(scores: Tensor, valid: Tensor) -> Tensor:
     """Order (B, N) from the best score to the worst: ties by index, tokens that are not valid last."""
     order = scores.argsort(dim=-1, descending=True, stable=True)
-    # A second stable sort keeps padding last, even behind a valid score of minus infinity.
+    # A second stable sort keeps padding last, even after a valid score of minus infinity.
     padding = ~valid.gather(1, order)
     return order.gather(1, padding.to(torch.uint8).argsort(dim=-1, stable=True))
 

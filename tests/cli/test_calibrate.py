@@ -70,7 +70,7 @@ def test_without_matplotlib_there_is_a_line_and_no_picture(run, llava_folder, pi
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     found = run("calibrate", "btp", "--model", llava_folder, "--images", pictures, "--out", tmp_path / "out", *SMALL)
     assert found.exit_code == 0, found.output
-    assert "no picture: matplotlib is not installed" in found.output
+    assert "no figure: matplotlib is not installed" in found.output
     assert not (tmp_path / "out" / PICTURE).exists()
 
 

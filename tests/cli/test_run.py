@@ -85,7 +85,7 @@ def test_where_no_picture_can_be_drawn_the_reason_is_printed(ask, tmp_path, monk
     monkeypatch.setattr(grid, "image_grids", refuse)
     found = ask("--overlay", tmp_path / "kept.png")
     assert found.exit_code == 0, found.output
-    assert "no picture: tiles" in found.output
+    assert "no image: tiles" in found.output
 
 
 def in_one_line(found, *words):

@@ -1,4 +1,4 @@
-"""`foveate`: the commands and how their errors are told."""
+"""`foveate`: the commands and how their errors are reported."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ class Commands(TyperGroup):
 app = typer.Typer(
     name="foveate",
     cls=Commands,
-    help="Fewer visual tokens, same answers: visual-token pruning for vision-language models.",
+    help="Visual-token pruning for vision-language models, measured beside the dense model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -52,7 +52,7 @@ app.command("check")(check.check)
 app.command("list")(list.list_)
 app.command("eval")(eval.eval_)
 app.command("bench")(bench.bench)
-training = typer.Typer(help="Train the parts that are learned.", no_args_is_help=True)
+training = typer.Typer(help="Train the learned parts.", no_args_is_help=True)
 training.command("glimpse")(train.glimpse)
 training.command("glimpse-plus")(train.glimpse_plus)
 training.command("tiny")(train.tiny)

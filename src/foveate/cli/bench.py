@@ -7,7 +7,6 @@ import typer
 
 from foveate.cli.console import console, progress, quiet_loading, say, show_table, warn, write_json
 from foveate.cli.options import Device, DType, JsonFile, Keeps
-from foveate.measure.loading import LoadError
 
 
 def bench(
@@ -19,23 +18,27 @@ def bench(
             help="Published sizes with random weights: qwen2.5-vl-7b, llava-1.5-7b, llava-1.6-7b, qwen3-vl-8b.",
         ),
     ] = None,
-    methods: Annotated[str, typer.Option(help="As for `foveate eval`.")] = ("greedyprune,btp,glimpseprune"),
+    methods: Annotated[str, typer.Option(help="Methods, as for `foveate eval`.")] = ("greedyprune,btp,glimpseprune"),
     keep: Keeps = "0.22,0.11",
     visual: Annotated[
-        str | None, typer.Option(help="Visual tokens of a sample, comma-separated; by default those of one picture.")
+        str | None, typer.Option(help="Visual tokens of a sample, comma-separated; by default those of one image.")
     ] = None,
     text: Annotated[int, typer.Option(help="Text tokens of a sample.")] = 64,
-    batch: Annotated[str, typer.Option(help="Samples at once, comma-separated.")] = "1",
-    decode: Annotated[int, typer.Option(help="Tokens decoded in each run; 0: prefill only.")] = 16,
-    rounds: Annotated[int, typer.Option(help="Timed rounds; each has every arm once.")] = 7,
+    batch: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1",
+    decode: Annotated[int, typer.Option(help="Tokens decoded in each run; 0 measures the prefill only.")] = 16,
+    rounds: Annotated[int, typer.Option(help="Timed rounds; each runs every arm once.")] = 7,
     vision: Annotated[
-        bool, typer.Option("--vision/--no-vision", help="With the vision encoder, or images encoded before.")
+        bool, typer.Option("--vision/--no-vision", help="Run the vision encoder, or encode the images beforehand.")
     ] = True,
     layers: Annotated[int | None, typer.Option(help="Fewer decoder layers, with --random-weights.")] = None,
     width: Annotated[int | None, typer.Option(help="Narrower layers, with --random-weights.")] = None,
-    attention: Annotated[str | None, typer.Option(help="sdpa, eager, …; by default the model's.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of torch on a CPU; 1 makes CPU time count.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, words and pixels.")] = 0,
+    attention: Annotated[
+        str | None, typer.Option(help="Attention backend: sdpa, eager, …; by default the model's.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Torch CPU threads; with 1, CPU time is reported instead of wall time.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed for weights, words and pixels.")] = 0,
     device: Device = "auto",
     dtype: DType = "auto",
     json_file: JsonFile = None,
@@ -46,16 +49,21 @@ def bench(
         bool,
         typer.Option("--predict", help="Do not run the model: predict, from its config and this machine's rates."),
     ] = False,
-    measure: Annotated[bool, typer.Option("--measure", help="With --predict: run it too, and compare.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="With --predict: also run the model, and compare.")
+    ] = False,
     rates: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="With --predict: take rates from it, or keep them there.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="With --predict: file to read the machine's rates from, or to save them to."
+        ),
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Exit code 1 if anything is slower or larger than dense.")
     ] = False,
 ) -> None:
     """Measure time to first token, decoding, memory and FLOPs, pruned and dense in one run, as ratios."""
-    from foveate.measure.bench import plot as picture
+    from foveate.measure.bench import plot as figure
     from foveate.measure.bench.arms import check_methods
     from foveate.measure.bench.published_shapes import shape_named
     from foveate.measure.bench.run import run
@@ -85,7 +93,7 @@ def bench(
     shape = None if random_weights is None else shape_named(random_weights).resized(layers, width)
     check_methods(settings.methods, settings.keeps, None if shape is None else shape.config())
     if plot is not None:
-        picture.need_matplotlib()
+        figure.need_matplotlib()
     with with_threads(threads):
         prediction = None
         if predict:
@@ -112,8 +120,8 @@ def bench(
     if json_file:
         write_json(json_file, result)
     if plot is not None:
-        picture.draw(result, plot)
-        say(f"picture: {plot}")
+        figure.draw(result, plot)
+        say(f"figure: {plot}")
     if check:
         _judge(result)
 
@@ -158,6 +166,8 @@ def _judge(result: dict[str, Any]) -> None:
 
 def check_options(predict: bool, measure: bool, rates: Path | None, plot: Path | None, check: bool) -> None:
     """Refuse options that do not go together."""
+    from foveate.measure.loading import LoadError
+
     if not predict and (measure or rates is not None):
         raise LoadError("--measure and --rates go with --predict")
     if predict and not measure and (plot is not None or check):
@@ -171,17 +181,17 @@ def predicted(
 
     Parameters
     ----------
-    name : str
-        A Hub id, a folder or ``tiny``; or what the shape is called.
-    shape : Shape or None
+    name
+        A Hub id, a folder or `tiny`; or what the shape is called.
+    shape
         A published shape, instead of a name.
-    settings : BenchSettings
+    settings
         As for the run.
-    device, dtype : str
+    device, dtype
         As on the command line.
-    file : Path or None
+    file
         Rates to take, or where to keep those that are measured.
-    measure : bool
+    measure
         Whether a run follows.
     """
     import torch

@@ -12,16 +12,22 @@ from foveate.cli.options import Device, DType, JsonFile
 def btp(
     out: Annotated[Path, typer.Option(help="Folder for foveate.load; a stopped run continues there.")],
     model: Annotated[str, typer.Option(help="A Hub id, a folder, or `tiny`, the embedded model.")] = "tiny",
-    images: Annotated[Path | None, typer.Option(metavar="DIR", help="Any folder of images, or:")] = None,
-    suite: Annotated[str | None, typer.Option(help="Questions of a suite: scenes.")] = None,
-    samples: Annotated[int, typer.Option(min=2, help="How many images or questions.")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="Of the samples; not one that an evaluation uses.")] = 1000,
+    images: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of images; instead of --suite.")] = None,
+    suite: Annotated[str | None, typer.Option(help="Suite of questions: scenes; instead of --images.")] = None,
+    samples: Annotated[int, typer.Option(min=2, help="Number of images or questions.")] = 64,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Random seed for the samples; not one that an evaluation uses.")
+    ] = 1000,
     keep: Annotated[float, typer.Option(help="Budget: mean share of visual tokens per layer.")] = 0.22,
-    stages: Annotated[int, typer.Option(min=1, help="Stages, a drop at the end not counted.")] = 3,
-    tau: Annotated[float, typer.Option(help="Cosine under which a layer has turned a token.")] = 0.93,
-    final: Annotated[str, typer.Option(help="auto: drop what is left where that is harmless; keep: never.")] = "auto",
-    answer_tokens: Annotated[int, typer.Option(min=1, help="First tokens of the answer that are compared.")] = 4,
-    tolerance: Annotated[float, typer.Option(min=0, help="KL in nats up to which a drop is harmless.")] = 0.01,
+    stages: Annotated[int, typer.Option(min=1, help="Number of stages, not counting a drop at the end.")] = 3,
+    tau: Annotated[float, typer.Option(help="Cosine below which a token counts as changed by a layer.")] = 0.93,
+    final: Annotated[
+        str, typer.Option(help="auto drops the remaining tokens where that is harmless; keep never does.")
+    ] = "auto",
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Number of answer tokens that are compared.")] = 4,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Largest KL divergence in nats at which a drop counts as harmless.")
+    ] = 0.01,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples in one forward pass.")] = 8,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")] = False,
     json_file: JsonFile = None,
@@ -104,9 +110,9 @@ def _show(result: dict[str, Any], out: Path) -> None:
         say(f"dropping all that is left is harmless from layer {harmless} of {result['depth']} on")
     chosen = result["chosen"]
     cuts = ", ".join(f"{stage['keep']:.1%} before layer {stage['layer']}" for stage in chosen["stages"])
-    say(f"chosen: {cuts}; {chosen['mean_tokens_per_layer']:.1%} of the visual tokens per layer")
+    say(f"selected: {cuts}; {chosen['mean_tokens_per_layer']:.1%} of the visual tokens per layer")
     if (out / PICTURE).exists():
-        say(f"picture: {out / PICTURE}")
+        say(f"figure: {out / PICTURE}")
     else:
-        warn("no picture: matplotlib is not installed (pip install 'foveate[viz]')")
+        warn("no figure: matplotlib is not installed (pip install 'foveate[viz]')")
     say(f"pruner: foveate.load({str(out)!r})")

@@ -50,13 +50,13 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 
     Parameters
     ----------
-    title : str
+    title
         Line over the table.
-    columns : sequence of str
+    columns
         Heads.
-    rows : sequence of sequences of str
+    rows
         Cells, as plain text.
-    text_columns : int
+    text_columns
         How many of the first columns are words; the others are figures and stand on the right.
     """
     out = console()

@@ -9,16 +9,18 @@ from foveate.cli.console import WRONG, console, quiet_loading, say, show_table, 
 from foveate.cli.options import JsonFile, Keep, Method, MethodOptions
 
 SHIPPED = "glimpseprune-tiny"
-NEXT = "On a model of yours: foveate run --model MODEL --image photo.jpg --prompt 'What is this?' --overlay kept.png"
+NEXT = "To try your own model: foveate run --model MODEL --image photo.jpg --prompt 'What is this?' --overlay kept.png"
 
 
 def demo(
     method: Method = "greedyprune",
     keep: Keep = None,
     option: MethodOptions = None,
-    questions: Annotated[int, typer.Option(min=1, max=90, help="How many questions.")] = 9,
-    seed: Annotated[int, typer.Option(min=0, help="Of the scenes and questions.")] = 1,
-    picture: Annotated[Path, typer.Option(metavar="FILE", help="Where the picture goes.")] = Path("foveate-demo.png"),
+    questions: Annotated[int, typer.Option(min=1, max=90, help="Number of questions.")] = 9,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed for scenes and questions.")] = 1,
+    picture: Annotated[Path, typer.Option(metavar="FILE", help="File for the image of the kept tokens.")] = Path(
+        "foveate-demo.png"
+    ),
     json_file: JsonFile = None,
 ) -> None:
     """Answer questions about sample images, dense and pruned, on the embedded model; needs no network."""
@@ -53,7 +55,7 @@ def demo(
         show_table("Cost and saving", ["", "dense", "pruned", "share"], cost_lines(found.prefill, found.timed))
         say(time_note(found.timed))
         found.draw(picture)
-        say(f"picture of the kept tokens: {picture}\n")
+        say(f"Saved image of the kept tokens: {picture}\n")
     glance = _glimpse(loaded, seed, picture.with_stem(f"{picture.stem}-glimpse"))
     say(NEXT)
     if json_file:
@@ -76,9 +78,11 @@ def _glimpse(loaded: Any, seed: int, picture: Path) -> Any:
             found.examples, found.dense.texts, found.pruned.texts, found.kept(), strict=True
         )
     ]
-    show_table("GlimpsePrune, trained for this model: it keeps what the question needs", columns, rows, 3)
+    show_table(
+        "GlimpsePrune, trained for this model: the number of kept tokens depends on the question", columns, rows, 3
+    )
     found.draw(picture)
-    say(f"picture of both: {picture}\n")
+    say(f"Saved comparison image: {picture}\n")
     return found
 
 

@@ -14,25 +14,26 @@ def eval_(
     methods: Annotated[
         str,
         typer.Option(
-            help="Comma-separated; options after a colon: greedyprune:layer=0,threshold=0.7,fastv. "
+            help="Methods, comma-separated, options after a colon: greedyprune:layer=0,threshold=0.7,fastv. "
             "A folder is a saved pruner."
         ),
     ] = "greedyprune",
     keep: Keeps = "0.5,0.22,0.11",
     model: Annotated[str, typer.Option(help="A Hub id, a folder, or `tiny`, the embedded model.")] = "tiny",
     budget: Annotated[
-        str, typer.Option(help="What --keep means: the share 'after' the cut, or the 'mean' share per layer, for all.")
+        str,
+        typer.Option(
+            help="Meaning of --keep: the share 'after' the cut, or the 'mean' share per layer, for all methods."
+        ),
     ] = "after",
-    suite: Annotated[str, typer.Option(help="What is asked: scenes or scenes-hard.")] = "scenes",
-    samples: Annotated[int, typer.Option(min=1, help="How many questions.")] = 450,
-    seed: Annotated[int, typer.Option(min=0, help="Of questions, random draws and bootstrap.")] = 0,
+    suite: Annotated[str, typer.Option(help="Suite of questions: scenes or scenes-hard.")] = "scenes",
+    samples: Annotated[int, typer.Option(min=1, help="Number of questions.")] = 450,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed for questions, draws and bootstrap.")] = 0,
     layer: Annotated[
-        int | None, typer.Option(min=0, help="Cut before this layer, all methods with one stage.")
+        int | None, typer.Option(min=0, help="Cut before this layer, for all methods with one stage.")
     ] = None,
-    oracle: Annotated[
-        bool, typer.Option("--oracle", help="Add the diagnostic that knows the answer's place.")
-    ] = False,
-    out: Annotated[Path, typer.Option(help="Folder of answers and result; a stopped run continues there.")] = Path(
+    oracle: Annotated[bool, typer.Option("--oracle", help="Add the diagnostic that is given the evidence.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for answers and results; a stopped run continues there.")] = Path(
         "foveate-eval"
     ),
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")] = False,

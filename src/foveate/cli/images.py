@@ -14,7 +14,7 @@ LARGEST = 64 * 2**20  # bytes
 
 
 class ImageError(FoveateError, OSError):
-    """An image that cannot be had or read."""
+    """An image that cannot be found or read."""
 
 
 def open_image(source: str) -> Image.Image:
@@ -22,7 +22,7 @@ def open_image(source: str) -> Image.Image:
 
     Parameters
     ----------
-    source : str
+    source
         A file, or a URL of http or https.
 
     Raises

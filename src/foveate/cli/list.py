@@ -21,8 +21,10 @@ class What(StrEnum):
 
 
 def list_(
-    what: Annotated[What | None, typer.Argument(help="Only these.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it as JSON, too.")] = None,
+    what: Annotated[What | None, typer.Argument(help="List methods or models only.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the list as JSON.")
+    ] = None,
 ) -> None:
     """List the pruning methods with their options, and the model families."""
     found: dict[str, Any] = {}
@@ -70,7 +72,7 @@ def models() -> list[dict[str, Any]]:
 
 
 def _stage(method: Any) -> list[int] | None:
-    """Layers of the default stages; ``None`` for a method that cannot be built from defaults."""
+    """Layers of the default stages; `None` for a method that cannot be built from defaults."""
     try:
         return list(method().layers(DEPTH))
     except (FoveateError, TypeError):

@@ -24,6 +24,6 @@ Keeps = Annotated[
 MethodOptions = Annotated[
     list[str] | None, typer.Option("--option", "-o", metavar="NAME=VALUE", help="An option of the method; repeatable.")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps, …")]
-DType = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write what was measured as JSON, too.")]
+Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, mps, …")]
+DType = Annotated[str, typer.Option("--dtype", help="Data type: auto, float32, bfloat16 or float16.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON.")]

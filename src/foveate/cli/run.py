@@ -1,4 +1,4 @@
-"""`foveate run`: one answer of any model, what was kept for it, and a picture of that."""
+"""`foveate run`: one answer of any model, what was kept for it, and an image of that."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,14 +11,15 @@ from foveate.cli.options import Device, DType, JsonFile, Keep, Method, MethodOpt
 
 def run(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question.")],
-    image: Annotated[list[str] | None, typer.Option("--image", "-i", help="A file or URL; repeatable.")] = None,
+    image: Annotated[list[str] | None, typer.Option("--image", "-i", help="Image file or URL; repeatable.")] = None,
     model: Annotated[str, typer.Option(help="A Hub id, a folder, or `tiny`, the embedded model.")] = "tiny",
     method: Method = "greedyprune",
     keep: Keep = None,
     option: MethodOptions = None,
-    overlay: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture of the kept tokens.")] = None,
+    overlay: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an image of the kept tokens.")] = None,
     stage_errors: Annotated[
-        bool, typer.Option("--stage-errors", help="What each cut does to its layer and to the last one.")
+        bool,
+        typer.Option("--stage-errors", help="Report the error that each cut causes in its layer and in the last one."),
     ] = False,
     json_file: JsonFile = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
@@ -40,7 +41,7 @@ def run(
         batch = run_batch(loaded, [prompt], [images], pruner, max_new_tokens)
     say(batch.texts[0])
     console().print()
-    picture = _show(batch, loaded, images, overlay)
+    drawn = _show(batch, loaded, images, overlay)
     errors = _errors(loaded, batch, pruner) if stage_errors else []
     if json_file:
         found = {
@@ -51,7 +52,7 @@ def run(
             "pruner": repr(pruner),
             "answer": batch.texts[0],
         }
-        found |= {"report": batch.report.to_dict(), "overlay": picture}
+        found |= {"report": batch.report.to_dict(), "overlay": drawn}
         write_json(json_file, found | ({"stage_errors": errors} if stage_errors else {}))
 
 
@@ -64,7 +65,7 @@ def make_pruner(method: str, keep: str | None, options: list[str], usual: float)
 
 
 def _show(batch: Any, loaded: Any, images: list[Any], overlay: Path | None) -> str | None:
-    """Print what was kept, write the picture, and return where it is."""
+    """Print what was kept, write the image, and return where it is."""
     from foveate.measure.tables import cost_lines, where
 
     prefill = batch.report.prefills[0]
@@ -109,9 +110,9 @@ def _draw(prefill: Any, loaded: Any, inputs: Any, images: list[Any], overlay: Pa
     try:
         grids = image_grids(loaded.model.config, inputs)
     except NoGridError as error:
-        warn(f"no picture: {error}")
+        warn(f"no image: {error}")
         return None
     seen = [seen_image(loaded.processor, inputs, at, one) for at, one in enumerate(images)]
     draw_overlay(seen, prefill.stages, grids, overlay)
-    say(f"picture of the kept tokens: {overlay}")
+    say(f"Saved image of the kept tokens: {overlay}")
     return str(overlay)

@@ -11,31 +11,47 @@ from foveate.errors import FoveateError
 
 
 def glimpse(
-    out: Annotated[Path, typer.Option(help="Folder for foveate.load; a stopped run goes on there with --resume.")],
+    out: Annotated[Path, typer.Option(help="Folder for foveate.load; --resume continues a stopped run there.")],
     model: Annotated[str, typer.Option(help="A Hub id, a folder, or `tiny`, the embedded model.")] = "tiny",
-    data: Annotated[Path | None, typer.Option(help="JSONL with image, question, answer and boxes, or:")] = None,
-    images: Annotated[Path | None, typer.Option(metavar="DIR", help="What its image paths start from.")] = None,
-    dataset: Annotated[Path | None, typer.Option(metavar="DIR", help="A folder of the datasets library, or:")] = None,
-    suite: Annotated[str | None, typer.Option(help="Questions of a suite: scenes or scenes-hard.")] = None,
+    data: Annotated[Path | None, typer.Option(help="JSONL file with image, question, answer and boxes.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder that the image paths of --data start from.")
+    ] = None,
+    dataset: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the datasets library; instead of --data.")
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Suite of questions: scenes or scenes-hard; instead of --data.")
+    ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out samples that cannot be used.")] = False,
-    samples: Annotated[int, typer.Option(min=1, help="How many, drawn at random; the published 20,000.")] = 20_000,
-    held_out: Annotated[int, typer.Option(min=1, help="Questions that are only looked at.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Of samples, starting weights and order.")] = 42,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Number of samples, drawn at random; 20,000 as published.")
+    ] = 20_000,
+    held_out: Annotated[int, typer.Option(min=1, help="Number of questions held out for evaluation.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed for samples, initial weights and order.")] = 42,
     epochs: Annotated[float, typer.Option(help="Passes over the samples.")] = 1.0,
-    max_steps: Annotated[int, typer.Option(help="Updates, whatever the epochs say; -1: as the epochs say.")] = -1,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples a device and step.")] = 1,
-    accumulation: Annotated[int, typer.Option(min=1, help="Steps before an update.")] = 16,
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW, cosine schedule.")] = 1e-4,
-    layer: Annotated[int | None, typer.Option(help="Cut before this decoder layer; default: two thirds.")] = None,
+    max_steps: Annotated[
+        int, typer.Option(help="Number of updates, overriding the epochs; -1 follows the epochs.")
+    ] = -1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples per device and step.")] = 1,
+    accumulation: Annotated[int, typer.Option(min=1, help="Steps per update.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of AdamW, with a cosine schedule.")] = 1e-4,
+    layer: Annotated[
+        int | None, typer.Option(help="Cut before this decoder layer; by default two thirds of the depth.")
+    ] = None,
     vision_layers: Annotated[str | None, typer.Option(help="Vision blocks, from 0, deepest first, or `none`.")] = None,
     size: Annotated[int, typer.Option(min=8, help="Width of the predictor.")] = 256,
-    condition_size: Annotated[int, typer.Option(min=8, help="Width of its vision condition.")] = 512,
-    attention: Annotated[str, typer.Option(help="logits or log_softmax.")] = "logits",
-    max_keep: Annotated[float | None, typer.Option(help="Cap at the looks at held-out questions.")] = 0.111,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer at those looks.")] = 8,
-    check_every: Annotated[int, typer.Option(min=0, help="Updates between those looks; 0: at the end only.")] = 100,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Mixed precision.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
+    condition_size: Annotated[int, typer.Option(min=8, help="Width of the predictor's vision condition.")] = 512,
+    attention: Annotated[
+        str, typer.Option(help="Attention that the predictor reads: logits or log_softmax.")
+    ] = "logits",
+    max_keep: Annotated[float | None, typer.Option(help="Maximum share kept during held-out evaluation.")] = 0.111,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer during held-out evaluation.")] = 8,
+    check_every: Annotated[
+        int, typer.Option(min=0, help="Updates between held-out evaluations; 0 evaluates at the end only.")
+    ] = 100,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Train in bfloat16 mixed precision.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the folder's last checkpoint.")] = False,
     json_file: JsonFile = None,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -81,7 +97,7 @@ def glimpse(
             config = sizes_for(loaded.model, **changes)
             result = train_glimpse(loaded, given, kept_apart, settings, out, config, resume, advance)
         except KeyboardInterrupt:
-            complain(f"stopped; the same command with --resume goes on from the last checkpoint in {out}")
+            complain(f"stopped; the same command with --resume continues from the last checkpoint in {out}")
             raise typer.Exit(130) from None
     if not processes.main:
         return
@@ -91,9 +107,9 @@ def glimpse(
     ]
     show_table(f"{held_out} held-out questions", ["", "evidence kept", "visual tokens kept", "right"], rows, 1)
     if (out / PICTURE).exists():
-        say(f"picture: {out / PICTURE}")
+        say(f"figure: {out / PICTURE}")
     else:
-        warn("no picture: matplotlib is not installed (pip install 'foveate[viz]')")
+        warn("no figure: matplotlib is not installed (pip install 'foveate[viz]')")
     say(f"pruner: foveate.load({str(out)!r})")
     if json_file:
         write_json(json_file, result)
@@ -147,8 +163,13 @@ def _samples(
 
 
 def glimpse_plus(
-    config: Annotated[Path, typer.Argument(help="YAML or JSON: `model: …`, `data: …`; see the docs for the rest.")],
-    out: Annotated[Path, typer.Option(help="Gets adapter, merged model, predictor; a stopped run goes on there.")],
+    config: Annotated[
+        Path,
+        typer.Argument(help="YAML or JSON file: `model: …`, `data: …`; docs/train-glimpse-plus.md has all settings."),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for adapter, merged model and predictor; a stopped run continues there.")
+    ],
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of going on.")] = False,
     json_file: JsonFile = None,
     device: Device = "auto",
@@ -175,7 +196,7 @@ def glimpse_plus(
         try:
             result = train_plus(settings, samples, held_out, out, fresh, device, advance, processes)
         except KeyboardInterrupt:
-            complain(f"stopped; the checkpoints are in {out}, and the same command goes on there")
+            complain(f"stopped; the checkpoints are in {out}, and the same command continues there")
             raise typer.Exit(130) from None
     if processes.main:
         _show(result, {"adapter": out / ADAPTER, "figures": out / ADAPTER / STEPS, "model": out / MODEL})
@@ -197,17 +218,25 @@ def _show(result: dict[str, Any], files: dict[str, Path]) -> None:
 
 
 def tiny(
-    out: Annotated[Path, typer.Option(help="Run folder: scenes, checkpoints, log, curve and weights.")],
-    seed: Annotated[int, typer.Option(help="Decides scenes, questions and starting weights.")] = 0,
-    steps_vision: Annotated[int | None, typer.Option(min=1, help="Steps of stage A; default: the shipped.")] = None,
-    steps_language: Annotated[int | None, typer.Option(min=1, help="Steps of stage B; default: the shipped.")] = None,
-    scenes: Annotated[int | None, typer.Option(min=50, help="Training scenes; default: the shipped.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Default: one or two, whichever is quicker.")] = None,
-    questions: Annotated[int, typer.Option(min=0, help="Held-out questions of the closing check; 0: no check.")] = 900,
+    out: Annotated[Path, typer.Option(help="Folder for scenes, checkpoints, log, curve and weights.")],
+    seed: Annotated[int, typer.Option(help="Random seed for scenes, questions and initial weights.")] = 0,
+    steps_vision: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the vision stage; by default as shipped.")
+    ] = None,
+    steps_language: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the language stage; by default as shipped.")
+    ] = None,
+    scenes: Annotated[
+        int | None, typer.Option(min=50, help="Number of training scenes; by default as shipped.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Device: cpu, cuda, …")] = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the folder's last checkpoint.")] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Torch CPU threads; by default one or two, whichever is quicker.")
+    ] = None,
+    questions: Annotated[int, typer.Option(min=0, help="Held-out questions of the final check; 0 skips it.")] = 900,
 ) -> None:
-    """Train the embedded model and check it against what it is wanted for."""
+    """Train the embedded model and check it against its requirements."""
     from foveate.tiny.training.run import Recipe
     from foveate.tiny.training.train import train
 
@@ -242,5 +271,5 @@ def _check(weights: Path, path: Path, questions: int) -> None:
     table = check(model, load_processor(weights), questions)
     write(path, table, f"foveate train tiny --out {weights.parent}", questions, 1)
     rows = [[what, f"{figure:.1f}", wanted, "yes" if met else "no"] for what, figure, wanted, met in verdict(table)]
-    show_table("What the model is wanted for, in %", ["what", "figure", "wanted", "met"], rows)
+    show_table("Requirements of the embedded model, in %", ["what", "figure", "wanted", "met"], rows)
     say(f"figures: {path}")

@@ -1,4 +1,4 @@
-"""Model families: what differs between them, each told as its difference from a default."""
+"""Model families: what differs between them, each written as its difference from a default."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class LayerAdditions:
-    """Features that a family adds to the visual tokens behind its first layers (deep-stack).
+    """Features that a family adds to the visual tokens after its first layers (deep-stack).
 
     Attributes
     ----------
@@ -145,7 +145,7 @@ class Family:
         return model.get_decoder() if hasattr(model, "get_decoder") else None
 
     def has_state(self, layer: nn.Module) -> bool:
-        """Whether a decoder layer has, in the place of attention, a state that runs along the sequence.
+        """Whether a decoder layer has, in place of attention, a state that runs along the sequence.
 
         Linear attention, convolutions. Such a layer must take a (B, L) mask that makes the inputs of padding zero, and
         with inputs of zero leave a state of zero as it is.
@@ -243,7 +243,7 @@ class Family:
         return kwargs, None
 
     def vision_parts(self, model: Any) -> VisionParts:
-        """Find the vision encoder, its blocks and the projector behind it.
+        """Find the vision encoder, its blocks and the projector after it.
 
         Raises
         ------
@@ -317,7 +317,7 @@ class Family:
         projected
             (M, D) visual tokens in the encoder's order.
         given
-            (N, D) visual tokens as the language model is given them, in prompt order, videos behind all images. For
+            (N, D) visual tokens as the language model is given them, in prompt order, videos after all images. For
             what nothing but comparing can tell: the engine compares the whole of it afterwards.
         grids
             Where the N lie, in prompt order.

@@ -1,6 +1,6 @@
 """GLM-4.1V and its relatives: Qwen2.5-VL's grids and positions around a decoder and a vision encoder of their own.
 
-A frame of a video is marked by the placeholder of images, each with its time behind it; transformers takes images or
+A frame of a video is marked by the placeholder of images, each with its time after it; transformers takes images or
 videos in a batch, not both.
 """
 

@@ -1,4 +1,4 @@
-"""GOT-OCR 2: tiles with a thumbnail behind them as in InternVL, or the pages of a document, in one run of tokens."""
+"""GOT-OCR 2: tiles with a thumbnail after them as in InternVL, or the pages of a document, in one run of tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from foveate.families.internvl import InternVL
 class GotOcr2(InternVL):
     """Differs from InternVL in what several grids in a run may be: tiles of one image, or pages, nothing tells which.
 
-    A run counts as one image either way. Its vision encoder puts out a map of patches, and the convolutions behind it
+    A run counts as one image either way. Its vision encoder puts out a map of patches, and the convolutions after it
     make one token of each square of them; what they take from beside the square is left out of the token's features.
     """
 

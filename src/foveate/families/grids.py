@@ -21,9 +21,9 @@ class Grid:
     height, width
         Rows and columns of tokens.
     row_ends
-        Separator tokens behind each row: visual tokens that lie on no grid (LLaVA-NeXT's newline).
+        Separator tokens after each row: visual tokens that lie on no grid (LLaVA-NeXT's newline).
     behind
-        Separator tokens behind the whole grid.
+        Separator tokens after the whole grid.
     known
         False where only the number of tokens is known: they then stand in one row.
     region

@@ -1,4 +1,4 @@
-"""Idefics3: an image is cut into crops of one size, the whole behind them, each under a heading of text tokens."""
+"""Idefics3: an image is cut into crops of one size, the whole after them, each under a heading of text tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""InternVL: an image is cut into tiles of one size, with a thumbnail of the whole behind them."""
+"""InternVL: an image is cut into tiles of one size, with a thumbnail of the whole after them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class InternVL(Family):
         *parts, whole = image
         if not parts:
             return image
-        # as the processor chooses: the shape that is most like the image's
+        # as the processor selects: the shape that is most like the image's
         options = [columns for columns in range(1, len(parts) + 1) if len(parts) % columns == 0]
         columns = min(options, key=lambda columns: abs(size[0] / size[1] - columns**2 / len(parts)))
         regions = tiles(len(parts) // columns, columns)
@@ -88,7 +88,7 @@ class Cohere2Vision(AyaVision):
         return after is None or after.sample != run.sample or after.start != run.start + run.length + 1
 
     def place(self, image: tuple[Grid, ...], size: tuple[int, int], processor: Any) -> tuple[Grid, ...]:
-        return image  # its processor chooses among shapes of tiles by another rule, which we do not know
+        return image  # its processor selects among shapes of tiles by another rule, which we do not know
 
 
 AYA_VISION = AyaVision("aya_vision", "Aya Vision", "CohereLabs/aya-vision-8b")

@@ -1,4 +1,4 @@
-"""Llama 4: an image is cut into tiles, the whole behind them, around a decoder most of whose layers attend in chunks.
+"""Llama 4: an image is cut into tiles, the whole after them, around a decoder most of whose layers attend in chunks.
 
 Chunks are in the masks that the model makes, and their layers' caches are those of sliding windows. Layers without
 rotary positions scale each query by how far back it stands, which they count by the rows that they are given.
@@ -24,7 +24,7 @@ from foveate.families.vision_encoder import average_squares
 class Llama4(Family):
     """Differs from the default in its grids, in its vision encoder's class token and in how it scales queries.
 
-    A separator stands behind each tile: one kind between the tiles of a row, another behind a row. The whole comes
+    A separator stands after each tile: one kind between the tiles of a row, another after a row. The whole comes
     last, and the token before it is the same for every image: a sample's last run is the whole of its last image, and
     each run with the same token before it ends an image.
     """
@@ -89,7 +89,7 @@ def _regions(runs: Sequence[Run], ids: Tensor) -> Sequence[Region | None]:
     if not parts:
         return [WHOLE]
     gaps = [after.start - run.start - run.length for run, after in itertools.pairwise(runs)]
-    new_row = int(ids[whole.sample, whole.start - 2])  # the separator behind the last row
+    new_row = int(ids[whole.sample, whole.start - 2])  # the separator after the last row
     starts = [number for number, part in enumerate(parts) if number and part.before == new_row]
     columns = starts[0] if starts else len(parts)
     known = gaps == [1] * (len(parts) - 1) + [2] and [0, *starts] == list(range(0, len(parts), columns))

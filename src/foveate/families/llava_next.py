@@ -1,4 +1,4 @@
-"""LLaVA-NeXT (1.6), Granite Vision 3: an image small, then large without padding, newline tokens behind its rows."""
+"""LLaVA-NeXT (1.6), Granite Vision 3: an image small, then large without padding, newline tokens after its rows."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ LLAVA_NEXT = LlavaNext("llava_next", "LLaVA-NeXT (1.6), Granite Vision 3", "llav
 
 @dataclass(frozen=True)
 class LlavaNextVideo(LlavaNext):
-    """Differs from LLaVA-NeXT in its videos: frame behind frame in one run, without newlines."""
+    """Differs from LLaVA-NeXT in its videos: frame after frame in one run, without newlines."""
 
     def image_grids(
         self, config: Any, kwargs: Mapping[str, Any], runs: Sequence[Run]
@@ -145,7 +145,7 @@ class LlavaNextVideo(LlavaNext):
     def vision_order(
         self, config: Any, sizes: Tensor | None, projected: Tensor, given: Tensor, grids: Sequence[Grid]
     ) -> Tensor | None:
-        """As in LLaVA-NeXT; videos are encoded behind the images, and come out in order."""
+        """As in LLaVA-NeXT; videos are encoded after the images, and come out in order."""
         large = [number for number, grid in enumerate(grids) if grid.row_ends]
         images = [grid for number in large for grid in grids[number - 1 : number + 1]]
         length = sum(grid.length for grid in images)

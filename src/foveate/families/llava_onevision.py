@@ -27,7 +27,7 @@ AVERAGED = (
 class LlavaOnevision(Family):
     """Differs from LLaVA-NeXT in images that share a prompt, very large ones, which the model scales down, and videos.
 
-    One newline token stands behind such an image, and behind the last frame of a video. `generate()` of current
+    One newline token stands after such an image, and after the last frame of a video. `generate()` of current
     transformers hands the base model neither sizes nor pixels, but the encoded images tell all of it.
     """
 

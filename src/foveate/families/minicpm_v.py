@@ -23,7 +23,7 @@ Piece = tuple[int, Places, Grid]
 
 @dataclass(frozen=True)
 class MiniCPMV(Qwen3_5):
-    """Differs from Qwen3.5 in its vision encoder, which merges patches in its middle and behind it, and in its grids.
+    """Differs from Qwen3.5 in its vision encoder, which merges patches in its middle and after it, and in its grids.
 
     The token before the whole of an image is the same for all, and that before a slice another; a sample's first run
     is always a whole image. Frames of a video stand side by side, with nothing but their own marks between.
@@ -75,7 +75,7 @@ class MiniCPMV(Qwen3_5):
         patches = output[0]
         if sizes is None:
             return self.merge_patches(config, patches, projected)
-        # behind the merger in the encoder's middle there is one feature for four patches, in raster order as well
+        # after the merger in the encoder's middle there is one feature for four patches, in raster order as well
         sizes = sizes.cpu() // (2 if 4 * len(patches) == int(sizes.prod(-1).sum()) else 1)
         side = math.isqrt(len(patches) // len(projected))
         images = patches.split(sizes.prod(-1).tolist())

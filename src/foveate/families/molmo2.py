@@ -1,4 +1,4 @@
-"""Molmo 2: an image is shown small, then large, with a text token behind each row; all images see one another.
+"""Molmo 2: an image is shown small, then large, with a text token after each row; all images see one another.
 
 That they do, in both directions, is in the mask that the model makes from `mm_token_type_ids`.
 """

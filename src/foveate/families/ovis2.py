@@ -1,4 +1,4 @@
-"""Ovis2: an image small, then in tiles, each a run of tokens of its own behind a token that tells its place."""
+"""Ovis2: an image small, then in tiles, each a run of tokens of its own after a token that gives its place."""
 
 from __future__ import annotations
 

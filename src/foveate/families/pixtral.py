@@ -1,4 +1,4 @@
-"""Pixtral's vision encoder: images of any size, each row of tokens a run of its own, with a text token behind it."""
+"""Pixtral's vision encoder: images of any size, each row of tokens a run of its own, with a text token after it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def merge_packed(output: Tensor, sizes: Tensor, patch: int, merge: int) -> Tenso
     Parameters
     ----------
     output
-        (1, patches, C), those of each image in raster order, one image behind the other.
+        (1, patches, C), those of each image in raster order, one image after the other.
     sizes
         (images, 2) in pixels.
     patch

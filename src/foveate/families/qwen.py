@@ -170,7 +170,7 @@ QWEN3_VL_MOE = Qwen3VL("qwen3_vl_moe", "Qwen3-VL MoE", "Qwen/Qwen3-VL-30B-A3B-In
 
 @dataclass(frozen=True)
 class Qwen3_5(QwenVL):
-    """Differs in its layers without `self_attn`: gated delta rules behind a short convolution, both without bias."""
+    """Differs in its layers without `self_attn`: gated delta rules after a short convolution, both without bias."""
 
     def has_state(self, layer: nn.Module) -> bool:
         return hasattr(layer, "linear_attn")

@@ -1,4 +1,4 @@
-"""Step-3.7: an image is cut into tiles, with the whole of it behind them; each is a run of tokens of its own."""
+"""Step-3.7: an image is cut into tiles, with the whole of it after them; each is a run of tokens of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from foveate.families.base import Family
 from foveate.families.grids import WHOLE, Grid, Run, tiles
 
-BESIDE = 2  # tokens between two tiles: the end of one and the start of the other; behind a row there is one more
+BESIDE = 2  # tokens between two tiles: the end of one and the start of the other; after a row there is one more
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The Triton kernels in the place of the plain forms: on CUDA, and once they have given the same results there.
+"""The Triton kernels in place of the plain forms: on CUDA, and once they have given the same results there.
 
 The kernels have so far only run in Triton's interpreter. So before its first use on a device each is tried there on
 small problems against the plain form on the CPU. Where it differs, does not compile or cannot be launched, that is
@@ -93,7 +93,7 @@ def attempt(name: str, tensor: Tensor, compute: Callable[[], Tensor], check: Che
 
 @functools.cache
 def supported(device: torch.device) -> bool:
-    """Kernels can be had for the device."""
+    """Kernels are available for the device."""
     return device.type == "cuda" and torch.version.hip is None and importlib.util.find_spec("triton") is not None
 
 

@@ -1,6 +1,6 @@
 """Max-min diversity in one Triton launch: in rounds, all on the device.
 
-A round chooses a crowd of the tokens that are farthest from all kept ones, compares it with itself in blocks, picks
+A round selects a crowd of the tokens that are farthest from all kept ones, compares it with itself in blocks, picks
 from it while its best is farther than anyone outside, and lets everyone catch up with the picks in one block product.
 So all features are read once a round, not once a pick. The programs of a sample share the blocks and meet three times
 a round; one of them picks. Written for GPUs, and so far only run in Triton's interpreter.

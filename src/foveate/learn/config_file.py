@@ -47,7 +47,7 @@ def make_settings(kind: type[Settings], values: Mapping[str, Any], where: str) -
     kind
         A dataclass whose fields are numbers, texts, mappings and other dataclasses, or None.
     where
-        Whence the values are, for errors.
+        Source of the values, for errors.
 
     Raises
     ------

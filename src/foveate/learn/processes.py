@@ -42,12 +42,12 @@ class Processes:
         return asked if self.state is None or asked != "auto" else str(self.state.device)
 
     def total(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sums over all processes, ``{name: float64}``; every process gets them."""
+        """Sums over all processes, `{name: float64}`; every process gets them."""
         if self.state is None:
             return dict(sums)
         from accelerate.utils import reduce
 
-        # float64 is not to be had on every accelerator
+        # not every accelerator supports float64
         kind = torch.float32 if self.state.device.type == "mps" else torch.float64
         there = {name: value.to(self.state.device, kind) for name, value in sums.items()}
         return {name: value.cpu().double() for name, value in reduce(there, "sum").items()}

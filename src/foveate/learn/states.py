@@ -1,4 +1,4 @@
-"""What training cannot do with models whose layers have a running state in the place of attention."""
+"""What training cannot do with models whose layers have a running state in place of attention."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Evaluation suites, tables and pictures of the kept tokens."""
+"""Evaluation suites, tables and images of the kept tokens."""

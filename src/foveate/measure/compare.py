@@ -18,13 +18,13 @@ class Comparison:
 
     Parameters
     ----------
-    loaded : LoadedModel
-        Who answered.
-    examples : list of Example
+    loaded
+        The model and its processor.
+    examples
         What was asked.
-    dense, pruned : Batch
+    dense, pruned
         The answers.
-    timed : PrefillTime
+    timed
         How long the prefill took.
     """
 
@@ -51,7 +51,7 @@ class Comparison:
         return [(len(positions), dense) for positions, dense in zip(last.kept, last.dense, strict=True)]
 
     def draw(self, path: Path) -> Path:
-        """Write the picture of the kept tokens: a row for each question, two or three beside each other."""
+        """Write the image of the kept tokens: a row for each question, two or three beside each other."""
         rows, captions = [], []
         for at, example in enumerate(self.examples):
             image = seen_image(self.loaded.processor, self.dense.inputs, at, example.image)
@@ -79,13 +79,13 @@ def compare(loaded: LoadedModel, examples: list[Example], pruner: Any, max_new_t
 
     Parameters
     ----------
-    loaded : LoadedModel
-        Who answers.
-    examples : list of Example
+    loaded
+        The model and its processor.
+    examples
         One batch, one image each.
-    pruner : Pruner
+    pruner
         What is compared with the dense run.
-    max_new_tokens : int
+    max_new_tokens
         Longest answer.
     """
     questions, images = [one.question for one in examples], [[one.image] for one in examples]

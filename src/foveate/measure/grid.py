@@ -21,10 +21,10 @@ class ImageGrid:
 
     Parameters
     ----------
-    height, width : int
+    height, width
         Rows and columns of tokens.
-    positions : torch.Tensor of int, shape (height * width,)
-        Their positions in the dense prompt, left padding counted, row by row.
+    positions
+        (height * width,) int. Their positions in the dense prompt, left padding counted, row by row.
     """
 
     height: int
@@ -32,12 +32,12 @@ class ImageGrid:
     positions: torch.Tensor
 
     def mask(self, kept: torch.Tensor) -> torch.Tensor:
-        """Return which cells are kept, ``(height, width) bool``, from kept positions in the dense prompt."""
+        """Return which cells are kept, `(height, width) bool`, from kept positions in the dense prompt."""
         return torch.isin(self.positions.cpu(), kept.cpu()).view(self.height, self.width)
 
 
 def visual_positions(config: Any, input_ids: torch.Tensor) -> torch.Tensor:
-    """Return the positions of the image tokens in one prompt, ``(length,)`` ids in, ascending positions out."""
+    """Return the positions of the image tokens in one prompt, `(length,)` ids in, ascending positions out."""
     token = getattr(config, "image_token_id", None)
     if token is None:
         raise NoGridError(f"the configuration of {config.model_type} names no image token")
@@ -49,11 +49,11 @@ def image_grids(config: Any, inputs: Mapping[str, torch.Tensor], sample: int = 0
 
     Parameters
     ----------
-    config : transformers.PretrainedConfig
+    config
         The model's configuration.
-    inputs : mapping
-        What the processor returned: ``input_ids (B, L)`` and, by family, ``image_grid_thw`` or ``pixel_values``.
-    sample : int
+    inputs
+        What the processor returned: `input_ids (B, L)` and, by family, `image_grid_thw` or `pixel_values`.
+    sample
         Which row of the batch.
 
     Raises

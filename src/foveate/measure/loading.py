@@ -16,7 +16,7 @@ TINY = "tiny"
 
 
 class LoadError(FoveateError, ValueError):
-    """A model was named, or a device or type asked for, that cannot be had; the message says what can."""
+    """A model was named, or a device or type asked for, that is not available; the message says what is."""
 
 
 class InputError(FoveateError, ValueError):
@@ -29,12 +29,12 @@ class LoadedModel:
 
     Parameters
     ----------
-    name : str
-        As it was asked for: ``tiny``, a Hub id or a folder.
-    model, processor : object
+    name
+        As it was asked for: `tiny`, a Hub id or a folder.
+    model, processor
         Of transformers.
-    prompt : callable
-        ``(question, number of images) -> prompt text``.
+    prompt
+        `(question, number of images) -> prompt text`.
     """
 
     name: str
@@ -65,7 +65,7 @@ class LoadedModel:
         try:
             return self.processor(
                 text=texts,
-                images=images if any(images) else None,  # by sample: from a flat list some processors cannot tell
+                images=images if any(images) else None,  # by sample: from a flat list some processors cannot infer it
                 padding=len(texts) > 1,  # alone it needs none, and some tokenizers have no padding token
                 padding_side="left",
                 return_tensors="pt",
@@ -81,13 +81,13 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto", any_family:
 
     Parameters
     ----------
-    name : str
-        ``tiny`` for the embedded model, else a Hub id or a folder.
-    device : str
-        ``auto``, ``cpu``, ``cuda``, ``mps``, …
-    dtype : str
-        ``auto`` (as stored; float32 on a CPU for the embedded model), ``float32``, ``bfloat16`` or ``float16``.
-    any_family : bool
+    name
+        `tiny` for the embedded model, else a Hub id or a folder.
+    device
+        `auto`, `cpu`, `cuda`, `mps`, …
+    dtype
+        `auto` (as stored; float32 on a CPU for the embedded model), `float32`, `bfloat16` or `float16`.
+    any_family
         Take a model of a family that is not listed, too.
 
     Raises
@@ -160,7 +160,7 @@ def _line(error: Exception) -> str:
 
 
 def device_named(name: str) -> torch.device:
-    """Return a device; ``auto`` is the accelerator, if there is one.
+    """Return a device; `auto` is the accelerator, if there is one.
 
     Raises
     ------
@@ -180,7 +180,7 @@ def device_named(name: str) -> torch.device:
 
 
 def dtype_named(name: str) -> torch.dtype | str:
-    """Return a floating type, or ``auto`` as it is.
+    """Return a floating type, or `auto` as it is.
 
     Raises
     ------

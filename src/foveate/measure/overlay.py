@@ -1,4 +1,4 @@
-"""A picture of the kept tokens: kept patches as they are, the rest dimmed, one panel a stage."""
+"""An image of the kept tokens: kept patches as they are, the rest dimmed, one panel a stage."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -40,15 +40,15 @@ def draw_overlay(
 
     Parameters
     ----------
-    images : PIL.Image.Image or sequence of them
+    images
         The images of the prompt, as the model saw them (resized or cropped alike).
-    stages : sequence
-        Stages of a report: each has ``layer`` and ``kept``.
-    grids : ImageGrid or sequence of them
-        Where the visual tokens of each image lie, see :func:`foveate.measure.grid.image_grids`.
-    path : str or Path
+    stages
+        Stages of a report: each has `layer` and `kept`.
+    grids
+        Where the visual tokens of each image lie, see `foveate.measure.grid.image_grids`.
+    path
         File to write.
-    sample : int
+    sample
         Row of the batch that the stages speak of.
 
     Returns
@@ -80,13 +80,13 @@ def draw_panels(
 
     Parameters
     ----------
-    rows : sequence of sequences of Panel
+    rows
         A row stands for an image.
-    path : str or Path
+    path
         File to write.
-    captions : sequence of str or None
+    captions
         One line over each row.
-    columns : int
+    columns
         How many rows stand beside each other.
 
     Returns
@@ -171,7 +171,7 @@ def _dimmed(image: Image.Image, mask: torch.Tensor) -> Image.Image:
 
 
 def _border(kept: np.ndarray) -> np.ndarray:
-    """Return the kept pixels that lie within ``EDGE_WIDTH`` of a dropped one."""
+    """Return the kept pixels that lie within `EDGE_WIDTH` of a dropped one."""
     inner = kept
     for _ in range(EDGE_WIDTH):
         around = np.pad(inner, 1, mode="edge")
@@ -184,13 +184,13 @@ def seen_image(processor: Any, inputs: Mapping[str, Any], index: int, original: 
 
     Parameters
     ----------
-    processor : transformers.ProcessorMixin
-        What made ``inputs``.
-    inputs : mapping
+    processor
+        What made `inputs`.
+    inputs
         A processed batch.
-    index : int
+    index
         Place of the image among all images of the batch.
-    original : PIL.Image.Image
+    original
         What was given. It is returned where the processor only resizes, since its patches then cover all of it.
     """
     pixels, settings = inputs.get("pixel_values"), processor.image_processor

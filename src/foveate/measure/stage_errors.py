@@ -1,4 +1,4 @@
-"""What each cut does to the layer behind it, and to the end of the model: BTP's local and global error."""
+"""What each cut does to the layer after it, and to the end of the model: BTP's local and global error."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,11 +21,11 @@ class StageError:
 
     Parameters
     ----------
-    layer : int
+    layer
         It lies before this decoder layer.
-    local, global_ : float
+    local, global_
         With this cut alone: error of the output of that layer, and of the last layer.
-    local_so_far, global_so_far : float
+    local_so_far, global_so_far
         The same with the cuts before it, too.
     """
 
@@ -42,9 +42,9 @@ class Only(Pruner):
 
     Parameters
     ----------
-    method : Pruner
+    method
         Worked out for the model, see `Pruner.resolved`.
-    cuts : tuple of int
+    cuts
         Layers of the cuts that are done.
     """
 
@@ -77,23 +77,23 @@ def stage_errors(
 ) -> list[StageError]:
     """Errors that each cut of a pruner makes in the hidden states; two forward passes a cut, and the dense one.
 
-    An error is ‖pruned − dense‖ / ‖dense‖. The local error is that of the output of the decoder layer behind the cut;
+    An error is ‖pruned − dense‖ / ‖dense‖. The local error is that of the output of the decoder layer after the cut;
     the global one that of the last decoder layer, before the final norm. BTP (arXiv 2505.22038, section 4.1) sums
     local errors over its stages and calls that global; what is left at the end is what an answer is made from.
 
     Parameters
     ----------
-    model : PreTrainedModel
+    model
         Of a supported family; it is left as it was.
-    pruner : Pruner
+    pruner
         With any number of cuts.
-    inputs : mapping
+    inputs
         Arguments of the model's forward for a batch.
-    tokens : str
+    tokens
         Whose hidden states are compared: those of the "last" prompt token, which speaks the answer's first word and
         whose attention most methods read, or of all "text" from the first visual token to the end of the prompt. Other
         tokens are not in both runs, or cannot have seen an image.
-    family : Family or None
+    family
         See `foveate.attach`.
 
     Returns
@@ -117,7 +117,7 @@ def stage_errors(
         return []
     method = pruner.resolved(model.config)
     if method.extra_tokens(model) is not None:
-        raise UnsupportedModelError(f"{pruner.name} adds tokens of its own: its errors cannot be told per stage")
+        raise UnsupportedModelError(f"{pruner.name} adds tokens of its own: its errors cannot be separated by stage")
     cuts = tuple(method.layers(depth))
     with _outputs(parts) as dense:
         model(**inputs)
@@ -138,7 +138,7 @@ def stage_errors(
 
 
 def _prompt(parts: Parts, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Text behind the first visual token and up to the prompt's end, and all text, both (B, L) bool."""
+    """Text after the first visual token and up to the prompt's end, and all text, both (B, L) bool."""
     visual = visual_mask(parts, inputs)
     if visual is None:
         raise ValueError("a decode step has no prompt to compare")
@@ -146,7 +146,7 @@ def _prompt(parts: Parts, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]
     real = torch.ones_like(visual) if real is None else real.bool()
     end = last_prompt_token(visual.shape[1], real, inputs.get("labels"), visual)
     place = torch.arange(visual.shape[1], device=visual.device)
-    # what the engine calls visual: not the prompt's last token, nor what comes behind it
+    # what the engine calls visual: not the prompt's last token, nor what comes after it
     visual = visual & real & (place < end[:, None])
     there = real & ~visual
     return (visual.cumsum(-1) > 0) & there & (place <= end[:, None]), there
@@ -181,7 +181,7 @@ def _rows(output: Tensor, text: Tensor, kept: list[Tensor] | None = None, there:
     kept
         Positions of the visual tokens that are left, for each sample; None for a dense run.
     there
-        (B, L) bool, all text. In a pruned run samples end together: a token's row is found from behind.
+        (B, L) bool, all text. In a pruned run samples end together: a token's row is found from the end.
     """
     rows = []
     for sample, wanted in enumerate(text):

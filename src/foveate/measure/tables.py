@@ -16,11 +16,11 @@ class Cells:
 
     Parameters
     ----------
-    title : str
+    title
         What it shows.
-    columns : list of str
+    columns
         Heads; the first column is text, the others are figures without a unit, which the title has.
-    rows : list of list of str
+    rows
         One list a line.
     """
 
@@ -146,13 +146,13 @@ def where(layer: int) -> str:
 
 
 def cost_lines(prefill: Any, timed: PrefillTime | None = None) -> list[list[str]]:
-    """Return ``[what, dense, pruned, share]`` lines of one prefill; counts are means over its samples.
+    """Return `[what, dense, pruned, share]` lines of one prefill; counts are means over its samples.
 
     Parameters
     ----------
-    prefill : foveate.engine.Prefill
+    prefill
         Of a pruned run.
-    timed : PrefillTime or None
+    timed
         Its time beside the dense run's.
     """
     lines = []
@@ -169,10 +169,10 @@ def cost_lines(prefill: Any, timed: PrefillTime | None = None) -> list[list[str]
         billions = [f"{flops / 1e9:.3g}" for flops in (prefill.flops_dense, prefill.flops_pruned)]
         lines.append(["language model's prefill, GFLOPs", *billions, percent(ratio)])
     if timed is None:
-        return [*lines, ["choosing the tokens, ms", "", f"{prefill.selection_ms:.1f}", ""]]
+        return [*lines, ["token selection, ms", "", f"{prefill.selection_ms:.1f}", ""]]
     times = [f"{timed.dense_ms:.1f}", f"{timed.pruned_ms:.1f}", percent(timed.ratio)]
     lines.append(["prefill of the batch, image encoder included, ms", *times])
-    return [*lines, ["of it choosing the tokens, ms", "", f"{timed.selection_ms:.1f}", ""]]
+    return [*lines, ["of which token selection, ms", "", f"{timed.selection_ms:.1f}", ""]]
 
 
 def _counts(dense: float, kept: float, samples: int = 1) -> list[str]:
@@ -181,12 +181,14 @@ def _counts(dense: float, kept: float, samples: int = 1) -> list[str]:
 
 def time_note(timed: PrefillTime) -> str:
     """Return what the time ratio says, a loss as plainly as a gain."""
-    measured = f"median of {timed.runs} pairs of runs in turn, on this machine, now"
+    measured = f"median of {timed.runs} alternating runs, measured on this machine"
     if timed.ratio < 0.97:
         return f"Prefill took {percent(timed.ratio, 0)} of the dense run's time ({measured})."
     if timed.ratio <= 1.03:
-        return f"Prefill was no faster and no slower ({measured}): what was saved, choosing and cutting cost again."
+        return (
+            f"Prefill was no faster and no slower ({measured}): selection and compaction cost as much as they saved."
+        )
     return (
         f"Prefill was SLOWER, {percent(timed.ratio, 0)} of the dense run's time ({measured}): for so small a model or "
-        f"so few tokens, choosing and cutting cost more than they save."
+        f"so few tokens, selection and compaction cost more than they save."
     )

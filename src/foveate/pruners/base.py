@@ -234,7 +234,7 @@ class Pruner:
     needs: ClassVar[str] = ""
     uses_grids: ClassVar[bool] = False
     keep_is_mean: ClassVar[bool] = False  # `keep` is a mean share of visual tokens per layer
-    finds_budget: ClassVar[bool] = False  # how much is kept is the method's own choice, unless told
+    finds_budget: ClassVar[bool] = False  # how much is kept is the method's own choice, unless `keep` is given
     shipped: ClassVar[Mapping[str, Path]] = MappingProxyType({})  # trained pruners in the package: name -> folder
 
     compact_cache: bool = option(
@@ -353,7 +353,7 @@ class Pruner:
         return self
 
     def extra_tokens(self, model: nn.Module) -> Tensor | None:
-        """Embeddings (G, D) of tokens added behind the prompt and taken out at the last stage, or None.
+        """Embeddings (G, D) of tokens added after the prompt and taken out at the last stage, or None.
 
         Of (S, G, D), the first are the embeddings, and row s is added to their hidden states before layer s.
         """

@@ -19,9 +19,9 @@ class PyramidDrop(Pruner):
     """Cut before a quarter, half and three quarters of the depth, each time by the same ratio λ.
 
     Tokens are ranked by the attention of the last prompt token in the layer before the cut, averaged over heads. The
-    paper's λ = 0.5 leaves an eighth behind the last stage: `keep=0.125`; here λ is the cube root of `keep`.
+    paper's λ = 0.5 leaves an eighth after the last stage: `keep=0.125`; here λ is the cube root of `keep`.
 
-    Source: Xing et al., "PyramidDrop", CVPR 2025 (arXiv 2410.17247), section 3. It prunes behind layers 8, 16 and 24
+    Source: Xing et al., "PyramidDrop", CVPR 2025 (arXiv 2410.17247), section 3. It prunes after layers 8, 16 and 24
     of 32, counted from 1, which are cuts before layers 8, 16 and 24 here.
 
     Raises
@@ -35,7 +35,7 @@ class PyramidDrop(Pruner):
     url: ClassVar[str] = "https://arxiv.org/abs/2410.17247"
     summary: ClassVar[str] = "attention of the last prompt token, in three stages over the depth"
 
-    keep: float = option(0.125, "share of the visual tokens behind the last stage; 1.0 switches pruning off")
+    keep: float = option(0.125, "share of the visual tokens after the last stage; 1.0 switches pruning off")
 
     def __post_init__(self) -> None:
         super().__post_init__()

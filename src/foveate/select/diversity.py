@@ -77,7 +77,7 @@ def _product(unit: Tensor, vector: Tensor) -> Tensor:
 
 
 def _to_set(unit: Tensor, chosen: Tensor) -> Tensor:
-    """Cosine (B, N) of each token to the nearest chosen one; -inf in a row without any."""
+    """Cosine (B, N) of each token to the nearest selected one; -inf in a row without any."""
     nearest = unit.new_full(unit.shape[:2], -torch.inf)
     members = (~chosen).to(torch.uint8).argsort(dim=-1, stable=True)[:, : widest(chosen.sum(-1))]
     for first in range(0, members.shape[1], CHUNK):

@@ -21,7 +21,7 @@ ASYMMETRY = 1e-2  # of the kernel's largest entry: more than half precision make
 
 @exact
 def dpp(kernel: Tensor, k: int | Tensor, valid: Tensor | None = None) -> Tensor:
-    """Pick tokens one by one, each the one that raises the determinant of the kernel's chosen part most.
+    """Pick tokens one by one, each the one that raises the determinant of the kernel's selected part most.
 
     Parameters
     ----------
@@ -36,9 +36,9 @@ def dpp(kernel: Tensor, k: int | Tensor, valid: Tensor | None = None) -> Tensor:
     Returns
     -------
     Tensor
-        keep (B, N) bool with exactly min(k, valid tokens) True in a row. Ties go to the lowest index. Once the chosen
-        tokens explain all others (the largest residual is at most a millionth of the largest L_jj), the places left go
-        to the largest L_jj.
+        keep (B, N) bool with exactly min(k, valid tokens) True in a row. Ties go to the lowest index. Once the
+        selected tokens explain all others (the largest residual is at most a millionth of the largest L_jj), the
+        places left go to the largest L_jj.
 
     Raises
     ------
@@ -72,8 +72,9 @@ def dpp(kernel: Tensor, k: int | Tensor, valid: Tensor | None = None) -> Tensor:
 def low_rank_dpp(factors: Tensor, k: int | Tensor, valid: Tensor | None = None) -> Tensor:
     """`dpp` for the kernel L = F Fᵀ, which is never formed.
 
-    Each token's residual, the squared length of what the chosen tokens do not explain of it, is carried along: in all
-    O(N k D), and O((N + k) D) numbers. CDPruner's kernel is such a one, with F the unit features times relevance.
+    Each token's residual, the squared length of what the selected tokens do not explain of it, is carried along:
+    in all O(N k D), and O((N + k) D) numbers. CDPruner's kernel is such a one, with F the unit features times
+    relevance.
 
     Parameters
     ----------
@@ -95,7 +96,7 @@ def low_rank_dpp(factors: Tensor, k: int | Tensor, valid: Tensor | None = None) 
 
     Notes
     -----
-    Chen, Zhang, Zhou 2018, arXiv 1709.05135, section 3, with Gram-Schmidt in the place of the growing Cholesky factor;
+    Chen, Zhang, Zhou 2018, arXiv 1709.05135, section 3, with Gram-Schmidt in place of the growing Cholesky factor;
     CDPruner, Zhang et al., arXiv 2506.10967.
     On CUDA a Triton kernel picks for the whole batch in one launch (see `kernels.dispatch`), and unless k lies on the
     GPU, nothing waits for it.

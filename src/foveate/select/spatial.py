@@ -1,4 +1,4 @@
-"""Cells of a grid spread as evenly as can be: farthest points by their distance in the picture."""
+"""Cells of a grid spread as evenly as can be: farthest points by their distance in the image."""
 
 from __future__ import annotations
 

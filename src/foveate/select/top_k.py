@@ -64,7 +64,7 @@ def rebalanced_top_k(
         Candidates as a multiple of k, at least 1; 1 is plain top-k.
     split
         Where the back begins, counted in the row's valid tokens: a float is a share in [0, 1] of them, rounded, an int
-        the index of the first token of the back. So 1.0 is behind the last token, and 1 behind the first.
+        the index of the first token of the back. So 1.0 is after the last token, and 1 after the first.
     valid
         (B, N) bool, False for padding, which is never kept; None: all tokens count.
 

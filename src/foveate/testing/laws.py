@@ -140,7 +140,7 @@ def dense_run(model: Any, inputs: Mapping[str, Any], steps: int, family: Family 
 def _keep_all(
     model: nn.Module, inputs: Mapping[str, Any], pruner: Pruner, steps: int, family: Family, dense: Any
 ) -> Law:
-    """Bit-identical, as it runs (then nothing is left to do behind the prefill) and with every tensor gathered."""
+    """Bit-identical, as it runs (then nothing is left to do after the prefill) and with every tensor gathered."""
     if not any(field.name == "keep" for field in dataclasses.fields(pruner)):
         return Law(KEEP_ALL, None, reason=f"{pruner.name} has no option keep")
     everything = dataclasses.replace(pruner, keep=1.0)  # type: ignore[call-arg]
@@ -182,7 +182,7 @@ def _alone(
     family: Family,
     samples: Sequence[Mapping[str, Any]],
 ) -> Law:
-    """The same tokens are kept, and the logits of the prompt and of a step behind it are the same."""
+    """The same tokens are kept, and the logits of the prompt and of a step after it are the same."""
     if not samples:
         return Law(ALONE, None, reason=NO_SAMPLES)
     difference, length = 0.0, inputs["input_ids"].shape[1]

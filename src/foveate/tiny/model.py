@@ -16,7 +16,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 def prompt(question: str) -> str:
-    """The prompt for a question, for the processor: ``USER: <image>`` and the question, then ``ASSISTANT:``."""
+    """The prompt for a question, for the processor: `USER: <image>` and the question, then `ASSISTANT:`."""
     return f"USER: {IMAGE}\n{question} ASSISTANT:"
 
 
@@ -27,14 +27,14 @@ def build(
 
     Parameters
     ----------
-    hidden : int
+    hidden
         Width of tower and language model.
-    layers, vision_layers : int
+    layers, vision_layers
         Decoder layers and tower layers.
-    heads : int
+    heads
         Attention heads of both.
-    size, patch : int
-        Picture and patch side in pixels; (size / patch)² visual tokens.
+    size, patch
+        Image and patch side in pixels; (size / patch)² visual tokens.
     """
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -84,7 +84,7 @@ def load(dtype: torch.dtype = torch.float32) -> tuple[LlavaForConditionalGenerat
 
     Parameters
     ----------
-    dtype : torch.dtype
+    dtype
         Data type of the weights once loaded (they are stored as float16).
     """
     from transformers import LlavaForConditionalGeneration

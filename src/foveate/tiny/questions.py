@@ -20,7 +20,7 @@ _MARGIN = 12  # pixels between "left" and "right" of something
 class Question:
     """One question about one scene.
 
-    ``boxes`` (x0, y0, x1, y1 in pixels) hold all that the answer needs. Where the answer says that something is
+    `boxes` (x0, y0, x1, y1 in pixels) hold all that the answer needs. Where the answer says that something is
     absent, they hold what could be mistaken for it: for "is there a ...?" answered "no" the objects of that colour or
     that kind; for a count of 0 nothing. Either can be empty.
     """
@@ -32,7 +32,7 @@ class Question:
 
 
 def alone(things: Iterable[Thing], key: Callable[[Thing], Hashable]) -> list[Thing]:
-    """The things whose ``key`` no other thing shares."""
+    """The things whose `key` no other thing shares."""
     groups: dict[Hashable, list[Thing]] = {}
     for thing in things:
         groups.setdefault(key(thing), []).append(thing)
@@ -164,10 +164,10 @@ def ask(rng: np.random.Generator, scene: Scene, task: str) -> Question | None:
 
     Parameters
     ----------
-    rng : numpy.random.Generator
-    scene : Scene
-    task : str
-        One of ``TASKS``.
+    rng
+    scene
+    task
+        One of `TASKS`.
     """
     if task not in _MAKERS:
         raise ValueError(f"unknown task {task!r}; there are {', '.join(TASKS)}")
@@ -273,10 +273,10 @@ def ask_hard(rng: np.random.Generator, scene: Scene, task: str) -> Question | No
 
     Parameters
     ----------
-    rng : numpy.random.Generator
-    scene : Scene
-    task : str
-        One of ``HARD_TASKS``.
+    rng
+    scene
+    task
+        One of `HARD_TASKS`.
     """
     if task not in HARD_TASKS:
         raise ValueError(f"unknown task {task!r}; there are {', '.join(HARD_TASKS)}")

@@ -20,7 +20,7 @@ _OVERSAMPLE = 4
 
 @dataclass
 class Thing:
-    """One object of a scene; ``size`` is empty for signs, ``text`` (1-2 digits) is empty for shapes."""
+    """One object of a scene; `size` is empty for signs, `text` (1-2 digits) is empty for shapes."""
 
     kind: str
     colour: str
@@ -41,15 +41,15 @@ class Style:
 
     Parameters
     ----------
-    fewest, most : int
+    fewest, most
         Bounds on the number of objects asked for; a scene without room has fewer.
-    sizes : tuple of float or None
+    sizes
         Chances of a small, medium and large shape; by default they depend on the number of objects.
-    hidden : float
+    hidden
         Chance that something thin passes in front of a shape.
-    clutter : tuple of int
+    clutter
         Fewest and most things in the background that no question asks about.
-    colours, kinds : int or None
+    colours, kinds
         How many colours and shapes a scene draws from, chosen anew per scene; all by default. Fewer make more objects
         alike.
     """
@@ -80,7 +80,7 @@ class Scene:
 
 
 def _outline(kind: str, d: float) -> list[tuple[float, float]]:
-    """Corners of a polygon shape in a square of side ``d``."""
+    """Corners of a polygon shape in a square of side `d`."""
     if kind == "square":
         return [(0.05 * d, 0.05 * d), (0.95 * d, 0.05 * d), (0.95 * d, 0.95 * d), (0.05 * d, 0.95 * d)]
     if kind == "triangle":
@@ -118,7 +118,7 @@ def _masks(kind: str, side: int, turn: int) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=1024)
 def _glyph(digit: str, height: int) -> np.ndarray:
-    """Coverage in 0-1 of a digit ``height`` pixels tall, (height, width, 1)."""
+    """Coverage in 0-1 of a digit `height` pixels tall, (height, width, 1)."""
     font = ImageFont.load_default(size=64)
     image = Image.new("L", (96, 96), 0)
     ImageDraw.Draw(image).text((16, 8), digit, font=font, fill=255, stroke_width=2)
@@ -128,7 +128,7 @@ def _glyph(digit: str, height: int) -> np.ndarray:
 
 
 def _paint_shape(rng: np.random.Generator, region: np.ndarray, thing: Thing, fill: np.ndarray, hidden: float) -> None:
-    """Blend a shape into ``region``, the part of the picture under its box."""
+    """Blend a shape into `region`, the part of the picture under its box."""
     turn = int(rng.choice([-10, -5, 0, 5, 10])) if thing.kind in ("square", "triangle", "star", "cross") else 0
     whole, inside = _masks(thing.kind, region.shape[0], turn)
     rim = np.float32(28 if thing.colour == "white" or rng.random() < 0.7 else 240)
@@ -143,7 +143,7 @@ def _paint_shape(rng: np.random.Generator, region: np.ndarray, thing: Thing, fil
 
 
 def _paint_sign(rng: np.random.Generator, region: np.ndarray, thing: Thing, fill: np.ndarray) -> None:
-    """Paint a plate with its number into ``region``."""
+    """Paint a plate with its number into `region`."""
     dark_ink = thing.colour in ("yellow", "cyan", "white", "orange")
     ink = np.float32(16 if dark_ink else 248)
     region[:] = ink
@@ -172,12 +172,12 @@ def _new_thing(
 
 
 def _some(rng: np.random.Generator, names: tuple[str, ...], number: int | None) -> tuple[str, ...]:
-    """``number`` of the names; all of them, and nothing drawn, for None."""
+    """`number` of the names; all of them, and nothing drawn, for None."""
     return names if number is None else tuple(names[i] for i in rng.choice(len(names), number, replace=False))
 
 
 def _touch(a: tuple[int, int, int, int], b: tuple[int, int, int, int], gap: int = 3) -> bool:
-    """Whether two boxes overlap or come closer than ``gap`` pixels."""
+    """Whether two boxes overlap or come closer than `gap` pixels."""
     return a[0] < b[2] + gap and b[0] < a[2] + gap and a[1] < b[3] + gap and b[1] < a[3] + gap
 
 
@@ -188,13 +188,13 @@ def make_scene(
 
     Parameters
     ----------
-    rng : numpy.random.Generator
+    rng
         The only source of chance.
-    style : Style
+    style
         How crowded, cluttered and alike things are.
-    sign_share : float, optional
+    sign_share
         Chance that an object is a sign; by default drawn anew per scene.
-    size : int
+    size
         Side of the picture in pixels.
 
     Returns

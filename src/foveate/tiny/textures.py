@@ -20,7 +20,7 @@ def _unit(values: np.ndarray) -> np.ndarray:
 
 
 def _fractal(rng: np.random.Generator, slope: float) -> np.ndarray:
-    """Noise whose amplitude spectrum falls with frequency to the power ``slope``."""
+    """Noise whose amplitude spectrum falls with frequency to the power `slope`."""
     n = ATLAS_SIZE
     frequency = np.hypot(np.fft.fftfreq(n)[:, None], np.fft.rfftfreq(n)[None, :])
     frequency[0, 0] = 1
@@ -106,7 +106,7 @@ def atlas() -> np.ndarray:
 
 
 def random_colour(rng: np.random.Generator, named: np.ndarray) -> np.ndarray:
-    """A background colour, float32 (3,): half the time close to one of the ``named`` object colours."""
+    """A background colour, float32 (3,): half the time close to one of the `named` object colours."""
     if rng.random() < 0.5:
         return np.clip(named[rng.integers(len(named))] * rng.uniform(0.45, 1.0) + rng.normal(0, 18, 3), 0, 255)
     hsv = rng.random(), rng.uniform(0.1, 0.9), rng.uniform(0.25, 0.95)
@@ -135,12 +135,12 @@ def background(
 
     Parameters
     ----------
-    rng : numpy.random.Generator
-    size : int
+    rng
+    size
         Side in pixels.
-    named : numpy.ndarray
+    named
         The object colours, (colours, 3) in 0-255; background and clutter borrow from them.
-    clutter : tuple of int
+    clutter
         Fewest and most things drawn on it that no question asks about.
 
     Returns

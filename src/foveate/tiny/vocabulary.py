@@ -48,7 +48,7 @@ WORD_ID = {word: index for index, word in enumerate(words())}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Whole words, digit by digit, letters for the rest; ``<s>`` is put in front, spaces and case are ignored."""
+    """Whole words, digit by digit, letters for the rest; `<s>` is put in front, spaces and case are ignored."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -83,7 +83,7 @@ CHAT_TEMPLATE = (
 
 
 def processor(size: int = 224, patch: int = 16) -> LlavaProcessor:
-    """LLaVA processor: resize to ``size`` pixels, scale to -1..1, one ``<image>`` becomes (size/patch)² ids."""
+    """LLaVA processor: resize to `size` pixels, scale to -1..1, one `<image>` becomes (size/patch)² ids."""
     from transformers import CLIPImageProcessor, LlavaProcessor
 
     images = CLIPImageProcessor(

@@ -41,21 +41,21 @@ class Settings:
 
     Parameters
     ----------
-    keep : float
+    keep
         Budget: mean share of visual tokens per decoder layer.
-    stages : int
+    stages
         Stages wanted; some candidates have one more, before layer 0.
-    tau : float
+    tau
         Threshold of the curve.
-    final : str
+    final
         "auto" lets candidates drop what is left where that was measured to be harmless; "keep" does not.
-    answer_tokens : int
+    answer_tokens
         First tokens of the answer that are compared.
-    tolerance, agreement : float
+    tolerance, agreement
         A drop is harmless at a KL of at most `tolerance` nats with at least `agreement` of the tokens unchanged.
-    seed : int
+    seed
         Of the samples; kept in the result.
-    batch_size : int
+    batch_size
         Samples in one forward pass.
     """
 
@@ -100,7 +100,7 @@ def calibrate_btp(
        The depth above which most of the image has been read (`reading_depth`) comes of the same figures.
     2. Candidates are measured on the first 64 samples: KL of the dense to the pruned next-token distributions over
        the first tokens of the dense model's own greedy answer (`divergence`). First all layers with all ladders of
-       keep, and of layers that these samples cannot tell apart the preferred ones are taken, see `choice.choose` and
+       keep, and of layers that these samples cannot distinguish the preferred ones are taken, see `choice.choose` and
        `candidates.layer_sets`; the best so far is then varied in attention's share, in seed and rebalancing, which are
        kept where they are clearly better; at last the six best, at most three of the same layers, are tried with a
        drop where that is harmless.
@@ -108,23 +108,23 @@ def calibrate_btp(
        layers the one of least KL.
 
     Nothing but sums, and the few tokens of its answer, is kept of a sample. After each batch the sums are on disk, and
-    the same call goes on from there.
+    the same call continues from there.
 
     Parameters
     ----------
-    loaded : LoadedModel
+    loaded
         The model; it is left as it was.
-    samples : Samples
+    samples
         What it is asked, see `from_suite` and `from_folder`.
-    settings : Settings
+    settings
         How.
-    folder : Path
+    folder
         Gets config.json, calibration.json, curve.png and the sums.
-    fresh : bool
+    fresh
         Start over instead of continuing.
-    progress : callable or None
+    progress
         Called with what is done, how many samples and of how many, after each batch.
-    processes : Processes or None
+    processes
         Those that share the work.
 
     Returns
@@ -323,7 +323,7 @@ def _kept(candidate: Candidate) -> tuple[int, ...]:
 
 
 def write(folder: Path, pruner: BTP, result: dict[str, Any]) -> None:
-    """Write the pruner, the result and the picture."""
+    """Write the pruner, the result and the figure."""
     import json
 
     pruner.save_pretrained(folder)

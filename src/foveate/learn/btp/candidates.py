@@ -34,11 +34,11 @@ class Candidate:
 
     Parameters
     ----------
-    where : str
+    where
         How its layers came about.
-    how : str
+    how
         Its keeps, attention shares and options.
-    pruner : BTP
+    pruner
         Keeps solved for the budget.
     """
 
@@ -62,7 +62,7 @@ class Candidate:
 def layer_sets(curve: Sequence[int], reading: int, count: int, depth: int) -> dict[str, tuple[int, ...]]:
     """Where stages may lie, in the order of preference; the same layers stand once, under their first name.
 
-    From layer 0 to the reading depth, `count` of them behind layer 0, one more, and one less: denser early, where a
+    From layer 0 to the reading depth, `count` of them after layer 0, one more, and one less: denser early, where a
     token that goes is spared by most layers (as the paper's own layers lie), or evenly; the rule's layers from the
     curve, and the default ones by depth, each with and without a stage before layer 0 in front. Before layer 0 there
     is no attention yet, so that such a stage picks for diversity alone, and it saves most.

@@ -74,14 +74,14 @@ def beaten(found: Scores, mine: int) -> bool:
 def choose(found: Scores, layers: Sequence[Hashable]) -> int:
     """The candidate to take: first its layers, then the least mean KL among those of these layers.
 
-    So that chance does not decide between layers that the samples cannot tell apart, they are gone through in their
+    So that chance does not decide between layers that the samples cannot distinguish, they are gone through in their
     order: the first are taken whose best candidate is not beaten.
 
     Parameters
     ----------
-    found : Scores
+    found
         Of C candidates.
-    layers : sequence
+    layers
         What the stages of each have in common with those of others; in the order of preference.
     """
     for group in dict.fromkeys(layers):

@@ -65,16 +65,16 @@ class TurnCurve:
 
     Parameters
     ----------
-    depth : int
+    depth
         Decoder layers.
-    tau : float
+    tau
         Threshold asked for; the paper's is 0.93.
 
     Attributes
     ----------
-    sums : dict of Tensor, float64
-        ``under (T, depth)`` sums over samples of the share of tokens under each threshold, ``cosine (depth,)`` sums of
-        the mean cosine, ``samples ()``.
+    sums
+        Tensors in float64: `under (T, depth)` sums over samples of the share of tokens under each threshold,
+        `cosine (depth,)` sums of the mean cosine, `samples ()`.
     """
 
     def __init__(self, depth: int, tau: float = 0.93) -> None:
@@ -98,7 +98,7 @@ class TurnCurve:
         model
             Of a supported family.
         inputs
-            Arguments of the pass: ``input_ids (B, L)``, ``attention_mask``, and what tells visual tokens.
+            Arguments of the pass: `input_ids (B, L)`, `attention_mask`, and what marks visual tokens.
         """
         parts = (family or family_of(model)).parts(model)
         visual = visual_mask(parts, inputs)
@@ -174,13 +174,13 @@ def stages_from_curve(turned: Sequence[float], count: int) -> tuple[int, ...]:
 
     * lie less than 3 layers of 32 from one already taken (scaled with depth, at least 1),
     * lie before layer 3 of 32 (scaled, at least 1): there the states have hardly met the text, or
-    * lie behind layer 24 of 32 (scaled): a cut there saves little, and the last layer turns all tokens in any model.
+    * lie after layer 24 of 32 (scaled): a cut there saves little, and the last layer turns all tokens in any model.
 
     Parameters
     ----------
-    turned : sequence of float
+    turned
         n_l or its share, by decoder layer, from layer 0.
-    count : int
+    count
         Stages wanted; fewer are returned where no more fit.
 
     Returns

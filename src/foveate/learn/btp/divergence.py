@@ -20,13 +20,13 @@ CAP = 1.0  # nats that one word counts at most: a few that went quite another wa
 
 @dataclass(frozen=True)
 class Forced:
-    """A batch of prompts, each with the first tokens of the dense model's greedy answer behind it.
+    """A batch of prompts, each with the first tokens of the dense model's greedy answer after it.
 
     Attributes
     ----------
     inputs
-        Arguments of the model, ``labels`` among them: they tell the engine where the prompt ends, so that a method
-        chooses the same visual tokens as while generating.
+        Arguments of the model, `labels` among them: they show the engine where the prompt ends, so that a method
+        selects the same visual tokens as while generating.
     start
         Where the answers start; prompts are padded on the left.
     real
@@ -48,7 +48,7 @@ def dense_answer(loaded: LoadedModel, samples: Sequence[Sample], tokens: int) ->
 
 @torch.inference_mode()
 def force(loaded: LoadedModel, samples: Sequence[Sample], answer: Tensor) -> Forced:
-    """Put the answers (B, T) behind the prompts."""
+    """Put the answers (B, T) after the prompts."""
     inputs = _inputs(loaded, samples)
     prompt = inputs["input_ids"]
     ends = _ends(loaded.model.generation_config.eos_token_id, answer)

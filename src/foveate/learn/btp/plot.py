@@ -1,4 +1,4 @@
-"""The calibration as a picture."""
+"""The calibration as a figure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ def draw(result: dict[str, Any], picture: Path) -> bool:
 
     Parameters
     ----------
-    result : dict
+    result
         As in calibration.json.
-    picture : Path
+    picture
         PNG.
     """
     try:

@@ -23,9 +23,9 @@ class Sample:
 
     Parameters
     ----------
-    question : str
+    question
         In plain words.
-    source : Image or Path
+    source
         The image, or the file that holds it.
     """
 
@@ -43,11 +43,11 @@ class Samples:
 
     Parameters
     ----------
-    items : tuple of Sample
+    items
         In their order.
-    name : str
+    name
         The suite, or the folder.
-    fingerprint : str
+    fingerprint
         Short hash of questions and images.
     """
 

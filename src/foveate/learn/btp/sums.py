@@ -23,13 +23,13 @@ class PassSums:
 
     Parameters
     ----------
-    path : Path
+    path
         A JSON file; its size depends on model and candidates, not on the number of samples.
-    configuration : dict
+    configuration
         What all sums in the file have in common. A file of another configuration is refused.
-    fresh : bool
+    fresh
         Throw away what is there.
-    processes : Processes
+    processes
         They share the work; the main one writes.
     """
 
@@ -73,22 +73,23 @@ class PassSums:
         progress: Callable[[str, int, int], None] | None = None,
         about: Sequence[object] = (),
     ) -> dict[str, Tensor]:
-        """Sum what `measure` gives over all batches of the samples, or go on with it, or take what is done.
+        """Sum what `measure` gives over all batches of the samples, or continue with it, or take what is done.
 
         Parameters
         ----------
-        name : str
+        name
             Of the pass.
-        samples : sequence
+        samples
             All of them; each process takes every n-th batch.
-        batch_size : int
+        batch_size
             Samples measured at once.
-        measure : callable
+        measure
             A batch in, float64 tensors by name out: sums over its samples, of the same shapes for every batch.
-        progress : callable or None
+        progress
             Called with the name, how many samples are done and of how many, after each round of batches.
-        about : sequence
-            What is measured, told by `repr`; sums of something else, by an earlier version of foveate, are not used.
+        about
+            What is measured, identified by its `repr`; sums of something else, by an earlier version of foveate, are
+            not used.
         """
         batches = [list(samples[at : at + batch_size]) for at in range(0, len(samples), batch_size)]
         told = hashlib.sha256(repr(list(about)).encode()).hexdigest()[:16]

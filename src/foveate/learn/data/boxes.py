@@ -52,9 +52,9 @@ def checked(box: Box, said: Any) -> Box:
 
     Parameters
     ----------
-    box : Box
+    box
         In shares of the image.
-    said : Any
+    said
         As the data says it, for the message.
 
     Raises

@@ -17,19 +17,19 @@ from foveate.learn.errors import TrainingDataError
 def from_jsonl(path: str | Path, images: str | Path | None = None, skip_bad: bool = False) -> GroundedSamples:
     """Samples of a file with one JSON object a line, or with one JSON list of objects.
 
-    An object has ``image`` (a path), ``question``, ``answer`` and ``boxes``: lists of x1, y1, x2, y2 as shares of the
-    image or, beside ``width`` and ``height``, in pixels; ``task`` is optional. Visual-CoT's files are read as they
-    are: ``bboxs`` in pixels, ``full_answer`` where there is no ``answer``, ``dataset``, or the form with
-    ``conversations``. That images exist is seen to at once; none is opened unless its size is needed.
+    An object has `image` (a path), `question`, `answer` and `boxes`: lists of x1, y1, x2, y2 as shares of the
+    image or, beside `width` and `height`, in pixels; `task` is optional. Visual-CoT's files are read as they
+    are: `bboxs` in pixels, `full_answer` where there is no `answer`, `dataset`, or the form with
+    `conversations`. That images exist is seen to at once; none is opened unless its size is needed.
 
     Parameters
     ----------
-    path : str or Path
+    path
         The file.
-    images : str or Path, optional
+    images
         What image paths start from, if not from the file's folder. An image is also looked for in a folder with the
-        name of the row's ``dataset``, and in ``cot`` above that, as Visual-CoT lays its images out.
-    skip_bad : bool
+        name of the row's `dataset`, and in `cot` above that, as Visual-CoT lays its images out.
+    skip_bad
         Leave out what cannot be used, and say so in `skipped`: some of Visual-CoT's boxes lie outside of their images.
 
     Raises

@@ -114,7 +114,7 @@ def _size(fields: Mapping[str, Any]) -> Size | None:
 
 
 def _image(value: Any) -> tuple[Any, tuple[str, ...]]:
-    """The image, and the boxes in pixels behind further mentions of it: ["a.jpg", "a.jpg###[1, 2, 3, 4]"]."""
+    """The image, and the boxes in pixels after further mentions of it: ["a.jpg", "a.jpg###[1, 2, 3, 4]"]."""
     if not isinstance(value, (list, tuple)):
         return value, ()
     if not value or not all(isinstance(one, str) for one in value):

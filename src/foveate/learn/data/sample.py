@@ -25,14 +25,14 @@ class GroundedSample:
 
     Parameters
     ----------
-    question, answer : str
+    question, answer
         In plain words.
-    source : Image, Path or callable
+    source
         The image, the file that holds it, or what makes it.
-    boxes : tuple of boxes
+    boxes
         (x1, y1, x2, y2) as shares of the image's width and height. Empty: the answer lies nowhere in particular, and
         the sample has no localisation target.
-    task : str
+    task
         Kind of question, where the data says so.
     """
 
@@ -62,13 +62,13 @@ class GroundedSamples:
 
     Parameters
     ----------
-    items : tuple of GroundedSample
+    items
         In their order.
-    name : str
+    name
         Where they are from.
-    fingerprint : str
+    fingerprint
         Short hash of questions, answers, boxes and images.
-    skipped : tuple of str
+    skipped
         Why samples were left out, one reason each, where that was asked for.
     """
 
@@ -92,11 +92,11 @@ def split(
 
     Parameters
     ----------
-    samples : GroundedSamples
+    samples
         Where they are drawn from.
-    number, held_out : int
+    number, held_out
         How many to learn from, at most, and how many to look at.
-    seed : int
+    seed
         Of the draw.
 
     Raises

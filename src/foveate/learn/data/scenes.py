@@ -21,14 +21,14 @@ def from_scenes(
 
     Parameters
     ----------
-    number, seed : int
+    number, seed
         How many, and which.
-    per_scene : int
+    per_scene
         The most questions about one scene; drawing it takes longer than all else here.
-    progress : callable, optional
+    progress
         Called with what is done, how many and of how many.
-    hard : bool
-        Take scenes and questions of the harder split, ``foveate.tiny.held_out_hard``.
+    hard
+        Take scenes and questions of the harder split, `foveate.tiny.held_out_hard`.
 
     Raises
     ------

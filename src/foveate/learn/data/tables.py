@@ -20,15 +20,15 @@ from foveate.learn.errors import TrainingDataError
 def from_datasets(folder: str | Path, split: str | None = None, skip_bad: bool = False) -> GroundedSamples:
     """Samples of a folder that the datasets library wrote with `save_to_disk`; columns as the fields of `from_jsonl`.
 
-    The column ``image`` holds images, or paths that start from the folder.
+    The column `image` holds images, or paths that start from the folder.
 
     Parameters
     ----------
-    folder : str or Path
+    folder
         The folder.
-    split : str, optional
+    split
         Which part of it, where it has several.
-    skip_bad : bool
+    skip_bad
         Leave out what cannot be used, and say so in `skipped`.
 
     Raises

@@ -1,4 +1,4 @@
-"""A training as a picture."""
+"""A training as a figure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ def draw(result: dict[str, Any], picture: Path) -> bool:
 
     Parameters
     ----------
-    result : dict
+    result
         As in training.json.
-    picture : Path
+    picture
         PNG.
     """
     try:

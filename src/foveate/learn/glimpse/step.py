@@ -220,7 +220,7 @@ def collate(loaded: LoadedModel, samples: Sequence[GroundedSample]) -> dict[str,
     Returns
     -------
     dict
-        Arguments of the model with ``labels``, on the CPU; ``start``, the glimpse token's column; ``placed``, where
+        Arguments of the model with `labels`, on the CPU; `start`, the glimpse token's column; `placed`, where
         the answers lie.
     """
     images = [sample.image() for sample in samples]
@@ -247,7 +247,7 @@ def collate(loaded: LoadedModel, samples: Sequence[GroundedSample]) -> dict[str,
 
 
 def _words(loaded: LoadedModel, sample: GroundedSample) -> list[int]:
-    """Ids of the answer; behind a prompt that ends in a word, such as "ASSISTANT:", it begins with a blank."""
+    """Ids of the answer; after a prompt that ends in a word, such as "ASSISTANT:", it begins with a blank."""
     blank = "" if loaded.prompt("", 1)[-1:] in ("\n", ">", " ", "") else " "
     return list(loaded.processor.tokenizer(blank + sample.answer, add_special_tokens=False)["input_ids"])
 

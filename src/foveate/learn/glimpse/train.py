@@ -38,7 +38,7 @@ class Settings:
     epochs, max_steps
         How long; `max_steps` updates, where given, have the last word.
     learning_rate, warmup
-        AdamW's, with a cosine schedule behind a linear warm-up over this share of the updates.
+        AdamW's, with a cosine schedule after a linear warm-up over this share of the updates.
     dropout
         On the glimpse rows.
     weighing
@@ -240,7 +240,7 @@ def earlier_run(folder: Path, resume: bool) -> list[Path]:
     checkpoints = folder / CHECKPOINTS
     there = sorted(checkpoints.glob("checkpoint-*")) if checkpoints.is_dir() else []
     if there and not resume:
-        raise TrainingDataError(f"{checkpoints} holds checkpoints of an earlier run: --resume goes on, or remove them")
+        raise TrainingDataError(f"{checkpoints} holds checkpoints of an earlier run: use --resume, or remove them")
     return there
 
 

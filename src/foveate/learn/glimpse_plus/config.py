@@ -19,68 +19,68 @@ class PlusSettings:
 
     Parameters
     ----------
-    model : str
+    model
         A Hub id, a folder, or `tiny`, the embedded model.
-    data, images : str or None
+    data, images
         A JSONL with image, question, answer and boxes, and the folder that its image paths start from.
-    dataset : str or None
+    dataset
         Or a folder of the datasets library.
-    suite : str or None
+    suite
         Or a suite: `scenes`.
-    skip_bad : bool
+    skip_bad
         Leave out samples that cannot be used, which else are an error.
-    samples : int
+    samples
         How many at most, drawn at random.
-    held_out : int
+    held_out
         Questions apart from them, at which the training of the predictor looks.
-    seed : int
+    seed
         Of scenes, order, adapter and sampling.
-    pruned : bool
+    pruned
         False: the same fine-tuning on all visual tokens, to compare with.
-    predictor : str or None
-        Who chooses where a sample has no boxes: the folder of a saved pruner that cuts once, or a method by name;
+    predictor
+        Who selects where a sample has no boxes: the folder of a saved pruner that cuts once, or a method by name;
         `glimpseprune` is the training-free stand-in.
-    layer : int or None
+    layer
         Where to cut without one; None: before ⌈2L/3⌉.
-    reward : str
+    reward
         exact_match, numeric, anls, judge, by_prompt, or module:function.
-    judge : Judge or None
+    judge
         The model that judges.
-    group : int
+    group
         Answers drawn for each question.
-    prompts : int
+    prompts
         Questions in one step, in each process.
-    micro_batch : int
+    micro_batch
         Answers scored in one pass.
-    epochs : float
+    epochs
         Passes over the data.
-    max_steps : int
+    max_steps
         Steps; where positive, instead of `epochs`.
-    lr, warmup, grad_norm : float
+    lr, warmup, grad_norm
         Highest learning rate, which falls by a cosine; the share of steps in which it rises; clipping of gradients.
-    beta : float
+    beta
         Weight of the KL divergence from the model before.
-    temperature : float
+    temperature
         While sampling.
-    lora_rank, lora_alpha : int
+    lora_rank, lora_alpha
         Of the adapter on all linear layers of the language model.
-    lora_dropout : float
+    lora_dropout
         Drawn anew in each pass: with the published 0.05, log-probabilities differ a little from sampling to scoring.
-    max_prompt : int or None
+    max_prompt
         Samples with longer prompts, before pruning, are left out.
-    max_completion : int
+    max_completion
         Tokens of an answer.
-    bf16 : bool
+    bf16
         Weights and activations in bfloat16; the adapter stays in float32.
-    save_every : int
+    save_every
         Steps between checkpoints, from which a stopped run goes on.
-    gradient_checkpointing : bool
+    gradient_checkpointing
         Only without pruning.
-    rollouts : str
+    rollouts
         Who samples: `transformers`; hooks do not exist elsewhere.
-    glimpse : Settings or None
+    glimpse
         How the predictor is trained on the merged model, as by `foveate train glimpse`; None: none is.
-    glimpse_sizes : mapping
+    glimpse_sizes
         Its sizes where they are not the published ones, see `sizes_for`.
     """
 

@@ -84,7 +84,7 @@ def answer_logps(
 def _positions(model: Any, prompt: Tensor, mask: Tensor, inputs: Mapping[str, Any]) -> Tensor:
     """Position ids of a prompt as `generate` makes them: (B, P), or (3, B, P) where images have rows and columns.
 
-    Made here, since Qwen's own way to go on behind a prompt keeps state, and takes one token at a time.
+    Made here, since Qwen's own way to go on after a prompt keeps state, and takes one token at a time.
     """
     plain = (mask.cumsum(-1) - 1).clamp(min=0)
     owner = next((module for module in model.modules() if hasattr(module, "get_rope_index")), None)

@@ -28,9 +28,9 @@ class Batch:
 
     Parameters
     ----------
-    boxes : sequence
+    boxes
         Of each sample; none where it has none.
-    sizes : sequence
+    sizes
         Width and height of each sample's image in pixels.
     """
 
@@ -45,21 +45,21 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class GivenBoxes(Pruner):
-    """Keep what lies under the boxes that a sample brings; where it brings none, what another pruner chooses.
+    """Keep what lies under the boxes that a sample brings; where it brings none, what another pruner selects.
 
     The cut lies where that other pruner's lies, or without one before layer K = ⌈2L/3⌉, and as with GlimpsePrune the
     KV cache of all earlier layers is cut too.
 
     Parameters
     ----------
-    batch : Batch
+    batch
         Of the batch to come.
-    otherwise : Pruner or None
+    otherwise
         Chooses for samples without boxes; it cuts once.
-    layer : int or None
+    layer
         Where to cut without it.
-    place : callable or None
-        ``(grids of an image, its size) -> grids`` that know which part of the image they cover.
+    place
+        `(grids of an image, its size) -> grids` that know which part of the image they cover.
     """
 
     name: ClassVar[str] = "given boxes"

@@ -26,9 +26,9 @@ class Reply:
 
     Parameters
     ----------
-    question, given, wanted : str
+    question, given, wanted
         What was asked, what the model said, what was right.
-    task : str
+    task
         Kind of question, where the data says so.
     """
 
@@ -67,11 +67,11 @@ def reward_by_name(name: str, judge: Judge | None = None) -> Reward:
 
     Parameters
     ----------
-    name : str
+    name
         One of `RULES`; `judge`, a model that scores; `by_prompt`, the authors': exact match where the question asks
         for a single word or phrase, the judge elsewhere; or `module:function` of your own, which takes a list of
         `Reply` and returns as many numbers.
-    judge : Judge or None
+    judge
         Who is asked.
 
     Raises
@@ -185,17 +185,17 @@ class Judge:
 
     Parameters
     ----------
-    url : str
+    url
         The server, up to `/v1`: `http://localhost:8000/v1`.
-    model : str
+    model
         As the server calls it.
-    timeout : float
+    timeout
         Seconds that one answer may take.
-    retries : int
+    retries
         How often a server that does not answer, or is busy, is asked again, each time after twice the pause.
-    parallel : int
+    parallel
         Questions asked at once.
-    key_variable : str
+    key_variable
         The environment variable that holds the key, if the server wants one; the key itself is in no file.
     """
 

@@ -57,7 +57,7 @@ def load_samples(
 
 
 def chooser(settings: PlusSettings) -> Pruner | None:
-    """Who chooses for samples without boxes."""
+    """Who selects for samples without boxes."""
     if settings.predictor is None:
         return None
     return make(settings.predictor) if settings.predictor in METHODS else load(settings.predictor)

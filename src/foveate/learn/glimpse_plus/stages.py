@@ -55,7 +55,7 @@ def reinforce(
     progress: Progress | None = None,
     processes: Processes | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune by GRPO; goes on from the last checkpoint of FOLDER/rl."""
+    """Fine-tune by GRPO; continues from the last checkpoint of FOLDER/rl."""
     need_trl()
     from transformers.trainer_utils import get_last_checkpoint
 

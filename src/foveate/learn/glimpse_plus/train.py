@@ -33,21 +33,21 @@ def train_plus(
 
     Parameters
     ----------
-    settings : PlusSettings
+    settings
         How.
-    samples : GroundedSamples
+    samples
         Questions, answers and boxes.
-    held_out : sequence of GroundedSample
+    held_out
         Others, at which the training of the predictor looks.
-    folder : Path
+    folder
         Gets everything.
-    fresh : bool
+    fresh
         Start over instead of going on.
-    device : str
+    device
         auto, cpu, cuda, …
-    progress : callable or None
+    progress
         Called with what is done, how much and of how much.
-    processes : Processes or None
+    processes
         Those that share the work.
 
     Returns
@@ -58,7 +58,7 @@ def train_plus(
     Raises
     ------
     TrainingError
-        The folder holds a run of other settings, the data does not do, or what training needs is not installed.
+        The folder holds a run of other settings, the data is unusable, or what training needs is not installed.
     """
     state = StagesDone(folder, settings, samples, fresh, processes or Processes())
     state.run("rl", lambda: reinforce(settings, samples, folder, device, progress, state.processes))

@@ -127,7 +127,7 @@ class Costs(TrainerCallback):
 
 
 class ShowSteps(TrainerCallback):
-    """Tells how far the training is."""
+    """Report how far the training is."""
 
     def __init__(self, progress: Callable[[str, int, int], None]) -> None:
         self.progress = progress

@@ -19,11 +19,11 @@ class Arm:
 
     Parameters
     ----------
-    method : str
+    method
         As it was asked for, or what stands beside it.
-    keep : float, int or None
+    keep
         Budget asked for; none for dense, and for options that bring their own, such as BTP's published stages.
-    pruner : Pruner or None
+    pruner
         None: the dense model.
     """
 

@@ -23,7 +23,7 @@ def peak_bytes(device: torch.device, work: Callable[[], Any]) -> tuple[Any, int 
     Returns
     -------
     tuple
-        The bytes are None on a device that cannot tell.
+        The bytes are None on a device that does not report them.
     """
     gc.collect()
     if device.type == "cuda":
@@ -43,7 +43,7 @@ def peak_bytes(device: torch.device, work: Callable[[], Any]) -> tuple[Any, int 
 
 @contextlib.contextmanager
 def _silent_library() -> Iterator[None]:
-    """Keep the profiler's library from writing to standard error, which it does whatever it is told."""
+    """Keep the profiler's library from writing to standard error, which it does in any case."""
     try:
         before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     except OSError:  # there is no standard error
@@ -77,7 +77,7 @@ def cache_bytes(cache: Any) -> int:
 
     Parameters
     ----------
-    cache : Cache
+    cache
         Of transformers; also states of layers that have no keys and values.
     """
     seen: dict[int, int] = {}

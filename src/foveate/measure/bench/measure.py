@@ -1,4 +1,4 @@
-"""Everything that is measured of one setting: all arms on one prompt, turn about."""
+"""Everything that is measured of one setting: all arms on one prompt, interleaved."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def measure(
 
     Parameters
     ----------
-    model, family : object
+    model, family
         The model and its family.
-    arms : list of Arm
+    arms
         Dense first.
-    prompts : dict
-        By arm label; ``dense`` is that of every arm that has none of its own.
-    settings : BenchSettings
+    prompts
+        By arm label; `dense` is that of every arm that has none of its own.
+    settings
         Rounds and decoded tokens.
-    advance : callable
-        Told what was done, after each step.
+    advance
+        Called with what was done, after each step.
 
     Returns
     -------

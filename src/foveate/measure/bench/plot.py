@@ -1,4 +1,4 @@
-"""Realised against FLOPs-implied speed-up as a picture."""
+"""Realised against FLOPs-implied speed-up as a figure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MARKS = "osD^vP*X<>"
 
 
 def need_matplotlib() -> None:
-    """Raise unless pictures can be drawn.
+    """Raise unless figures can be drawn.
 
     Raises
     ------
@@ -30,9 +30,9 @@ def draw(result: dict[str, Any], picture: Path) -> None:
 
     Parameters
     ----------
-    result : dict
+    result
         Of `run.run`.
-    picture : Path
+    picture
         PNG.
     """
     from matplotlib.figure import Figure

@@ -1,7 +1,7 @@
 """Prompts with a wanted number of visual tokens: random words, random pixels, of the shapes that a model takes.
 
-Families whose pictures have known shapes are given them straight from the config, without a processor; any other gets
-pictures through its processor.
+Families whose images have known shapes are given them straight from the config, without a processor; any other gets
+images through its processor.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class BenchPrompt:
 
     Parameters
     ----------
-    inputs : dict
+    inputs
         Arguments of the forward pass, on the model's device.
-    visual : int
+    visual
         Visual tokens of a sample, separators among them.
-    text : int
+    text
         Other tokens of a sample.
-    pictures : int
+    pictures
         Of a sample.
     """
 
@@ -51,15 +51,15 @@ def make_prompt(loaded: LoadedModel, visual: int | None, text: int, batch: int, 
 
     Parameters
     ----------
-    loaded : LoadedModel
+    loaded
         Its processor may be missing (None) where the family's shapes are known.
-    visual : int or None
-        Visual tokens wanted of a sample; none: those of one picture of the usual size.
-    text : int
+    visual
+        Visual tokens wanted of a sample; none: those of one image of the usual size.
+    text
         Text tokens wanted; a processor's prompt has some of its own.
-    batch : int
+    batch
         Samples.
-    seed : int
+    seed
         Of words and pixels.
     """
     model = loaded.model
@@ -81,13 +81,13 @@ def make_prompt(loaded: LoadedModel, visual: int | None, text: int, batch: int, 
 
 
 def tokens_of(config: Any, visual: int) -> int | None:
-    """Return how many visual tokens a sample would really have; None where only a processor can tell."""
+    """Return how many visual tokens a sample would really have; None where only a processor knows."""
     sample = sample_pictures(config, visual)
     return None if sample is None else sample.tokens
 
 
 def usual_tokens(config: Any) -> int:
-    """Return the visual tokens of one picture of the usual size."""
+    """Return the visual tokens of one image of the usual size."""
     vision = getattr(config, "vision_config", None)
     pixels, patch = (getattr(vision, name, None) for name in ("image_size", "patch_size"))
     if isinstance(pixels, int) and isinstance(patch, int):  # some have a pair of each
@@ -96,7 +96,7 @@ def usual_tokens(config: Any) -> int:
 
 
 def _words(model: Any, sample: SamplePictures, text: int, batch: int, generator: torch.Generator) -> Tensor:
-    """(B, L) ids: a fifth of the words, the pictures, each with what must stand around it, the rest."""
+    """(B, L) ids: a fifth of the words, the images, each with what must stand around it, the rest."""
     config = model.config
     special = {getattr(config, name, None) for name in dir(config) if name.endswith(("token_id", "token_index"))}
     special = {one for one in special if isinstance(one, int)}
@@ -119,7 +119,7 @@ def _words(model: Any, sample: SamplePictures, text: int, batch: int, generator:
 
 
 def _pixels(sample: tuple[int, ...], batch: int, generator: torch.Generator) -> Tensor:
-    """Noise of another level in each part of a picture; of a large batch all samples have the same pictures."""
+    """Noise of another level in each part of an image; of a large batch all samples have the same images."""
     different = batch if batch * math.prod(sample) < MANY_PIXELS else 1
     shape = (different * sample[0], *sample[1:])
     levels = torch.randn(shape[0], *[1] * (len(shape) - 1), generator=generator)
@@ -127,7 +127,7 @@ def _pixels(sample: tuple[int, ...], batch: int, generator: torch.Generator) -> 
     return pixels.repeat(batch // different, *[1] * (len(shape) - 1))
 
 
-SIDE = 448  # pixels of a first picture
+SIDE = 448  # pixels of a first image
 TRIES = 3
 WORD = "what "
 
@@ -137,9 +137,9 @@ def processed(loaded: LoadedModel, visual: int | None, text: int, batch: int, se
 
     Parameters
     ----------
-    loaded : LoadedModel
+    loaded
         With its processor.
-    visual, text, batch, seed : int
+    visual, text, batch, seed
         As `prompts.make_prompt` takes them.
     """
 
@@ -150,7 +150,7 @@ def processed(loaded: LoadedModel, visual: int | None, text: int, batch: int, se
         if visual is None or abs(found - visual) <= 0.02 * visual:
             break
         smaller = max(32, round(side * math.sqrt(visual / found)))
-        if _count(loaded, smaller, count, generator) == found:  # every picture makes as many
+        if _count(loaded, smaller, count, generator) == found:  # every image makes as many
             count = max(1, round(visual * count / found))
             break
         side = smaller
@@ -180,7 +180,7 @@ PIXELS = ("pixel_values", "pixel_attention_mask")
 
 @torch.inference_mode()
 def encode(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return the inputs with encoded images in the place of pixels.
+    """Return the inputs with encoded images in place of pixels.
 
     Raises
     ------
@@ -198,28 +198,28 @@ def encode(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-NEAR = 0.03  # share of the wanted tokens by which fewer pictures may miss them
-ASPECT = 2.0  # a picture's longer side over the shorter, at most, where its number of tokens allows
+NEAR = 0.03  # share of the wanted tokens by which fewer images may miss them
+ASPECT = 2.0  # an image's longer side over the shorter, at most, where its number of tokens allows
 SIDES = (28, 1344, 28)  # pixels that are tried for LLaVA-NeXT, whose numbers of tokens follow no formula
 
 
 @dataclass(frozen=True)
 class SamplePictures:
-    """One sample's pictures.
+    """One sample's images.
 
     Parameters
     ----------
-    tokens : int
+    tokens
         Visual tokens, separators among them.
-    runs : list of int
-        Visual tokens of each picture.
-    pixels : tuple of int
-        Shape of the pixels of all its pictures.
-    sizes : list of list of int
+    runs
+        Visual tokens of each image.
+    pixels
+        Shape of the pixels of all its images.
+    sizes
         What the model wants to know of each beside the pixels; empty for none.
-    sizes_name : str
+    sizes_name
         The argument of the forward pass that takes them.
-    types : bool
+    types
         Whether the model also takes `mm_token_type_ids`.
     """
 
@@ -291,8 +291,8 @@ MAKERS: dict[str, Callable[[Any, int], SamplePictures]] = {
 
 
 def sample_pictures(config: Any, wanted: int) -> SamplePictures | None:
-    """One sample's pictures with about so many visual tokens; None where only a processor can tell."""
+    """One sample's images with about so many visual tokens; None where only a processor knows."""
     make = MAKERS.get(config.model_type)
-    if make is None or getattr(config.vision_config, "model_type", "") == "pixtral":  # pictures of any size
+    if make is None or getattr(config.vision_config, "model_type", "") == "pixtral":  # images of any size
         return None
     return make(config, wanted)

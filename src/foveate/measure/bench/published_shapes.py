@@ -48,13 +48,13 @@ class Shape:
 
     Parameters
     ----------
-    name : str
-        As ``--random-weights`` takes it.
-    checkpoint : str
+    name
+        As `--random-weights` takes it.
+    checkpoint
         Whose config these sizes are.
-    model_type : str
+    model_type
         Of transformers.
-    text, vision, rest : dict
+    text, vision, rest
         Values of the language model's config, the vision encoder's and the whole model's.
     """
 
@@ -75,9 +75,9 @@ class Shape:
 
         Parameters
         ----------
-        layers : int or None
+        layers
             Decoder layers, at least 2.
-        width : int or None
+        width
             Hidden size of the language model, a multiple of the width of its heads.
 
         Raises
@@ -100,7 +100,7 @@ class Shape:
         return Shape(self.name, self.checkpoint, self.model_type, text, vision, rest)
 
     def config(self) -> Any:
-        """Return the config of transformers, without end-of-text token: decoding goes on as long as is asked."""
+        """Return the config of transformers, without end-of-text token: decoding continues as long as is asked."""
         from transformers import AutoConfig
 
         text = {**self.text, "bos_token_id": None, "eos_token_id": None}
@@ -111,11 +111,11 @@ class Shape:
 
         Parameters
         ----------
-        device, dtype : torch.device, torch.dtype
+        device, dtype
             Where and how.
-        attention : str
-            Name of the attention implementation: ``sdpa``, ``eager``, …
-        seed : int
+        attention
+            Name of the attention implementation: `sdpa`, `eager`, …
+        seed
             Of the weights.
 
         Raises

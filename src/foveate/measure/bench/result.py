@@ -23,14 +23,14 @@ def entries(found: list[Measured], asked: int | None, batch: int, clock: str) ->
 
     Parameters
     ----------
-    found : list of Measured
+    found
         Dense first.
-    asked : int or None
+    asked
         Visual tokens that were asked for.
-    batch : int
+    batch
         Samples.
-    clock : str
-        The one whose ratios count: ``cpu`` or ``wall``.
+    clock
+        The one whose ratios count: `cpu` or `wall`.
     """
     return [_entry(one, found[0], asked, batch, clock) for one in found]
 
@@ -108,7 +108,7 @@ def failures(result: dict[str, Any]) -> list[dict[str, Any]]:
 
     Parameters
     ----------
-    result : dict
+    result
         Of `run.run`; dense, dense again and the smaller picture are not judged.
     """
     found: list[dict[str, Any]] = []

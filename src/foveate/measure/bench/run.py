@@ -40,15 +40,15 @@ def random_model(
 
     Parameters
     ----------
-    name : str
+    name
         Of `shapes.SHAPES`.
-    device, dtype : str
-        ``auto`` is the accelerator, if there is one; bfloat16 there, and float32 on a CPU.
-    attention : str
+    device, dtype
+        `auto` is the accelerator, if there is one; bfloat16 there, and float32 on a CPU.
+    attention
         Name of the attention implementation.
-    layers, width : int or None
+    layers, width
         Fewer decoder layers, narrower ones.
-    seed : int
+    seed
         Of the weights.
 
     Raises
@@ -64,7 +64,7 @@ def random_model(
 
 
 def named_model(name: str, device: str = "auto", dtype: str = "auto", attention: str | None = None) -> LoadedModel:
-    """Return a model by name, folder or ``tiny``, with its own weights.
+    """Return a model by name, folder or `tiny`, with its own weights.
 
     Raises
     ------
@@ -85,19 +85,19 @@ def run(
 
     Parameters
     ----------
-    loaded : LoadedModel
+    loaded
         Of `random_model` or `named_model`; nothing may be attached to it.
-    settings : BenchSettings
+    settings
         What to measure.
-    advance : callable or None
-        Told what was done, how many steps are done and how many there are.
-    about : dict or None
+    advance
+        Called with what was done, how many steps are done and how many there are.
+    about
         What else the result should say of the model.
 
     Raises
     ------
     FoveateError
-        A method, a budget or a prompt that cannot be had.
+        A method, a budget or a prompt that the bench cannot take.
     """
     from foveate.families import family_of
 

@@ -15,25 +15,25 @@ class BenchSettings:
 
     Parameters
     ----------
-    methods : tuple of MethodSpec
+    methods
         Beside dense, random tokens and a smaller picture, which are always there.
-    keeps : tuple of float or int
+    keeps
         Budgets: shares of the visual tokens, or counts of them.
-    visual : tuple of int
-        Visual tokens of a sample; none: those of one picture.
-    text : int
+    visual
+        Visual tokens of a sample; none: those of one image.
+    text
         Text tokens of a sample.
-    batch : tuple of int
+    batch
         Samples at once.
-    decode : int
+    decode
         Tokens decoded in each run; 0: prefill only.
-    rounds, splits : int
+    rounds, splits
         Timed rounds; rounds in which a prefill is taken apart, which costs time of its own.
-    again, operations : bool
-        A second dense arm, which tells the spread; torch's count of operations, for which each arm runs once more.
-    vision : bool
+    again, operations
+        A second dense arm, which shows the spread; torch's count of operations, for which each arm runs once more.
+    vision
         False: images come encoded, as `generate()` hands them over, and the vision encoder is in no figure.
-    seed : int
+    seed
         Of weights, words and pixels.
 
     Raises
@@ -75,7 +75,7 @@ def _whole(name: str, value: object, least: int) -> None:
 
 
 def whole_numbers(name: str, text: str) -> tuple[int, ...]:
-    """Return ``"1,8,32"`` as numbers.
+    """Return `"1,8,32"` as numbers.
 
     Raises
     ------

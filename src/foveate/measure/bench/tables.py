@@ -75,7 +75,7 @@ def _split(result: dict[str, Any]) -> Cells:
         if entry["parts"] is not None and entry["arm"] != AGAIN:
             shares = entry["parts"]["of_dense"]
             rows.append([_setting(entry), entry["arm"], *(f"{100 * shares[part]:.1f}" for part in (*PARTS, "total"))])
-    heads = ["vision", "layers before", "layers behind", "choosing", "compaction", "rest", "all"]
+    heads = ["vision", "layers before", "layers after", "selection", "compaction", "rest", "all"]
     return Cells("Where the time to the first token goes, % of dense's", ["visual × batch", "arm", *heads], rows)
 
 
@@ -109,7 +109,7 @@ def notes(result: dict[str, Any]) -> list[str]:
     measured = "CPU time of the one process" if clock == "cpu" else "wall time"
     found = [
         f"× faster is dense time / the arm's time of the same round, {measured}: median of {rounds} rounds "
-        "[quartiles]. FLOPs are torch's count of the whole prefill, choosing included; got / implied is 1 where all "
+        "[quartiles]. FLOPs are torch's count of the whole prefill, selection included; got / implied is 1 where all "
         "of it is time.",
         f"Peak memory is that of the prefill: {result['memory']}.",
     ]

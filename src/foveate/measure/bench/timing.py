@@ -96,8 +96,8 @@ def no_collection() -> Iterator[None]:
 def split_run(model: Any, inputs: Mapping[str, Any], pruner: Any, family: Any) -> dict[str, float]:
     """Return the milliseconds of a prefill's parts, and `total`; each part is waited for, which costs time of its own.
 
-    ``vision`` is encoder and projector, ``before`` and ``behind`` are the decoder layers before and from the first
-    stage on (all are ``before`` without one), ``choosing`` and ``compaction`` what the report tells, ``rest``
+    `vision` is encoder and projector, `before` and `behind` are the decoder layers before and from the first
+    stage on (all are `before` without one), `choosing` and `compaction` what the report says, `rest`
     embedding, head and what lies between.
     """
     marks: dict[str, list[float]] = {}
@@ -153,13 +153,13 @@ class PrefillTime:
 
     Parameters
     ----------
-    ratio : float
+    ratio
         Median over the runs of pruned time over the time of the dense run beside it; under 1 is a gain.
-    dense_ms, pruned_ms : float
+    dense_ms, pruned_ms
         Median milliseconds, image encoder included. They belong to the machine and its load; the ratio travels.
-    selection_ms : float
-        Median milliseconds of ``pruned_ms`` that went into choosing.
-    runs : int
+    selection_ms
+        Median milliseconds of `pruned_ms` that went into selection.
+    runs
         Pairs that were timed.
     """
 
@@ -176,17 +176,17 @@ class PrefillTime:
 
 @torch.inference_mode()
 def time_prefill(model: Any, inputs: Mapping[str, Any], pruner: Any, runs: int = RUNS) -> PrefillTime:
-    """Time the prefill of one batch dense and pruned, turn about, in this process.
+    """Time the prefill of one batch dense and pruned, interleaved, in this process.
 
     Parameters
     ----------
-    model : PreTrainedModel
+    model
         Nothing may be attached to it.
-    inputs : mapping
+    inputs
         A processed batch.
-    pruner : Pruner
+    pruner
         What is compared with the dense run.
-    runs : int
+    runs
         Pairs to time, after a warm-up.
     """
     dense: list[float] = []

@@ -70,7 +70,7 @@ def check_model(
     steps
         Tokens to generate.
     done
-        Told each result as it is there.
+        Called with each result as it is there.
 
     Raises
     ------

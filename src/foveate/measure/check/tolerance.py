@@ -73,7 +73,7 @@ def measure_noise(model: Any, inputs: Any, samples: Sequence[Any], dense: Any, f
 
 
 def judged(law: Law, noise: Noise, dtype: torch.dtype) -> Law:
-    """A law was not tested where the dense model breaks it itself, the reference does not fit, or rounding chooses."""
+    """A law was not tested where the dense model breaks it itself, the reference does not fit, or rounding selects."""
     if law.error:
         return law
     if law.name == MASKED and not noise.fits:

@@ -18,14 +18,14 @@ class Answer:
 
     Parameters
     ----------
-    text : str
+    text
         What the model said.
-    kept, visual : int
+    kept, visual
         Visual tokens after the last stage, and before any pruning.
-    mean_tokens_per_layer, kv_share, flops_share : float
-        Shares of the dense run, the first two of its visual tokens, of the batch that the question was in; ``None``
+    mean_tokens_per_layer, kv_share, flops_share
+        Shares of the dense run, the first two of its visual tokens, of the batch that the question was in; `None`
         where the report knows no FLOPs.
-    skipped : str or None
+    skipped
         Why nothing was pruned although it was asked for.
     """
 
@@ -44,12 +44,12 @@ class Batch:
 
     Parameters
     ----------
-    texts : list of str
+    texts
         The answers.
-    inputs : mapping
+    inputs
         What the processor made of questions and images.
-    report : foveate.engine.Report or None
-        What was kept; ``None`` of a dense run.
+    report
+        What was kept; `None` of a dense run.
     """
 
     texts: list[str]
@@ -69,15 +69,15 @@ def run_batch(
 
     Parameters
     ----------
-    loaded : LoadedModel
-        Who answers.
-    questions : list of str
+    loaded
+        The model and its processor.
+    questions
         One a sample.
-    images : list of lists of PIL.Image.Image
+    images
         Those of each sample.
-    pruner : Pruner or None
-        ``None`` answers dense.
-    max_new_tokens : int
+    pruner
+        `None` answers dense.
+    max_new_tokens
         Longest answer.
     """
     inputs = loaded.inputs(questions, images)
@@ -101,10 +101,10 @@ def answer_batch(
     Parameters
     ----------
     loaded, pruner, max_new_tokens
-        See :func:`run_batch`.
-    examples : list of Example
+        See `run_batch`.
+    examples
         One image each.
-    shrink : float or int
+    shrink
         Share of each image's pixels that is given to the processor; a count: this share of its visual tokens.
     """
     questions = [example.question for example in examples]
@@ -151,13 +151,13 @@ def _after(report: Any, dense: list[Answer]) -> list[Answer]:
 
 
 def downsample(image: Image.Image, keep: float) -> Image.Image:
-    """Return the image with ``keep`` of its pixels.
+    """Return the image with `keep` of its pixels.
 
     Parameters
     ----------
-    image : PIL.Image.Image
+    image
         Any size.
-    keep : float
+    keep
         Share of the pixels, over 0 and at most 1.
     """
     side = math.sqrt(keep)

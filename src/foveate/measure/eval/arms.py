@@ -19,17 +19,17 @@ class Arm:
 
     Parameters
     ----------
-    method : str
-        ``dense``, ``downsample`` or a method with its options, as written on the command line.
-    keep : float or int
+    method
+        `dense`, `downsample` or a method with its options, as written on the command line.
+    keep
         The budget that was asked for; 1 for the dense model.
-    spec : MethodSpec or None
-        How to make the pruner; ``None`` for the two arms that have none.
-    own_budget : bool
-        The method is given no ``keep``: it finds its budget itself, or its options bring it.
-    config : PretrainedConfig or None
-        The model's, where ``keep`` is a mean share of visual tokens per layer for every method; ``None`` where it is
-        whatever the method's own ``keep`` means.
+    spec
+        How to make the pruner; `None` for the two arms that have none.
+    own_budget
+        The method is given no `keep`: it finds its budget itself, or its options bring it.
+    config
+        The model's, where `keep` is a mean share of visual tokens per layer for every method; `None` where it is
+        whatever the method's own `keep` means.
     """
 
     method: str
@@ -56,14 +56,14 @@ class Arm:
         return self.keep if self.method == DOWNSAMPLE else 1.0
 
     def pruner(self, seed: int = 0, masks: Any = None) -> Any:
-        """Return this arm's pruner for one batch, or ``None``.
+        """Return this arm's pruner for one batch, or `None`.
 
         Parameters
         ----------
-        seed : int
+        seed
             Given to a method that draws at random, so that a batch draws the same whenever it is run.
-        masks : torch.Tensor of bool, shape (B, N), or None
-            The evidence, for the diagnostic method that needs it.
+        masks
+            (B, N) bool, or None. The evidence, for the diagnostic method that needs it.
         """
         if self.spec is None:
             return None
@@ -78,7 +78,7 @@ class Arm:
 
 
 def _class(spec: MethodSpec) -> type[Pruner]:
-    """The class of a method, the diagnostic ``evidence`` among them."""
+    """The class of a method, the diagnostic `evidence` among them."""
     return Evidence if spec.name == Evidence.name else method_class(spec.name)
 
 
@@ -103,18 +103,18 @@ def plan_arms(
 
     Parameters
     ----------
-    methods : sequence of MethodSpec
+    methods
         What was asked for.
-    keeps : sequence of float or int
+    keeps
         Budgets: shares of the visual tokens, or counts of them.
-    layer : int or None
+    layer
         Stage for every method that has one and was given none.
-    oracle : bool
-        Add the diagnostic ``evidence``.
-    config : PretrainedConfig or None
-        The model's: ``keeps`` are then mean shares of visual tokens per layer, the same for methods with a cut
+    oracle
+        Add the diagnostic `evidence`.
+    config
+        The model's: `keeps` are then mean shares of visual tokens per layer, the same for methods with a cut
         anywhere or several.
-    out_of_reach : list or None
+    out_of_reach
         Gets a line for each method and mean share that it cannot reach; such an arm is left out.
 
     Raises
@@ -168,7 +168,7 @@ def _baselines(specs: Sequence[MethodSpec], layer: int | None, same_cost: bool) 
 
 
 def stage(spec: MethodSpec) -> int | None:
-    """Return the layer that a method with one cut cuts before; ``None`` for a method of several cuts."""
+    """Return the layer that a method with one cut cuts before; `None` for a method of several cuts."""
     if not has_option(_class(spec), "layer"):
         return None
     default = next(item.default for item in fields(_class(spec)) if item.name == "layer")

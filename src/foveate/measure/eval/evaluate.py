@@ -26,24 +26,24 @@ class Settings:
 
     Parameters
     ----------
-    methods : tuple of MethodSpec
-        The methods; ``random`` and ``downsample`` are always compared too.
-    keeps : tuple of float or int
+    methods
+        The methods; `random` and `downsample` are always compared too.
+    keeps
         The budgets.
-    suite : str
+    suite
         Name of the questions.
-    samples : int
+    samples
         How many questions.
-    seed : int
+    seed
         Of the questions, of every random draw and of the bootstrap.
-    layer : int or None
+    layer
         Stage of every method that has one and was given none.
-    oracle : bool
+    oracle
         Add the diagnostic that knows where the answer lies.
-    budget : str
+    budget
         What a budget is: "after", the share kept after the cut (for BTP, whose cuts are several, a mean over the
         layers), or "mean", for every method the mean share of visual tokens per decoder layer.
-    batch_size, max_new_tokens : int
+    batch_size, max_new_tokens
         Of the answers.
     """
 
@@ -70,15 +70,15 @@ def evaluate(
 
     Parameters
     ----------
-    loaded : LoadedModel
-        Who answers.
-    settings : Settings
+    loaded
+        The model and its processor.
+    settings
         What is compared.
-    folder : Path
+    folder
         Holds the journal of answers.
-    fresh : bool
+    fresh
         Start over instead of continuing.
-    progress : callable or None
+    progress
         Called with what is done (an arm), how many questions of how many, after each batch.
 
     Returns

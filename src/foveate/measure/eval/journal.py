@@ -18,11 +18,11 @@ class Journal:
 
     Parameters
     ----------
-    path : Path
+    path
         A JSONL file: the configuration on the first line, then one line an answer.
-    configuration : dict
+    configuration
         What every answer in the file has in common. A file of another configuration is refused.
-    fresh : bool
+    fresh
         Throw away what is there.
     """
 
@@ -68,5 +68,5 @@ class Journal:
         return any((arm, index) not in self.rows for index in indices)
 
     def arm(self, arm: str, indices: Iterable[int]) -> list[dict[str, Any]]:
-        """Return an arm's answers in the order of ``indices``."""
+        """Return an arm's answers in the order of `indices`."""
         return [self.rows[arm, index] for index in indices]

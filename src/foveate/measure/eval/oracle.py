@@ -1,4 +1,4 @@
-"""The oracle: keeps the tokens that the answer lies under. A yardstick and no method: it is told where that is."""
+"""The oracle: keeps the tokens that the answer lies under. An upper bound, not a method: it is given the evidence."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Evidence(SingleStagePruner):
 
     Parameters
     ----------
-    masks : torch.Tensor of bool, shape (B, N)
-        The evidence of each sample of the batch to come; one image a sample.
-    seed : int
+    masks
+        (B, N) bool. The evidence of each sample of the batch to come; one image a sample.
+    seed
         Seed of the random rest.
     """
 
@@ -49,7 +49,7 @@ class Evidence(SingleStagePruner):
 
 
 def evidence_masks(examples: list[Example], visual_tokens: int) -> Tensor:
-    """Return the evidence of a batch, ``(B, visual_tokens) bool``.
+    """Return the evidence of a batch, `(B, visual_tokens) bool`.
 
     Raises
     ------

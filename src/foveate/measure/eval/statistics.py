@@ -11,7 +11,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its bootstrap interval; ``None`` where the figure is undefined (a share of nothing)."""
+    """A figure and its bootstrap interval; `None` where the figure is undefined (a share of nothing)."""
 
     value: float | None
     low: float | None
@@ -27,17 +27,17 @@ def resample_counts(questions: int, resamples: int = RESAMPLES, seed: int = 0) -
 
     Parameters
     ----------
-    questions : int
-        Number of questions ``n``.
-    resamples : int
-        Number of resamples ``R``.
-    seed : int
+    questions
+        Number of questions `n`.
+    resamples
+        Number of resamples `R`.
+    seed
         Seed of the resampling; the same seed gives the same resamples for every arm.
 
     Returns
     -------
     ndarray of int, shape (R, n)
-        Each row sums to ``n``.
+        Each row sums to `n`.
     """
     rng = np.random.default_rng(seed)
     return rng.multinomial(questions, np.full(questions, 1.0 / questions), size=resamples)
@@ -54,10 +54,10 @@ def accuracy_kept(method: ArrayLike, dense: ArrayLike, resamples: int = RESAMPLE
 
     Parameters
     ----------
-    method, dense : array of 0/1, shape (n,)
-        Which questions each got right, in the same order.
-    resamples, seed : int
-        See :func:`resample_counts`.
+    method, dense
+        (n,) of 0 and 1. Which questions each got right, in the same order.
+    resamples, seed
+        See `resample_counts`.
     """
     right, reference = _paired(method, dense)
     if right.size == 0 or reference.sum() == 0:
@@ -74,10 +74,10 @@ def accuracy_gap(method: ArrayLike, other: ArrayLike, resamples: int = RESAMPLES
 
     Parameters
     ----------
-    method, other : array of 0/1, shape (n,)
-        Which questions each got right, in the same order.
-    resamples, seed : int
-        See :func:`resample_counts`.
+    method, other
+        (n,) of 0 and 1. Which questions each got right, in the same order.
+    resamples, seed
+        See `resample_counts`.
     """
     right, reference = _paired(method, other)
     if right.size == 0:

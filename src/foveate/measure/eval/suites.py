@@ -22,15 +22,15 @@ class Example:
 
     Parameters
     ----------
-    index : int
+    index
         Place in the suite.
-    task : str
+    task
         Kind of question; results are also given by task.
-    image : PIL.Image.Image
+    image
         What is asked about.
-    question, answer : str
+    question, answer
         In plain words.
-    evidence : torch.Tensor or None
+    evidence
         Indices of the visual tokens that the answer lies under, on the embedded model's grid.
     """
 
@@ -80,11 +80,11 @@ def load_suite(
 
     Parameters
     ----------
-    name : str
-        One of ``SUITES``.
-    samples, seed : int
+    name
+        One of `SUITES`.
+    samples, seed
         How many, and which.
-    progress : callable or None
+    progress
         Called with what is done, how many and of how many, after each example.
 
     Raises

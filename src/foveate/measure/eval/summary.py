@@ -19,9 +19,9 @@ def summarise(answered: list[tuple[Arm, Rows]], seed: int) -> dict[str, Any]:
 
     Parameters
     ----------
-    answered : list of (Arm, rows)
+    answered
         Answers of each arm, all to the same questions in the same order.
-    seed : int
+    seed
         Of the bootstrap.
     """
     dense = answered[0][1]

@@ -26,7 +26,7 @@ Advance = Callable[[str, int, int], None]
 
 
 def config_named(name: str) -> Any:
-    """Return the config of a model by Hub id or folder, or of ``tiny``, without its weights.
+    """Return the config of a model by Hub id or folder, or of `tiny`, without its weights.
 
     Raises
     ------
@@ -58,12 +58,12 @@ def rates_for(config: Any, device: torch.device, dtype: torch.dtype, file: Path 
 
     Parameters
     ----------
-    config : PretrainedConfig
+    config
         The model's.
-    device, dtype : torch.device, torch.dtype
+    device, dtype
         What to measure.
-    file : Path or None
-        Where rates are kept; `predictions` adds the times of choosing.
+    file
+        Where rates are kept; `predictions` adds the selection times.
     """
     if file is not None and file.exists():
         return Rates.load(file)
@@ -80,26 +80,26 @@ def predictions(
 
     Parameters
     ----------
-    name : str
+    name
         The model, as the result is to call it.
-    config : PretrainedConfig
+    config
         The whole model's.
-    settings : BenchSettings
+    settings
         As for the run.
-    rates : Rates
+    rates
         Of the machine.
-    advance : callable or None
-        Told what was done, how many steps are done and how many there are.
+    advance
+        Called with what was done, how many steps are done and how many there are.
 
     Returns
     -------
     tuple
-        The result, plain data for JSON, and the rates with the times of choosing that had to be measured.
+        The result, plain data for JSON, and the rates with the selection times that had to be measured.
 
     Raises
     ------
     FoveateError
-        A method or a budget that cannot be had, layers of unknown cost, or rates that lack what is asked.
+        A method or a budget that cannot be predicted, layers of unknown cost, or rates that lack what is asked.
     """
     text, started = text_config(config), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     arms = [arm for arm in make_arms(_weightless(config), settings.methods, settings.keeps, True) if arm.pruner]

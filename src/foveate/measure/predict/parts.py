@@ -27,11 +27,11 @@ class Pricer:
 
     Parameters
     ----------
-    config : PretrainedConfig
+    config
         The text config.
-    rates : Rates
+    rates
         Of the machine.
-    batch : int
+    batch
         Prompts at once, all alike.
     """
 

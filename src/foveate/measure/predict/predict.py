@@ -35,22 +35,22 @@ def predict(
 ) -> Prediction:
     """Predict prefill, decode, memory and FLOPs of a setting beside the dense run.
 
-    Prompts are taken to be alike, with one image each, attention to be causal and of full length. The time of choosing
+    Prompts are taken to be alike, with one image each, attention to be causal and of full length. The selection time
     is read in the rates; where it is not there, the method's `select` is timed on made-up tokens of that number.
 
     Parameters
     ----------
-    config : PretrainedConfig
+    config
         Of the model, or its text config.
-    pruner : Pruner
+    pruner
         The method and its options.
-    visual, text, batch : int
+    visual, text, batch
         Visual and text tokens of each prompt, and prompts at once.
-    rates : Rates
+    rates
         Of the machine.
-    share : float or None
+    share
         What a method that finds its own budget is taken to keep; None: its `max_keep`.
-    vision : float
+    vision
         Seconds of the vision encoder, which pruning does not change.
 
     Raises
@@ -60,7 +60,7 @@ def predict(
     BudgetError
         The pruner does not fit the model, finds its own budget and none is assumed, or a number makes no sense.
     RatesError
-        The time of choosing is not in the rates, which are of another machine.
+        The selection time is not in the rates, which are of another machine.
     """
     _check(visual=visual, text=text, batch=batch)
     pruner, least = dataclasses.replace(pruner, min_visual=0).resolved(config), pruner.min_visual
@@ -130,15 +130,15 @@ def break_even(
     """Return the least number of visual tokens from which on pruning is predicted to be faster than dense.
 
     Faster by more than `margin`, which stands for the error of the prediction. Put it into the pruner:
-    ``dataclasses.replace(pruner, min_visual=break_even(...))``.
+    `dataclasses.replace(pruner, min_visual=break_even(...))`.
 
     Parameters
     ----------
     config, pruner, rates, text, batch, share, vision
         As for `predict`.
-    margin : float
+    margin
         What the dense run must take longer than the pruned one, as a share.
-    limit : int
+    limit
         The most visual tokens to look at.
 
     Returns

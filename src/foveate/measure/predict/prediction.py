@@ -13,13 +13,13 @@ class Times:
 
     Parameters
     ----------
-    vision : float
+    vision
         Of the vision encoder, as it was given.
-    before, behind : float
-        Of the decoder layers before the first stage and behind it.
-    rest : float
+    before, behind
+        Of the decoder layers before the first stage and after it.
+    rest
         Of embedding the prompt, of the next token's logits, and of reading the prompt for what may be pruned.
-    choosing, compaction : float
+    choosing, compaction
         Of showing the method its tokens and its choice; of removing tokens, from the KV cache too.
     """
 
@@ -42,27 +42,27 @@ class Prediction:
 
     Parameters
     ----------
-    visual, text, batch : int
+    visual, text, batch
         Visual and text tokens of each prompt, and prompts.
-    stages : tuple of (int, int)
+    stages
         (layer, visual tokens left) of each stage.
-    tokens_per_layer : tuple of int
+    tokens_per_layer
         Visual tokens that enter each decoder layer.
-    dense, pruned : Times
+    dense, pruned
         Seconds of the prefill.
-    decode_dense, decode_pruned : float
+    decode_dense, decode_pruned
         Seconds of the next token.
-    flops_dense, flops_pruned : float
+    flops_dense, flops_pruned
         Of the decoder layers for one prompt, as the report has them.
-    kv_share : float
+    kv_share
         Visual tokens in the KV cache as a share of the dense run's, as the report has it.
-    kv_dense, kv_pruned : float
-        Bytes of the KV cache behind the prefill, text too.
-    weights : float
+    kv_dense, kv_pruned
+        Bytes of the KV cache after the prefill, text too.
+    weights
         Bytes of the language model's weights.
-    memory_dense, memory_pruned : float
+    memory_dense, memory_pruned
         Bytes at the peak of the prefill above the weights: KV cache, and what is alive in a layer.
-    skipped : str or None
+    skipped
         Why nothing would be pruned.
     """
 

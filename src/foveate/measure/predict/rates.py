@@ -27,9 +27,9 @@ class Curve:
 
     Parameters
     ----------
-    points : tuple of (float, float)
+    points
         (size, value), both positive, by ascending size.
-    grows : bool
+    grows
         Beyond the largest size go on along the last line; else stay at the last value. Below the smallest size the
         first value holds.
 
@@ -94,9 +94,9 @@ class Shape:
 
     Parameters
     ----------
-    hidden, width : int
+    hidden, width
         Of the hidden states and of the gated MLP.
-    heads, groups, size : int
+    heads, groups, size
         Query heads, key-value heads, and the width of one.
     """
 
@@ -136,23 +136,23 @@ class Rates:
 
     Parameters
     ----------
-    device, dtype : str
-        What was measured, such as ``cpu`` and ``float32``.
-    linear : Curve
+    device, dtype
+        What was measured, such as `cpu` and `float32`.
+    linear
         Tokens in a product -> FLOP/s of a decoder layer's matrix products.
-    attention : Curve
+    attention
         Tokens of a sample -> FLOP/s of causal attention, counted as a full map.
-    pointwise : Curve
+    pointwise
         Tokens -> numbers a second (`Shape.pointwise`) of all the rest of a layer: norms, activation, rotation, sums.
-    bandwidth : Curve
+    bandwidth
         Bytes of a tensor -> bytes a second, read and written, of gathering its rows.
-    overhead : float
+    overhead
         Seconds of an operation that has nothing to do: Python, modules and dispatch, or the launch of a kernel.
-    shape : Shape
+    shape
         The decoder layer that was measured.
-    choosing : dict of str to Curve
-        Visual tokens -> seconds that a method takes to choose, see `foveate.measure.predict.selection`.
-    machine, versions : dict
+    choosing
+        Visual tokens -> seconds that a method takes to select, see `foveate.measure.predict.selection`.
+    machine, versions
         Where and with what it was measured.
 
     Raises
@@ -259,13 +259,13 @@ def measure_rates(
 
     Parameters
     ----------
-    device : str or torch.device
+    device
         Where.
-    dtype : torch.dtype
+    dtype
         Of weights and hidden states.
-    config : PretrainedConfig or None
+    config
         A text config, whose shapes are measured; None: `Shape()`.
-    seconds : float
+    seconds
         About how long it may take; sizes that do not fit in are left out, and the largest that was measured stands
         for those above it.
     """

@@ -1,4 +1,4 @@
-"""What a method chooses and how long it takes, without a model: its own `select` on made-up visual tokens."""
+"""What a method selects and how long it takes, without a model: its own `select` on made-up visual tokens."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def kept(pruner: Pruner, config: Any, visual: int, text: int = 64, share: float 
 
     Parameters
     ----------
-    pruner : Pruner
+    pruner
         The method. One that may stop short of its budget is taken to reach it.
-    config : PretrainedConfig
+    config
         The model's.
-    visual, text : int
+    visual, text
         Visual and text tokens of a prompt.
-    share : float or None
+    share
         What a method that finds its own budget is taken to keep; None: its `max_keep`.
 
     Raises
@@ -94,21 +94,21 @@ def key(pruner: Pruner, config: Any, batch: int) -> str:
 def measure_choosing(
     rates: Rates, pruner: Pruner, config: Any, batch: int = 1, text: int = 64, sizes: Iterable[int] = SIZES
 ) -> Rates:
-    """Return the rates with the time that a method takes to choose at these numbers of visual tokens.
+    """Return the rates with the time that a method takes to select at these numbers of visual tokens.
 
     Its `select` runs on made-up tokens of the model's width, all stages, on the device of the rates.
 
     Parameters
     ----------
-    rates : Rates
+    rates
         Measured on this machine.
-    pruner : Pruner
+    pruner
         The method.
-    config : PretrainedConfig
+    config
         The model's text config.
-    batch, text : int
+    batch, text
         Prompts at once, and text tokens of each.
-    sizes : iterable of int
+    sizes
         Visual tokens of a prompt; between them the time is interpolated, beyond it grows as between the last two.
 
     Raises
@@ -118,7 +118,7 @@ def measure_choosing(
     """
     if not rates.here:
         raise RatesError(
-            f"the time of choosing by {brief(pruner)} is not among these rates, and this is not the machine they are "
+            f"the selection time of {brief(pruner)} is not among these rates, and this is not the machine they are "
             "of: measure it there"
         )
     sizes = sorted({size for size in sizes if size > 0}) or list(SIZES)

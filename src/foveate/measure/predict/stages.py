@@ -1,4 +1,4 @@
-"""What a method's stages do to a prefill: tokens in each layer, what choosing and removing cost, peak memory."""
+"""What a method's stages do to a prefill: tokens in each layer, what selecting and removing cost, peak memory."""
 
 from __future__ import annotations
 

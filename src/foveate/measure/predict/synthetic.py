@@ -1,4 +1,4 @@
-"""Visual tokens without a model, as a stage would show them: for timing and counting what a method chooses."""
+"""Visual tokens without a model, as a stage would show them: for timing and counting what a method selects."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Scene:
 
     Parameters
     ----------
-    visual, text, batch : int
+    visual, text, batch
         Visual tokens and text tokens of a prompt; prompts.
-    hidden, heads : int
+    hidden, heads
         Width of the hidden states, attention heads.
-    device, dtype : str, torch.dtype
+    device, dtype
         Where, and the type of the hidden states.
     """
 
@@ -42,7 +42,7 @@ class Scene:
 
 
 def grid_of(visual: int) -> Grid:
-    """Return a grid of about as many rows as columns; what fills no row stands behind it, as separators."""
+    """Return a grid of about as many rows as columns; what fills no row stands after it, as separators."""
     side = math.isqrt(visual)
     height = next((rows for rows in range(side, side // 2, -1) if visual % rows == 0), side)
     return Grid(height, visual // height, behind=visual % height)
@@ -55,11 +55,11 @@ def visual_tokens(scene: Scene, pruner: Pruner, layer: int) -> VisualTokens:
 
     Parameters
     ----------
-    scene : Scene
+    scene
         How many, how wide, where.
-    pruner : Pruner
+    pruner
         Resolved for the model's depth; asked for the rows and vision features that it wants.
-    layer : int
+    layer
         The stage, as a decoder layer.
     """
     generator = torch.Generator().manual_seed(0)

@@ -31,7 +31,7 @@ def predicted_tables(result: dict[str, Any]) -> list[Cells]:
         Cells(title, ["visual × batch", "arm", *heads], gains),
         Cells(
             "Where the time of a prefill would go, % of dense's",
-            ["visual × batch", "arm", "layers before", "layers behind", "choosing", "compaction", "rest", "all"],
+            ["visual × batch", "arm", "layers before", "layers after", "selection", "compaction", "rest", "all"],
             split,
         ),
     ]

@@ -40,11 +40,11 @@ def clock(run: Callable[[], Any], device: torch.device, seconds: float) -> float
 
     Parameters
     ----------
-    run : callable
+    run
         What is timed.
-    device : torch.device
+    device
         What it runs on; other than a CPU it is given many runs before it is waited for.
-    seconds : float
+    seconds
         About how long to go on.
     """
     now = _now(device)

@@ -44,7 +44,7 @@ class BTP(Pruner):
     At a stage that keeps k tokens, ⌊λk⌋ are picked by the attention of the last prompt token in the layer before,
     averaged over heads and rebalanced towards the front of the prompt (section 4.2, eq. 8-10); of the other places a
     share goes to a set spread evenly over the images' grids (eq. 11), and max-min diversity of the current hidden
-    states fills up to exactly k, going on from all that is chosen. λ rises with depth (eq. 7 and table 7).
+    states fills up to exactly k, going on from all that is selected. λ rises with depth (eq. 7 and table 7).
 
     Source: "Balanced Token Pruning", arXiv 2505.22038; where paper and released code differ, see docs/methods/btp.md.
 

@@ -28,7 +28,7 @@ class BTPStage:
     over, split
         Rebalancing of the attention pick, see `select.rebalanced_top_k`; over = 1 is plain top-k.
     spatial
-        Share of the diversity places that the spatial seed takes; max-min diversity goes on from there.
+        Share of the diversity places that the spatial seed takes; max-min diversity continues from there.
     """
 
     layer: int

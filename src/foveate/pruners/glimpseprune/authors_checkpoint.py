@@ -50,7 +50,7 @@ def load(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
         modules.load_state_dict(_renamed(found, sizes))
     except (KeyError, TypeError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise IncompatibleWeightsError(
-            f"{path} does not hold the weights that its config tells of: {type(error).__name__}: {error}"
+            f"{path} does not hold the weights that its config describes: {type(error).__name__}: {error}"
         ) from error
     fixed = config.get("fixed_remain_ratio")  # so many, however likely
     return {

@@ -41,7 +41,9 @@ def load(config: dict[str, Any], name: str) -> GlimpseModules:
         modules = GlimpseModules(GlimpseConfig(**config["weights"]), config.get("about"))
         modules.load_state_dict(load_file(path))
     except (TypeError, RuntimeError, SafetensorError) as error:
-        raise IncompatibleWeightsError(f"{path} does not hold the weights its config tells of: {error}") from error
+        raise IncompatibleWeightsError(
+            f"{path} does not hold the weights that its config describes: {error}"
+        ) from error
     return modules.eval()
 
 

@@ -35,10 +35,10 @@ UNTRAINED = (
 class GlimpsePrune(Pruner):
     """Keep what a predictor trained on grounded questions says the answer is read from; how much depends on both.
 
-    A learned glimpse token stands behind the prompt up to layer K = ⌈2L/3⌉. Each head's attention from it to the
+    A learned glimpse token stands after the prompt up to layer K = ⌈2L/3⌉. Each head's attention from it to the
     visual tokens goes through a small predictor, which also sees the vision encoder, to one logit a token; what is
     less likely than `threshold` leaves the hidden states and the KV cache of all layers, and the glimpse token with it
-    (sections 3.2 and 3.3). Prefill saves at most the layers behind K; decoding saves in all.
+    (sections 3.2 and 3.3). Prefill saves at most the layers after K; decoding saves in all.
 
     `foveate.load` gives it with its weights, the authors' own checkpoints included; `foveate train glimpse` trains
     them. Without weights the head mean of the last prompt token's attention, scaled to 0 to 1, stands in.
@@ -148,7 +148,7 @@ class GlimpsePrune(Pruner):
         if self.keeps_all:
             return tokens.valid
         logits = self.logits(tokens)
-        if tokens.attention is not None:  # behind a sliding window: equal scores, which rounding would decide
+        if tokens.attention is not None:  # after a sliding window: equal scores, which rounding would decide
             logits = logits.masked_fill((tokens.attention[:, :, 0] < HIDDEN).any(1), -math.inf)
         if self.keep is not None:
             count = tokens_to_keep(self.keep, tokens.dense)

@@ -1,4 +1,4 @@
-"""``python -m foveate.tiny.reading.check RUN FILE``: how fair a judge a checkpoint is, with intervals.
+"""`python -m foveate.tiny.reading.check RUN FILE`: how fair a judge a checkpoint is, with intervals.
 
 Fresh scenes, every question with a scene of its own, answers teacher-forced: right is what greedy decoding would get
 exactly. Dropped tokens are hidden by a mask from a layer on, which is what removing them before that layer does.
@@ -34,7 +34,7 @@ questions (B,) to what is kept, bool (B, 256)."""
 
 
 def fresh(n: int, seed: int) -> Iterator[tuple[Scene, Question]]:
-    """``n`` items of scenes that no training sees, the tasks in turn, every item with a scene of its own."""
+    """`n` items of scenes that no training sees, the tasks in turn, every item with a scene of its own."""
     for index in range(n):
         rng = np.random.default_rng([FRESH_STREAM, seed, index])
         while True:
@@ -60,7 +60,7 @@ class Items:
 
 @torch.no_grad()
 def visual_tokens(model: torch.nn.Module, scenes: list[Scene], dtype: torch.dtype, keep: float = 1.0) -> torch.Tensor:
-    """The model's visual tokens, (Q, 256, D); ``keep`` below 1 gives images with that share of the pixels."""
+    """The model's visual tokens, (Q, 256, D); `keep` below 1 gives images with that share of the pixels."""
     from foveate.measure.eval.answers import downsample
 
     out = []
@@ -90,7 +90,7 @@ def make_items(tokens: torch.Tensor, questions: list[Question]) -> Items:
 def attention_of(
     model: torch.nn.Module, layer: int, hidden: torch.Tensor, where: torch.Tensor, last: torch.Tensor
 ) -> torch.Tensor:
-    """Attention (B, H, 256) that the last prompt token pays to the visual tokens in a layer with input ``hidden``."""
+    """Attention (B, H, 256) that the last prompt token pays to the visual tokens in a layer with input `hidden`."""
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
     language = model.model.language_model
@@ -112,7 +112,7 @@ def attention_of(
 def answer_right(
     model: torch.nn.Module, items: Items, select: Select | None = None, layer: int = 0, batch: int = 32
 ) -> np.ndarray:
-    """Which questions are answered exactly, bool (Q,), if ``select`` drops visual tokens before ``layer``."""
+    """Which questions are answered exactly, bool (Q,), if `select` drops visual tokens before `layer`."""
     right = []
     for index in torch.arange(len(items.ids)).split(batch):
         ids, tokens = items.ids[index], items.tokens[index]
@@ -179,7 +179,7 @@ def hit_rates(model: torch.nn.Module, items: Items, batch: int = 32) -> dict[str
 
 
 def selections(items: Items, count: int, seed: int) -> dict[str, Select]:
-    """Keep ``count`` tokens by chance, by max-min diversity of the states, by attention in the layer before."""
+    """Keep `count` tokens by chance, by max-min diversity of the states, by attention in the layer before."""
     from foveate.select import max_min_diversity, top_k
 
     chance = torch.rand(items.evidence.shape, generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""The decoder layers over one picture and many questions: what the model itself computes for each alone, but lean."""
+"""The decoder layers over one image and many questions: what the model itself computes for each alone, but lean."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, front: int, layout
 
     Parameters
     ----------
-    q : torch.Tensor
+    q
         (B, H, S, E).
-    k, v : torch.Tensor
+    k, v
         (B, G, S, E); heads are grouped as in Llama.
-    front : int
+    front
         How many positions the questions share.
-    layout : Layout
-    hide : torch.Tensor, optional
+    layout
+    hide
         Added to all scores of the front's positions, (B, front): -inf-like where they are dropped.
     """
     size, heads, length, width = q.shape
@@ -71,7 +71,7 @@ def decoder_layer(
     layout: Layout,
     hide: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """One Llama decoder layer over (B, S, D) in the dtype of ``hidden``; see ``attend``."""
+    """One Llama decoder layer over (B, S, D) in the dtype of `hidden`; see `attend`."""
     attention, mlp = layer.self_attn, layer.mlp
     config, dtype = attention.config, hidden.dtype
     size, length, width = hidden.shape
@@ -105,19 +105,19 @@ def run_layers(
 
     Parameters
     ----------
-    model : torch.nn.Module
-    tokens : torch.Tensor
+    model
+    tokens
         Projected visual tokens (B, V, D); their dtype is the one that is computed in.
-    ids : torch.Tensor
+    ids
         Text, (B, T).
-    places : torch.Tensor
-        See ``positions``.
-    layout : Layout
-    first : int
+    places
+        See `positions`.
+    layout
+    first
         The layer to begin with.
-    before : callable, optional
+    before
         Called before each layer with its number and the hidden states; what it gives that is not None hides front
-        positions from there on, as ``attend``'s ``hide``.
+        positions from there on, as `attend`'s `hide`.
     """
     language, dtype = model.model.language_model, tokens.dtype
     begin = language.embed_tokens(torch.tensor(PREFIX)).expand(len(ids), -1, -1).to(dtype)
@@ -136,5 +136,5 @@ def run_layers(
 
 
 def logits_at(model: nn.Module, hidden: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-    """Logits (n, vocabulary) at those text positions where ``where`` (B, T) is true."""
+    """Logits (n, vocabulary) at those text positions where `where` (B, T) is true."""
     return F.linear(hidden[where], model.lm_head.weight.to(hidden.dtype)).float()

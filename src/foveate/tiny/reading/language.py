@@ -1,8 +1,8 @@
 """Stage B: the language model learns to answer, on the frozen tower's cached tokens.
 
-The top layers learn first, alone; the layers below them begin as the identity and join later (``grow_at``). So what is
+The top layers learn first, alone; the layers below them begin as the identity and join later (`grow_at`). So what is
 read from the image is read late, as in large models, though no mask forbids to read it earlier. A loss may lead
-attention to the evidence while training gets going (``led_until``).
+attention to the evidence while training gets going (`led_until`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def phase_at(recipe: ReadingRecipe, step: int) -> Phase:
 
 @torch.no_grad()
 def cache_tokens(model: nn.Module, pool: ReadingPool, path: Path) -> torch.Tensor:
-    """Projected visual tokens of all scenes of a pool, bfloat16 (N, 256, D), kept in ``path``."""
+    """Projected visual tokens of all scenes of a pool, bfloat16 (N, 256, D), kept in `path`."""
     if not path.is_file():
         parts = [see(model, to_pixels(pool.images[i : i + 32]))[0] for i in range(0, len(pool), 32)]
         torch.save(torch.cat(parts), path.with_suffix(".new"))
@@ -57,7 +57,7 @@ def cache_tokens(model: nn.Module, pool: ReadingPool, path: Path) -> torch.Tenso
 
 @torch.no_grad()
 def start_layers(model: nn.Module, identity: int) -> None:
-    """Weights to begin stage B with: attention and MLP of the first ``identity`` layers add nothing at first."""
+    """Weights to begin stage B with: attention and MLP of the first `identity` layers add nothing at first."""
     for layer in model.model.language_model.layers[:identity]:
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
@@ -66,7 +66,7 @@ def start_layers(model: nn.Module, identity: int) -> None:
 class Batches:
     """Batches of stage B by step number; scenes and questions depend on the seed and the step alone.
 
-    Scenes with signs to read digit by digit or to spell, or with arrows, come ``recipe.signs_weight`` times as often.
+    Scenes with signs to read digit by digit or to spell, or with arrows, come `recipe.signs_weight` times as often.
     """
 
     def __init__(self, recipe: ReadingRecipe, pool: ReadingPool):
@@ -117,12 +117,12 @@ def evidence_loss(
 
     Parameters
     ----------
-    model : torch.nn.Module
-    inputs : dict of int to torch.Tensor
+    model
+    inputs
         Input (B, S, D) of each led layer.
-    where : torch.Tensor
-        See ``positions``.
-    packed : Packed
+    where
+        See `positions`.
+    packed
         A row is led for each step of a long answer, and the last prompt token for a short one.
     """
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -178,7 +178,7 @@ def answered(model: nn.Module, cache: torch.Tensor, pool: ReadingPool, first_lay
 
 
 def _set_rates(opts: list[torch.optim.Optimizer], recipe: ReadingRecipe, step: int) -> None:
-    """Warm up, stay, fall linearly to 1 % from ``decay_from`` on; the layers that join later warm up when they do."""
+    """Warm up, stay, fall linearly to 1 % from `decay_from` on; the layers that join later warm up when they do."""
     left = (recipe.steps_language - step) / max(1, recipe.steps_language - recipe.decay_from)
     factor = min(1.0, (step + 1) / 100) * min(1.0, max(0.01, left))
     for opt in opts:
@@ -204,7 +204,7 @@ def _optimisers(language: nn.Module, recipe: ReadingRecipe) -> list[torch.optim.
 
 
 def _keeper(inputs: dict[int, torch.Tensor], layers: tuple[int, ...]) -> Callable[[int, torch.Tensor], None]:
-    """A ``before`` for ``run_layers`` that keeps what enters some layers."""
+    """A `before` for `run_layers` that keeps what enters some layers."""
 
     def keep(number: int, hidden: torch.Tensor) -> None:
         if number in layers:
@@ -216,7 +216,7 @@ def _keeper(inputs: dict[int, torch.Tensor], layers: tuple[int, ...]) -> Callabl
 def train_language(
     run: Run, model: nn.Module, pool: ReadingPool, cache: torch.Tensor, held_out: ReadingPool, held_cache: torch.Tensor
 ) -> nn.Module:
-    """Stage B on cached visual tokens; goes on from the last checkpoint of the run folder."""
+    """Stage B on cached visual tokens; continues from the last checkpoint of the run folder."""
     recipe = run.recipe
     torch.manual_seed(recipe.seed + 1)
     language = model.model.language_model

@@ -1,6 +1,6 @@
 """The words of the model that reads while it speaks, its tokenizer (one token a digit or letter) and its processor.
 
-In training, not shipped yet: it takes the place of ``vocabulary`` when its weights ship.
+In training, not shipped yet: it takes the place of `vocabulary` when its weights ship.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ WORD_ID = {word: index for index, word in enumerate(words())}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Whole words, one token for each digit, letters for the rest; ``<s>`` is put in front, case is ignored."""
+    """Whole words, one token for each digit, letters for the rest; `<s>` is put in front, case is ignored."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -96,7 +96,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def processor(size: int = SIZE, patch: int = PATCH) -> LlavaProcessor:
-    """LLaVA processor: resize to ``size`` pixels, scale to -1..1, one ``<image>`` becomes (size/patch)² ids."""
+    """LLaVA processor: resize to `size` pixels, scale to -1..1, one `<image>` becomes (size/patch)² ids."""
     from transformers import CLIPImageProcessor, LlavaProcessor
 
     images = CLIPImageProcessor(
@@ -125,5 +125,5 @@ def text_ids(text: str) -> list[int]:
 
 
 def pieces(text: str) -> list[str]:
-    """The words, digits and signs that ``text_ids`` looks up, in order."""
+    """The words, digits and signs that `text_ids` looks up, in order."""
     return _PIECES.findall(text)

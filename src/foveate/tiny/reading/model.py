@@ -19,11 +19,11 @@ def build(recipe: ReadingRecipe, layers: int | None = None, size: int = SIZE) ->
 
     Parameters
     ----------
-    recipe : ReadingRecipe
-    layers : int, optional
+    recipe
+    layers
         Decoder layers; by default those of the recipe.
-    size : int
-        Picture side in pixels; (size / 16)² visual tokens.
+    size
+        Image side in pixels; (size / 16)² visual tokens.
     """
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 

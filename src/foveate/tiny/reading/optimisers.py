@@ -14,14 +14,14 @@ __all__ = ["optimisers", "set_rate"]
 def optimisers(
     named: Iterable[tuple[str, torch.nn.Parameter]], muon: float, adam: float, decay: float = 0.02
 ) -> list[torch.optim.Optimizer]:
-    """``torch.optim.Muon`` on the matrices inside layers and projector, Adam on embeddings, norms, biases, heads.
+    """`torch.optim.Muon` on the matrices inside layers and projector, Adam on embeddings, norms, biases, heads.
 
     Parameters
     ----------
-    named : iterable of (str, torch.nn.Parameter)
-    muon, adam : float
+    named
+    muon, adam
         Peak rates.
-    decay : float
+    decay
         Muon's weight decay.
     """
     matrices, rest = [], []

@@ -1,4 +1,4 @@
-"""Many questions after one picture, short and long ones in slots of fitting lengths."""
+"""Many questions after one image, short and long ones in slots of fitting lengths."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SHARES = {
 
 @dataclass
 class Packed:
-    """B pictures with V visual tokens each, then T text positions that are divided into slots by ``layout``."""
+    """B images with V visual tokens each, then T text positions that are divided into slots by `layout`."""
 
     layout: Layout
     keep: np.ndarray
@@ -51,7 +51,7 @@ class Packed:
     targets: np.ndarray
     """int64 (B, T): the next token where it belongs to an answer, else -100."""
     asked: list[tuple[int, int, int, Question]] = field(default_factory=list)
-    """Picture, first and last text position of the answer, question."""
+    """Image, first and last text position of the answer, question."""
 
     def weights(self) -> np.ndarray:
         """How much each target weighs in the loss, float32 (B, T)."""
@@ -67,7 +67,7 @@ def places(layout: Layout) -> np.ndarray:
 
 
 def _show(rng: np.random.Generator, scene: Scene, count: int) -> tuple[np.ndarray, set[Box]]:
-    """Which ``count`` tokens to show, and the boxes that are wholly shown."""
+    """Which `count` tokens to show, and the boxes that are wholly shown."""
     if count == TOKENS:
         return np.ones(TOKENS, dtype=bool), {thing.box for thing in scene.objects}
     show, whole = np.zeros(TOKENS, dtype=bool), set()
@@ -96,18 +96,18 @@ def pack(
     layout: Layout = LAYOUT,
     shares: dict[str, float] = SHARES,
 ) -> Packed:
-    """Ask as many questions about each chosen scene as there are slots for.
+    """Ask as many questions about each selected scene as there are slots for.
 
     Parameters
     ----------
-    rng : numpy.random.Generator
-    pool : ReadingPool
-    chosen : numpy.ndarray
+    rng
+    pool
+    chosen
         Numbers of the scenes, (B,).
-    visual : int
+    visual
         Number of visual tokens V; below 256, some objects are shown whole and the rest is drawn.
-    layout : Layout
-    shares : dict of str to float
+    layout
+    shares
         How often each task is asked; 1 by default.
     """
     size, text = len(chosen), sum(count * length for count, length in layout)
@@ -154,7 +154,7 @@ def pack(
 
 
 def single(questions: list[Question]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Ids and targets of each question alone, as ``pack`` writes them into a slot."""
+    """Ids and targets of each question alone, as `pack` writes them into a slot."""
     out = []
     for question in questions:
         head, tail = written(question)

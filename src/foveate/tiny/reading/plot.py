@@ -1,4 +1,4 @@
-"""``python -m foveate.tiny.reading.plot RUN PICTURE``: the curves of a run, also of one under way."""
+"""`python -m foveate.tiny.reading.plot RUN PICTURE`: the curves of a run, also of one under way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fixed pool of rendered training scenes on disk: pictures, patch labels, objects."""
+"""A fixed pool of rendered training scenes on disk: images, patch labels, objects."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def patch_labels(objects: list[Thing]) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        int8 (7, 256), rows as in ``LABELS``; 0 is "nothing", -1 "ask nothing here" (a patch barely touched).
-        ``glyph``, ``place`` (1-6) and ``more`` (1: another character follows, 2: the last one) are for the
+        int8 (7, 256), rows as in `LABELS`; 0 is "nothing", -1 "ask nothing here" (a patch barely touched).
+        `glyph`, `place` (1-6) and `more` (1: another character follows, 2: the last one) are for the
         characters of signs.
     """
     out = np.zeros((len(LABELS), TOKENS), dtype=np.int8)
@@ -56,9 +56,9 @@ def patch_labels(objects: list[Thing]) -> np.ndarray:
 
 @dataclass
 class ReadingPool:
-    """Scenes: ``images`` (N, 256, 256, 3) uint8, ``labels`` (N, 7, 256) int8, ``objects`` one list a scene.
+    """Scenes: `images` (N, 256, 256, 3) uint8, `labels` (N, 7, 256) int8, `objects` one list a scene.
 
-    ``images`` is None once they are deleted to free the disk: the language stage needs them no more.
+    `images` is None once they are deleted to free the disk: the language stage needs them no more.
     """
 
     images: np.ndarray | None
@@ -69,7 +69,7 @@ class ReadingPool:
         return len(self.objects)
 
     def scene(self, index: int) -> Scene:
-        """The scene with this number; without its picture where the pool has lost it."""
+        """The scene with this number; without its image where the pool has lost it."""
         image = np.zeros((SIZE, SIZE, 3), np.uint8) if self.images is None else self.images[index]
         return Scene(image, self.objects[index])
 
@@ -85,9 +85,9 @@ def read_pool(folder: Path) -> ReadingPool:
 
 
 def render_pool(folder: Path, count: int, seed: int, stream: int = TRAINING_STREAM) -> ReadingPool:
-    """Render ``count`` scenes into ``folder``, or open them where they are there already.
+    """Render `count` scenes into `folder`, or open them where they are there already.
 
-    Scene ``i`` depends on the stream, the seed and on ``i`` alone.
+    Scene `i` depends on the stream, the seed and on `i` alone.
     """
     what = {"count": count, "seed": seed, "stream": stream}
     done = folder / "pool.json"

@@ -1,6 +1,6 @@
 """Short and long questions about a scene to read, each with its answer and the boxes that hold the evidence.
 
-In training, not shipped yet: they take the place of ``questions`` when the weights that read while they speak ship.
+In training, not shipped yet: they take the place of `questions` when the weights that read while they speak ship.
 Nine tasks have answers of a word or two. Eight have long ones, that look at another place for each step: every such
 step has boxes of its own.
 """
@@ -28,7 +28,7 @@ _HOPS = {2: "two", 3: "three"}
 
 @dataclass
 class Step:
-    """One step of a long answer: which words of it (``pieces``, from ``first`` up to ``last``), and their evidence."""
+    """One step of a long answer: which words of it (`pieces`, from `first` up to `last`), and their evidence."""
 
     first: int
     last: int
@@ -39,9 +39,9 @@ class Step:
 class Question:
     """One question about one scene.
 
-    ``boxes`` (x0, y0, x1, y1 in pixels) hold all that the answer needs. Where the answer says that something is
+    `boxes` (x0, y0, x1, y1 in pixels) hold all that the answer needs. Where the answer says that something is
     absent, they hold what could be mistaken for it: for "is there a ...?" answered "no" the objects of that colour or
-    that kind; for a count of 0 nothing. Either can be empty. ``steps`` is empty for short answers.
+    that kind; for a count of 0 nothing. Either can be empty. `steps` is empty for short answers.
     """
 
     task: str
@@ -113,7 +113,7 @@ def _size(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 
 def _signs(scene: Scene, form: str) -> list[Thing]:
-    """Signs that their colour names: with a ``short`` or a ``long`` number, or a ``word``."""
+    """Signs that their colour names: with a `short` or a `long` number, or a `word`."""
     fits = {
         "short": lambda text: text.isdigit() and len(text) < 3,
         "long": lambda text: text.isdigit() and len(text) > 2,
@@ -211,7 +211,7 @@ def _spell(rng: np.random.Generator, scene: Scene) -> Question | None:
 def _groups(
     scene: Scene, key: Callable[[Thing], Hashable], most: int, things: Callable[[Thing], bool] = lambda t: True
 ) -> list[tuple[Hashable, list[Thing]]]:
-    """Groups of 2 to ``most`` things from left to right that share ``key``."""
+    """Groups of 2 to `most` things from left to right that share `key`."""
     groups: dict[Hashable, list[Thing]] = {}
     for thing in scene.objects:
         if things(thing):
@@ -331,10 +331,10 @@ def ask_reading(rng: np.random.Generator, scene: Scene, task: str) -> Question |
 
     Parameters
     ----------
-    rng : numpy.random.Generator
-    scene : Scene
-    task : str
-        One of ``TASKS``.
+    rng
+    scene
+    task
+        One of `TASKS`.
     """
     if task not in _MAKERS:
         raise ValueError(f"unknown task {task!r}; there are {', '.join(TASKS)}")

@@ -1,6 +1,6 @@
 """Scenes to read: objects scattered, in rows, or signs with arrows from one to the next.
 
-In training, not shipped yet: they take the place of ``scenes`` when the weights that read while they speak ship. Signs
+In training, not shipped yet: they take the place of `scenes` when the weights that read while they speak ship. Signs
 lie on the grid of patches to within a pixel or two, so each of their characters is one visual token; shapes lie
 anywhere.
 """
@@ -31,9 +31,9 @@ Box = tuple[int, int, int, int]
 
 @dataclass
 class Thing:
-    """One object; ``size`` is empty for signs, ``text`` (1-6 digits, or 3-6 letters) and ``arrow`` for shapes.
+    """One object; `size` is empty for signs, `text` (1-6 digits, or 3-6 letters) and `arrow` for shapes.
 
-    ``row`` is "top", "middle" or "bottom" where the scene has rows.
+    `row` is "top", "middle" or "bottom" where the scene has rows.
     """
 
     kind: str
@@ -92,7 +92,7 @@ def _glyph(name: str) -> np.ndarray:
 
 
 def _paint_sign(rng: np.random.Generator, region: np.ndarray, thing: Thing, fill: np.ndarray) -> None:
-    """Paint a plate with its characters into ``region``."""
+    """Paint a plate with its characters into `region`."""
     ink = np.float32(16 if thing.colour in ("yellow", "cyan", "white", "orange") else 248)
     region[:] = ink
     region[1:-1, 1:-1] = fill
@@ -105,7 +105,7 @@ def _paint_sign(rng: np.random.Generator, region: np.ndarray, thing: Thing, fill
 
 
 def random_text(rng: np.random.Generator, form: str) -> str:
-    """What a sign says: a ``short`` number (1-2 digits), a ``long`` one (3-6), or a ``word`` that no one knows."""
+    """What a sign says: a `short` number (1-2 digits), a `long` one (3-6), or a `word` that no one knows."""
     if form == "word":
         first = int(rng.integers(2))  # consonants and vowels take turns
         letters = [(VOWELS if (first + i) % 2 else CONSONANTS) for i in range(int(rng.integers(3, 7)))]
@@ -279,15 +279,15 @@ def make_reading_scene(
 
     Parameters
     ----------
-    rng : numpy.random.Generator
+    rng
         The only source of chance.
-    layout : str, optional
-        One of ``LAYOUTS``; by default drawn.
-    most : int
+    layout
+        One of `LAYOUTS`; by default drawn.
+    most
         Bound on the number of objects.
-    clutter : tuple of int
+    clutter
         Fewest and most things in the background that no question asks about.
-    hidden : float
+    hidden
         Chance that something thin passes in front of a shape.
     """
     if layout is None:

@@ -1,6 +1,6 @@
-"""``python -m foveate.tiny.reading.train FOLDER``: scenes, stage A (vision), stage B (language), weights.
+"""`python -m foveate.tiny.reading.train FOLDER`: scenes, stage A (vision), stage B (language), weights.
 
-The same command goes on where a run stopped. A run folder keeps its recipe in ``recipe.json``; each start writes the
+The same command continues where a run stopped. A run folder keeps its recipe in `recipe.json`; each start writes the
 recipe that it runs with to the log, so a change made on the way is on record.
 """
 
@@ -35,7 +35,7 @@ def read_recipe(folder: Path) -> ReadingRecipe:
 
 
 def export(model: torch.nn.Module, folder: Path) -> None:
-    """Write float16 weights, configs, processor and tokenizer, all that ``from_pretrained`` wants."""
+    """Write float16 weights, configs, processor and tokenizer, all that `from_pretrained` wants."""
     model.half().save_pretrained(folder)
     processor().save_pretrained(folder)
     model.float()
@@ -62,18 +62,18 @@ def trained_model(run: Run) -> torch.nn.Module:
 def train(
     folder: Path, recipe: ReadingRecipe | None = None, threads: int = 1, checkpoint_seconds: float = 180.0
 ) -> Path:
-    """Train from scratch or go on where a run stopped.
+    """Train from scratch or continue where a run stopped.
 
     Parameters
     ----------
-    folder : Path
-        Run folder: scenes (4.7 GB with the defaults), their visual tokens (2.4 GB), checkpoints, ``log.jsonl`` and, at
-        the end, ``weights``.
-    recipe : ReadingRecipe, optional
+    folder
+        Run folder: scenes (4.7 GB with the defaults), their visual tokens (2.4 GB), checkpoints, `log.jsonl` and, at
+        the end, `weights`.
+    recipe
         By default that of the folder, or the one of the shipped weights in a new folder.
-    threads : int
+    threads
         Sums in another order give slightly other weights.
-    checkpoint_seconds : float
+    checkpoint_seconds
         Time between checkpoints. Each step depends on the seed and its number alone, so a resumed run sees the same
         data as one that never stopped.
 

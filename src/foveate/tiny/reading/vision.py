@@ -1,6 +1,6 @@
 """Stage A: the tower learns what each patch shows, in the language model's own words.
 
-As in ``vision_stage`` (which says why): labels are read out as dot products with word embeddings, the last dimensions
+As in `vision_stage` (which says why): labels are read out as dot products with word embeddings, the last dimensions
 of a token hold a code of its patch's fine texture, so that background tokens do not collapse to one vector.
 """
 
@@ -71,16 +71,16 @@ class PatchHeads(nn.Module):
 
         Parameters
         ----------
-        tokens, pooled : torch.Tensor
-            From ``see``.
-        words : torch.Tensor
+        tokens, pooled
+            From `see`.
+        words
             The word embeddings, (vocabulary, D).
-        pixels : torch.Tensor
-            The pictures, (B, 3, 256, 256).
-        labels : torch.Tensor
-            long (B, 7, 256), see ``patch_labels``.
-        present : torch.Tensor
-            See ``presence``.
+        pixels
+            The images, (B, 3, 256, 256).
+        labels
+            long (B, 7, 256), see `patch_labels`.
+        present
+            See `presence`.
         """
         flat, logs = tokens.flatten(0, 1), {}
         loss = flat.new_zeros((), dtype=torch.float32)
@@ -114,7 +114,7 @@ class PatchHeads(nn.Module):
 
 
 def batch_of(pool: ReadingPool, chosen: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pictures, patch labels and presence of some scenes."""
+    """Images, patch labels and presence of some scenes."""
     present = presence([pool.objects[i] for i in chosen])
     return (
         to_pixels(pool.images[chosen]),
@@ -138,7 +138,7 @@ def check_vision(model: nn.Module, heads: PatchHeads, pool: ReadingPool, scenes:
 
 
 def train_vision(run: Run, pool: ReadingPool, held_out: ReadingPool) -> nn.Module:
-    """Stage A; goes on from the last checkpoint of the run folder. Gives the model, its language part untouched."""
+    """Stage A; continues from the last checkpoint of the run folder. Gives the model, its language part untouched."""
     recipe = run.recipe
     torch.manual_seed(recipe.seed)
     basis = principal_patches(np.asarray(pool.images[: min(400, len(pool))]))

@@ -25,7 +25,7 @@ Select = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 class Items:
     """Single questions, teacher-forced: all answer tokens and the end right is what greedy decoding would get right.
 
-    ``tokens`` (Q, 196, D) are the projected visual tokens, ``cover`` (Q, 196) the evidence's share of each patch.
+    `tokens` (Q, 196, D) are the projected visual tokens, `cover` (Q, 196) the evidence's share of each patch.
     """
 
     tokens: torch.Tensor
@@ -38,7 +38,7 @@ class Items:
 
 @torch.no_grad()
 def make_items(model: torch.nn.Module, processor: object, n: int, seed: int) -> Items:
-    """Held-out questions as tensors; the visual tokens come from the model's own ``get_image_features``."""
+    """Held-out questions as tensors; the visual tokens come from the model's own `get_image_features`."""
     pairs = list(held_out(n, seed))
     images = [processor.image_processor(s.pil(), return_tensors="pt")["pixel_values"] for s, _ in pairs]
     images = torch.cat(images).to(model.dtype)
@@ -65,9 +65,9 @@ def make_items(model: torch.nn.Module, processor: object, n: int, seed: int) -> 
 def answer_right(
     model: torch.nn.Module, items: Items, select: Select | None = None, layer: int = 0, batch: int = 60
 ) -> np.ndarray:
-    """Which questions are answered exactly, bool (Q,), if ``select`` hides visual tokens from layer ``layer`` on.
+    """Which questions are answered exactly, bool (Q,), if `select` hides visual tokens from layer `layer` on.
 
-    ``select(visual, prompt, index)`` gets the hidden states of the visual tokens (B, 196, D) and of the last prompt
+    `select(visual, prompt, index)` gets the hidden states of the visual tokens (B, 196, D) and of the last prompt
     token (B, D) at the input of that layer and the numbers of the questions (B,); it gives the kept ones, bool
     (B, 196). Positions stay those of the dense prompt.
     """
@@ -106,7 +106,7 @@ def selections(items: Items, keep: int, seed: int) -> dict[str, Select]:
 
 
 def check(model: torch.nn.Module, processor: object, n: int = 900, seed: int = 1) -> dict:
-    """All figures of the table, in per cent; ``n`` questions, the nine tasks equally often."""
+    """All figures of the table, in per cent; `n` questions, the nine tasks equally often."""
     items = make_items(model, processor, n, seed)
     single = np.isin(items.tasks, SINGLE_EVIDENCE)
     dense = answer_right(model, items)
@@ -196,7 +196,7 @@ def markdown(made: dict, wanted: list[dict], figures: dict) -> str:
 
 
 def main() -> None:
-    """``python -m foveate.tiny.training.check FILE``: check the shipped weights and write the figures."""
+    """`python -m foveate.tiny.training.check FILE`: check the shipped weights and write the figures."""
     import argparse
 
     from foveate.tiny.model import load

@@ -15,13 +15,13 @@ HARD_HELD_OUT_STREAM, HARD_GROUNDED_STREAM = 151, 173
 
 
 def held_out(n: int, seed: int = 0) -> Iterator[tuple[Scene, Question]]:
-    """Yield ``n`` held-out items, the nine tasks in turn, every item with a scene of its own.
+    """Yield `n` held-out items, the nine tasks in turn, every item with a scene of its own.
 
     Parameters
     ----------
-    n : int
+    n
         Number of items.
-    seed : int
+    seed
         Another seed gives other scenes; all of them differ from the training scenes.
 
     Yields
@@ -32,12 +32,12 @@ def held_out(n: int, seed: int = 0) -> Iterator[tuple[Scene, Question]]:
 
 
 def held_out_hard(n: int, seed: int = 0) -> Iterator[tuple[Scene, Question]]:
-    """Yield ``n`` held-out items of the harder split, its tasks in turn, every item with a scene of its own.
+    """Yield `n` held-out items of the harder split, its tasks in turn, every item with a scene of its own.
 
     Parameters
     ----------
-    n, seed : int
-        See :func:`held_out`.
+    n, seed
+        See `held_out`.
 
     Yields
     ------

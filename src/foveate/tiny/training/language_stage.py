@@ -29,7 +29,7 @@ class Phase:
     visual: int
     few: float = 0.15
     shares: tuple[float, ...] = SHARES
-    """How often each task is asked, in the order of ``TASKS``."""
+    """How often each task is asked, in the order of `TASKS`."""
 
 
 PHASES = (
@@ -42,7 +42,7 @@ PHASES = (
 
 @torch.no_grad()
 def cache_tokens(model: nn.Module, pool: Pool, path: Path | None, device: torch.device) -> torch.Tensor:
-    """Projected visual tokens of all scenes of a pool, bfloat16 (N, 196, D), kept in ``path`` if given."""
+    """Projected visual tokens of all scenes of a pool, bfloat16 (N, 196, D), kept in `path` if given."""
     if path is not None and path.is_file():
         return torch.load(path, weights_only=True, mmap=True)
     parts = []
@@ -114,15 +114,15 @@ def decoder_layer(
 
     Parameters
     ----------
-    hidden : torch.Tensor
-        (B, S, D): the front (2 + V positions), then Q slots of ``slot`` positions.
-    weights : tuple of torch.Tensor
-        In the order of ``layer_weights``.
-    mask : tuple of torch.Tensor
-        See ``masks``.
-    rope : tuple of torch.Tensor
+    hidden
+        (B, S, D): the front (2 + V positions), then Q slots of `slot` positions.
+    weights
+        In the order of `layer_weights`.
+    mask
+        See `masks`.
+    rope
         Cosines and sines, (B, S, D / heads).
-    heads, slot : int
+    heads, slot
     """
     norm1, query, key, value, output, norm2, gate, up, down = (w.to(hidden.dtype) for w in weights)
     size, length, width = hidden.shape
@@ -140,7 +140,7 @@ def decoder_layer(
 
 
 def layer_weights(layer: nn.Module) -> tuple[torch.Tensor, ...]:
-    """The weights of a Llama layer in the order that ``decoder_layer`` wants."""
+    """The weights of a Llama layer in the order that `decoder_layer` wants."""
     attention, mlp = layer.self_attn, layer.mlp
     projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
     return (
@@ -162,7 +162,7 @@ def run_layers(
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Logits (B, Q, SLOT, vocabulary), and the input of each led layer, (B, S, D) each.
 
-    The dtype of ``mask`` is the one that is computed in.
+    The dtype of `mask` is the one that is computed in.
     """
     language, dtype = model.model.language_model, mask[0].dtype
     front = language.embed_tokens(torch.tensor(PREFIX, device=ids.device)).expand(len(ids), -1, -1)
@@ -253,7 +253,7 @@ def check_language(
 
 
 def to_device(tokens: torch.Tensor, packed: Packed, device: torch.device) -> tuple:
-    """The inputs of ``run_layers``: tokens, ids, masks, positions."""
+    """The inputs of `run_layers`: tokens, ids, masks, positions."""
     mask = masks(torch.from_numpy(packed.visible).to(device), torch.bfloat16)
     places = positions(torch.from_numpy(packed.keep).to(device), packed.ids.shape[1])
     return tokens.to(device), torch.from_numpy(packed.ids).to(device), mask, places

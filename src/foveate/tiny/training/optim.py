@@ -65,7 +65,7 @@ def optimisers(
 
 
 def set_rate(optimisers: list[torch.optim.Optimizer], step: int, steps: int, decay: float) -> float:
-    """Warm up for 60 steps, stay, fall linearly to 1 % over the last share ``decay``; gives the factor used."""
+    """Warm up for 60 steps, stay, fall linearly to 1 % over the last share `decay`; gives the factor used."""
     left = (steps - step) / max(1, steps)
     factor = min(1.0, (step + 1) / 60) * min(1.0, max(0.01, left / decay))
     for optimiser in optimisers:

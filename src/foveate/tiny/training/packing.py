@@ -1,4 +1,4 @@
-"""Many questions behind one picture: batches for the language stage, with tokens left out on purpose."""
+"""Many questions after one image: batches for the language stage, with tokens left out on purpose."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SLOT = 13  # text positions of a question: its longest form with all but the las
 
 @dataclass
 class Packed:
-    """A batch of B pictures with V visual tokens each and Q questions each, every question in a slot of its own."""
+    """A batch of B images with V visual tokens each and Q questions each, every question in a slot of its own."""
 
     keep: np.ndarray
     """Indices of the visual tokens that are there, int64 (B, V), ascending."""
     visible: np.ndarray
-    """bool (B, V); False where ``keep`` is only padding."""
+    """bool (B, V); False where `keep` is only padding."""
     ids: np.ndarray
     """int64 (B, Q, SLOT)."""
     targets: np.ndarray
@@ -36,9 +36,9 @@ class Packed:
     ends: np.ndarray
     """int64 (B, Q): place of the last prompt token in the slot; 0 in an empty slot."""
     tasks: list[tuple[int, int, str]] = field(default_factory=list)
-    """Picture, slot and task of each question."""
+    """Image, slot and task of each question."""
     box_slot: list[tuple[int, int]] = field(default_factory=list)
-    """For each evidence box, picture and slot of its question."""
+    """For each evidence box, image and slot of its question."""
     box_tokens: list[np.ndarray] = field(default_factory=list)
     """For each evidence box, its tokens among the V, bool (V,)."""
 
@@ -80,20 +80,20 @@ def pack(
     few: float = 0.0,
     shares: tuple[float, ...] = SHARES,
 ) -> Packed:
-    """Ask up to ``slots`` questions about each chosen scene.
+    """Ask up to `slots` questions about each selected scene.
 
     Parameters
     ----------
-    rng : numpy.random.Generator
-    pool : Pool
-    chosen : numpy.ndarray
+    rng
+    pool
+    chosen
         Numbers of the scenes, (B,).
-    visual, slots : int
+    visual, slots
         Number of visual tokens V and of questions Q.
-    few : float
-        Chance that a picture shows only the tokens of a few objects.
-    shares : tuple of float
-        How often each task is asked, in the order of ``TASKS``.
+    few
+        Chance that an image shows only the tokens of a few objects.
+    shares
+        How often each task is asked, in the order of `TASKS`.
     """
     size = len(chosen)
     chance = np.array(shares) / sum(shares)

@@ -1,4 +1,4 @@
-"""The training curve as a picture."""
+"""The training curve as a figure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fixed pool of rendered training scenes on disk: pictures, patch labels, objects."""
+"""A fixed pool of rendered training scenes on disk: images, patch labels, objects."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def patch_labels(objects: list[Thing], grid: int = GRID, size: int = SIZE) -> np
     Returns
     -------
     numpy.ndarray
-        int8 (6, grid * grid), rows as in ``LABELS``; 0 is "nothing", -1 "ask nothing here" (a patch barely touched).
-        ``next_digit`` is 1-10 for a second digit and 11 for a sign that has none.
+        int8 (6, grid * grid), rows as in `LABELS`; 0 is "nothing", -1 "ask nothing here" (a patch barely touched).
+        `next_digit` is 1-10 for a second digit and 11 for a sign that has none.
     """
     out = np.zeros((len(LABELS), grid * grid), dtype=np.int8)
     best = np.zeros(grid * grid)
@@ -54,7 +54,7 @@ def patch_labels(objects: list[Thing], grid: int = GRID, size: int = SIZE) -> np
 
 @dataclass
 class Pool:
-    """Scenes: ``images`` (N, 224, 224, 3) uint8, ``labels`` (N, 6, 196) int8, ``objects`` one list a scene."""
+    """Scenes: `images` (N, 224, 224, 3) uint8, `labels` (N, 6, 196) int8, `objects` one list a scene."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -89,18 +89,18 @@ def render_pool(
     workers: int = 2,
     progress: Callable[[int], None] | None = None,
 ) -> Pool:
-    """Render ``count`` scenes into ``folder``, or open them where they are there already.
+    """Render `count` scenes into `folder`, or open them where they are there already.
 
     Parameters
     ----------
-    folder : Path
-    count, seed : int
-        Scene ``i`` depends on the seed and on ``i`` alone, not on ``count`` or ``workers``.
-    held_out : bool
+    folder
+    count, seed
+        Scene `i` depends on the seed and on `i` alone, not on `count` or `workers`.
+    held_out
         Take the stream that training never sees.
-    workers : int
+    workers
         Processes that render.
-    progress : callable, optional
+    progress
         Called with the number of scenes done so far.
     """
     what = {"count": count, "seed": seed, "held_out": held_out}

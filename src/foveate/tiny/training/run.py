@@ -38,7 +38,7 @@ class Recipe:
 
 @dataclass
 class Run:
-    """A folder with ``recipe.json``, ``log.jsonl``, checkpoints, the rendered scenes and, at the end, the weights."""
+    """A folder with `recipe.json`, `log.jsonl`, checkpoints, the rendered scenes and, at the end, the weights."""
 
     folder: Path
     recipe: Recipe
@@ -54,7 +54,7 @@ class Run:
         if not path.is_file():
             path.write_text(json.dumps(asdict(self.recipe), indent=1))
         elif json.loads(path.read_text()) != json.loads(json.dumps(asdict(self.recipe))):
-            raise ValueError(f"{path} holds another recipe; a run goes on with its own or starts in another folder")
+            raise ValueError(f"{path} holds another recipe; a run continues with its own or starts in another folder")
 
     def log(self, **values: Any) -> None:
         """Append one line to the log."""
@@ -93,7 +93,7 @@ class Run:
 
 
 class Threads:
-    """Use two threads where two cores are free, one where another process wants a core; ``fixed`` switches this off.
+    """Use two threads where two cores are free, one where another process wants a core; `fixed` switches this off.
 
     Waiting for a core that another process holds costs far more than it brings, hence the regular probe.
     """

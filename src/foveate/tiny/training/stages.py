@@ -57,12 +57,12 @@ def train_vision(
 
     Parameters
     ----------
-    run : Run
-    pool, held_out : Pool
+    run
+    pool, held_out
         Scenes to train on and to check with.
-    threads : int, optional
+    threads
         Fixed number of threads; by default one or two, whichever is quicker.
-    progress : callable, optional
+    progress
         Called with stage, step, steps and a short text.
     """
     recipe, device = run.recipe, run.device
@@ -123,15 +123,15 @@ def train_language(
 
     Parameters
     ----------
-    run : Run
-    model : torch.nn.Module
+    run
+    model
         From stage A.
-    pool, held_out : Pool
+    pool, held_out
         Scenes to train on and to check with.
-    cache, held_out_cache : torch.Tensor
-        Their visual tokens, see ``cache_tokens``.
+    cache, held_out_cache
+        Their visual tokens, see `cache_tokens`.
     threads, progress
-        As in ``train_vision``.
+        As in `train_vision`.
     """
     recipe, device = run.recipe, run.device
     torch.manual_seed(recipe.seed + 1)

@@ -18,7 +18,7 @@ __all__ = ["Recipe", "export", "train"]
 
 
 def export(model: torch.nn.Module, folder: Path) -> None:
-    """Write float16 weights, configs, processor and tokenizer, all that ``from_pretrained`` wants."""
+    """Write float16 weights, configs, processor and tokenizer, all that `from_pretrained` wants."""
     model.half().save_pretrained(folder)
     processor().save_pretrained(folder)
     model.float()
@@ -44,24 +44,24 @@ def train(
     checkpoint_seconds: float = 180.0,
     progress: Progress | None = None,
 ) -> Path:
-    """Train from scratch or go on where a run stopped.
+    """Train from scratch or continue where a run stopped.
 
     Parameters
     ----------
-    folder : str or Path
-        Run folder: scenes (3.6 GB with the defaults), checkpoints, ``log.jsonl``, ``curve.png`` and ``weights``.
-    recipe : Recipe, optional
+    folder
+        Run folder: scenes (3.6 GB with the defaults), checkpoints, `log.jsonl`, `curve.png` and `weights`.
+    recipe
         By default the one of the shipped weights.
-    device : str or torch.device
-    resume : bool
-        Go on from the checkpoints in ``folder``. Each step depends on the seed and its number alone, so a resumed run
+    device
+    resume
+        Go on from the checkpoints in `folder`. Each step depends on the seed and its number alone, so a resumed run
         sees the same data as one that never stopped.
-    threads : int, optional
+    threads
         Fixed number of threads; by default one or two, whichever is quicker. Sums in another order give slightly
         other weights, so fix it where two runs must agree to the bit.
-    checkpoint_seconds : float
+    checkpoint_seconds
         Time between checkpoints.
-    progress : callable, optional
+    progress
         Called with stage, step, steps and a short text.
 
     Returns

@@ -38,12 +38,12 @@ def presence(objects: list[list[Thing]]) -> np.ndarray:
 
 
 def patches(images: torch.Tensor) -> torch.Tensor:
-    """Cut pictures (B, 3, H, W) into flat patches (B, HW / 256, 768) as the tower's convolution sees them."""
+    """Cut images (B, 3, H, W) into flat patches (B, HW / 256, 768) as the tower's convolution sees them."""
     return F.unfold(images, PATCH, stride=PATCH).transpose(1, 2)
 
 
 def to_pixels(images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Pictures (B, H, W, 3) uint8 as the processor gives them: float32 (B, 3, H, W) in -1..1."""
+    """Images (B, H, W, 3) uint8 as the processor gives them: float32 (B, 3, H, W) in -1..1."""
     return torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
@@ -55,7 +55,7 @@ def body(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def principal_patches(images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean (768,), axes (768, 768), columns by falling variance, and variances (768,) of the pictures' patches."""
+    """Mean (768,), axes (768, 768), columns by falling variance, and variances (768,) of the images' patches."""
     flat = torch.cat([patches(to_pixels(images[i : i + 50])).flatten(0, 1) for i in range(0, len(images), 50)])
     mean = flat.mean(0)
     variance, axes = torch.linalg.eigh(torch.cov((flat - mean).T))
@@ -80,9 +80,9 @@ def start_tower(model: nn.Module, axes: torch.Tensor, variance: torch.Tensor, gr
 def see(
     model: nn.Module, pixels: torch.Tensor, dtype: torch.dtype = torch.bfloat16
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Projected visual tokens (B, N, D) and the tower's pooled CLS (B, E) of pictures (B, 3, H, W).
+    """Projected visual tokens (B, N, D) and the tower's pooled CLS (B, E) of images (B, 3, H, W).
 
-    The same function as the model's own, written lean: it computes in ``dtype`` whatever the weights are stored in.
+    The same function as the model's own, written lean: it computes in `dtype` whatever the weights are stored in.
     """
 
     def linear(x: torch.Tensor, *layers: nn.Linear) -> torch.Tensor:
@@ -159,17 +159,17 @@ class PatchHeads(nn.Module):
 
         Parameters
         ----------
-        tokens, pooled : torch.Tensor
-            From ``see``.
-        words : torch.Tensor
+        tokens, pooled
+            From `see`.
+        words
             The word embeddings, (vocabulary, D).
-        pixels : torch.Tensor
-            The pictures, (B, 3, 224, 224).
-        labels : torch.Tensor
-            long (B, 6, 196), see ``patch_labels``.
-        present : torch.Tensor
-            See ``presence``.
-        digit_weight : float
+        pixels
+            The images, (B, 3, 224, 224).
+        labels
+            long (B, 6, 196), see `patch_labels`.
+        present
+            See `presence`.
+        digit_weight
             Weight of the two digit losses.
         """
         flat, logs = tokens.flatten(0, 1), {}
@@ -198,7 +198,7 @@ class PatchHeads(nn.Module):
             flat_patches = patches(pixels) - self.mean
             coarse = (flat_patches @ self.axes).clamp(-3, 3)
             fine = flat_patches @ self.fine
-            # Contrast is divided out: a faint grain tells places apart as well as a bold pattern does.
+            # Contrast is divided out: a faint grain distinguishes places as well as a bold pattern does.
             code = fine / (fine.norm(dim=-1, keepdim=True) + 0.3) @ self.mix * fine.shape[-1] ** 0.5
         logs["pixels"] = F.mse_loss(self.pixels(tokens).float(), coarse)
         logs["texture"] = F.mse_loss(tokens[..., -TEXTURE:].float() / TEXTURE_SCALE, code)
@@ -208,9 +208,9 @@ class PatchHeads(nn.Module):
 
 
 class VisionBatches:
-    """Batches of stage A by step number: they depend on seed and step alone, so that a resumed run goes on the same.
+    """Batches of stage A by step number: they depend on seed and step alone, so that a resumed run continues the same.
 
-    From step ``signs_from`` on, scenes with many signs come more often, in batches half as large: digits are what is
+    From step `signs_from` on, scenes with many signs come more often, in batches half as large: digits are what is
     learned last.
     """
 
@@ -221,7 +221,7 @@ class VisionBatches:
         self.chance = signs / signs.sum()
 
     def __call__(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Pictures, patch labels and presence of a step."""
+        """Images, patch labels and presence of a step."""
         rng = np.random.default_rng([5, self.seed, step])
         late = step >= self.signs_from
         count = min(len(self.pool), self.batch // 2 if late else self.batch)

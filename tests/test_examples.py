@@ -1,0 +1,107 @@
+"""Every script in examples/, the notebook, and the lines of README run as they stand, on the embedded model."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from foveate import tiny
+from foveate.tiny.model import WEIGHTS
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+SCRIPTS = ["add_a_method", "own_data", "quick_start", "several_images"]
+
+pytestmark = pytest.mark.skipif(
+    not (WEIGHTS / "model.safetensors").is_file(), reason="the embedded model has no weights here"
+)
+
+
+def script(monkeypatch, name, *arguments):
+    """What a script prints."""
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    return printed.getvalue()
+
+
+def test_none_is_forgotten():
+    # quantised.py needs libraries of its own: tests/test_quantised_example.py; run_notebook.py runs the notebook below
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SCRIPTS, "quantised", "run_notebook"}
+    page = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
+    for path in [*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.ipynb")]:
+        assert f"(../examples/{path.name})" in page
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_short(name):
+    assert len((EXAMPLES / f"{name}.py").read_text(encoding="utf-8").splitlines()) < 40
+
+
+def test_quick_start(monkeypatch):
+    found = script(monkeypatch, "quick_start")
+    assert found.count("triangle") == 2  # dense and pruned
+    assert "49 of 196" in found
+
+
+def test_several_images(monkeypatch):
+    found = script(monkeypatch, "several_images")
+    assert "sample 0: 49 of 196 visual tokens kept\n" in found
+    assert "sample 1: 49 of 196 visual tokens kept, 49 of 196 visual tokens kept\n" in found
+
+
+def test_own_data(monkeypatch, tmp_path):
+    asked = ["what shape is blue?"] * 2
+    for number in range(2):
+        tiny.make_scene(np.random.default_rng(3)).pil().save(tmp_path / f"{number}.png")
+    rows = [
+        {"image": f"{at}.png", "question": ask, "answer": truth}
+        for at, (ask, truth) in enumerate(zip(asked, ["Triangle.", "square"], strict=True))
+    ]
+    lines = "\n".join(json.dumps(row) for row in rows)
+    (tmp_path / "questions.jsonl").write_text(lines, encoding="utf-8")
+    found = script(monkeypatch, "own_data", tmp_path).splitlines()
+    assert [line.split()[0] for line in found] == ["dense", "fastv", "fastv", "random"]
+    assert found[0].endswith("1 of 2 right")
+
+
+def test_add_a_method(monkeypatch):
+    found = script(monkeypatch, "add_a_method")
+    assert "49 of 196" in found
+    assert found.count("holds:") == 3
+
+
+def test_notebook():
+    runner = runpy.run_path(str(EXAMPLES / "run_notebook.py"))
+    path = EXAMPLES / "tour.ipynb"
+    stored = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    book = runner["run"](path)
+    for old, new in zip(stored, (cell for cell in book["cells"] if cell["cell_type"] == "code"), strict=True):
+        kinds = [[kind for output in cell["outputs"] for kind in output.get("data", ["text"])] for cell in (old, new)]
+        assert kinds[0] == kinds[1], "stale outputs: python examples/run_notebook.py examples/tour.ipynb"
+    printed = "".join(line for cell in stored for output in cell["outputs"] for line in output.get("text", []))
+    assert "same bits: True" in printed
+    assert "detached, too: True" in printed
+
+
+def test_readme_runs(monkeypatch, tmp_path):
+    """The ten lines under "Use", with the embedded model in the place of LLaVA, whose prompt it shares."""
+    monkeypatch.chdir(tmp_path)
+    tiny.make_scene(np.random.default_rng(3)).pil().save("cat.jpg")
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    code, known = re.subn(r'^name = ".*"$', f"name = {str(WEIGHTS)!r}", code, flags=re.MULTILINE)
+    code, asked = re.subn("What is on the sofa", "what shape is blue", code)
+    assert known == asked == 1
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README.md", "exec"), {})
+    assert "98 of 196" in printed.getvalue()
