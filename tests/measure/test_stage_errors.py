@@ -49,7 +49,7 @@ def test_equal_to_masking(layout, tokens):
     dense = masked_outputs(model, batch, torch.full(visual.shape, NEVER))
 
     def expected(cuts):
-        with torch.no_grad(), attach(model, Only(method=PRUNER.resolved(6), cuts=cuts)) as pruned:
+        with torch.no_grad(), attach(model, Only(method=PRUNER.resolved(model.config), cuts=cuts)) as pruned:
             model(**batch)
         masked = masked_outputs(model, batch, hidden_from(pruned.report, visual))
         both = []

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from foveate.tiny.training.heldout import held_out_hard as held_out_hard
 
 _WHERE = {
-    "HARD_STYLE": "harder",
-    "HARD_TASKS": "harder",
+    "HARD_STYLE": "questions",
+    "HARD_TASKS": "questions",
     "TASKS": "questions",
     "Question": "questions",
     "Scene": "scenes",
     "ask": "questions",
-    "ask_hard": "harder",
+    "ask_hard": "questions",
     "evidence_tokens": "questions",
     "held_out": "training.heldout",
     "held_out_hard": "training.heldout",

@@ -11,7 +11,7 @@ import torch
 from foveate.errors import BudgetError
 from foveate.measure.predict import synthetic
 from foveate.measure.predict.rates import Curve, Rates, RatesError, Shape
-from foveate.pruners.base import Pruner, SingleStagePruner, depth_of
+from foveate.pruners.base import Pruner, SingleStagePruner
 from foveate.pruners.budget import tokens_to_keep
 from foveate.pruners.spec import brief
 
@@ -27,7 +27,7 @@ def kept(pruner: Pruner, config: Any, visual: int, text: int = 64, share: float 
     pruner
         The method. One that may stop short of its budget is taken to reach it.
     config
-        The model's.
+        The text config of the model; a pruner that differs between models is worked out for this one.
     visual, text
         Visual and text tokens of a prompt.
     share
@@ -40,7 +40,7 @@ def kept(pruner: Pruner, config: Any, visual: int, text: int = 64, share: float 
         not fit the model.
     """
     method = pruner.resolved(config)
-    stages = method.layers(depth_of(config))
+    stages = method.layers(config.num_hidden_layers)
     counts: list[int] = []
     dense = torch.tensor([visual])
     if not visual:
