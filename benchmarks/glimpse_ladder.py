@@ -20,13 +20,13 @@ from transformers import get_cosine_schedule_with_warmup
 
 from foveate.learn.data import from_scenes
 from foveate.learn.glimpse.step import GlimpseForTraining, Weighing, collate, read_prompt
-from foveate.learn.glimpse.train import sizes_for
 from foveate.measure.eval.evaluate import Settings as Evaluation
 from foveate.measure.eval.evaluate import evaluate
 from foveate.measure.loading import load_model
-from foveate.measure.spec import parse_methods
 from foveate.pruners import GlimpsePrune
 from foveate.pruners.glimpseprune.modules import GlimpseModules
+from foveate.pruners.glimpseprune.sizes import sizes_for
+from foveate.pruners.spec import parse_methods
 
 ANSWER_ONLY = Weighing(place=0.0)
 # name -> sizes, weighing, cut before layer

@@ -29,8 +29,8 @@ from foveate.measure.bench.timing import CPU, WALL, Times, timed_run
 from foveate.measure.predict.predict import MARGIN, break_even, predict
 from foveate.measure.predict.rates import Rates, measure_rates
 from foveate.measure.predict.selection import measure_choosing
-from foveate.measure.spec import brief
 from foveate.pruners import Pruner
+from foveate.pruners.spec import brief
 
 # shape, decoder layers, width, numbers of visual tokens
 MODELS = (("qwen2.5-vl-7b", 6, 512, (256, 1024, 2048)), ("llava-1.5-7b", 6, 640, (576, 1152)))

@@ -35,7 +35,7 @@ from foveate.measure.bench.run import random_model, run, threads
 from foveate.measure.bench.settings import BenchSettings
 from foveate.measure.bench.tables import markdown
 from foveate.measure.loading import LoadedModel
-from foveate.measure.spec import parse_methods
+from foveate.pruners.spec import parse_methods
 
 RESULTS = Path(__file__).parent / "results"
 METHODS = "greedyprune,fastv,divprune,glimpseprune,btp:variant=paper,btp:variant=released"

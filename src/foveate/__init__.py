@@ -4,21 +4,23 @@ Importing the package loads nothing heavy and changes nothing in torch or transf
 first time it is used.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
 
+
+def _methods() -> dict[str, str]:
+    """Where the names come from that `pruners/methods.py` imports: read, as running it loads torch."""
+    with open(os.path.join(os.path.dirname(__file__), "pruners", "methods.py"), encoding="utf-8") as file:
+        lines = [line.split() for line in file if line.startswith("from ")]
+    return {words[3]: words[1] for words in lines}
+
+
 # name -> where it lives; None: the name is a sub-module itself
 _PUBLIC: dict[str, str | None] = {
-    "BTP": "foveate.pruners",
-    "BTPStage": "foveate.pruners",
-    "DivPrune": "foveate.pruners",
-    "FastV": "foveate.pruners",
-    "GlimpsePrune": "foveate.pruners",
-    "GreedyPrune": "foveate.pruners",
-    "PyramidDrop": "foveate.pruners",
-    "Random": "foveate.pruners",
+    **_methods(),
     "attach": "foveate.engine",
     "errors": None,
     "load": "foveate.pruners",
@@ -36,16 +38,9 @@ if TYPE_CHECKING:
     from foveate import tiny as tiny
     from foveate.engine.attach import attach as attach
     from foveate.families import load_processor as load_processor
-    from foveate.pruners import BTP as BTP
-    from foveate.pruners import BTPStage as BTPStage
-    from foveate.pruners import DivPrune as DivPrune
-    from foveate.pruners import FastV as FastV
-    from foveate.pruners import GlimpsePrune as GlimpsePrune
-    from foveate.pruners import GreedyPrune as GreedyPrune
-    from foveate.pruners import PyramidDrop as PyramidDrop
-    from foveate.pruners import Random as Random
-    from foveate.pruners import load as load
-    from foveate.pruners import make as make
+    from foveate.pruners.methods import *  # noqa: F403
+    from foveate.pruners.registry import load as load
+    from foveate.pruners.registry import make as make
 else:  # a type checker that saw this function would take every name, misspelt ones too
 
     def __getattr__(name: str) -> Any:

@@ -6,10 +6,9 @@ from typing import ClassVar
 import pytest
 import torch
 
-import foveate.pruners
 from foveate.cli import app
 from foveate.measure.bench import run as module
-from foveate.pruners import METHODS, Random
+from foveate.pruners import METHODS, Random, registry
 from tests.cli.test_run import in_one_line
 
 SMALL = ("--random-weights", "qwen2.5-vl-7b", "--layers", "4", "--width", "128", "--text", "12", "--visual", "96")
@@ -38,7 +37,7 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     known = {**METHODS, "slow": Slow}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(foveate.pruners, "METHODS", known)
+        patch.setattr(registry, "METHODS", known)
         files = ("--json", str(folder / "b.json"), "--plot", str(folder / "b.png"), "--check")
         methods = ("--methods", "slow,glimpseprune,btp:variant=paper", "--keep", "0.5")
         done = CliRunner().invoke(app, ["bench", *SMALL, *FAST, *methods, *files])
@@ -103,7 +102,7 @@ def test_the_check_holds_where_nothing_is_slower(found, run, monkeypatch):
         (("--random-weights", "llava-1.5-7b", "--width", "100"), "multiple of 128"),
         (("--layers", "2"), "--random-weights"),
         (("--keep", "nan"), "nan"),
-        (("--keep", "0"), "0.0"),
+        (("--keep", "0"), "positive"),
         (("--visual", "0"), "visual"),
         (("--visual", "many"), "many"),
         (("--batch", "-1"), "batch"),

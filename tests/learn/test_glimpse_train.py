@@ -19,8 +19,9 @@ from foveate.families import family_of
 from foveate.learn.data import GroundedSamples, from_scenes
 from foveate.learn.errors import TrainingDataError, TrainingError
 from foveate.learn.glimpse.check import check
-from foveate.learn.glimpse.train import CHECKPOINTS, PICTURE, RESULT, Settings, sizes_for, train_glimpse
+from foveate.learn.glimpse.train import CHECKPOINTS, PICTURE, RESULT, Settings, train_glimpse
 from foveate.measure.loading import load_model
+from foveate.pruners.glimpseprune.sizes import sizes_for
 from tests.models.build import SEEING, build
 
 SETTINGS = Settings(

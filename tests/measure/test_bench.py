@@ -7,12 +7,12 @@ import dataclasses
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, DynamicCache
+from transformers import AutoModelForImageTextToText, DynamicCache, LlamaConfig
 
-from foveate import BTP, Random
+from foveate import BTP, FastV, Random
 from foveate.errors import BudgetError
 from foveate.families import family_of
-from foveate.measure.bench.arms import AGAIN, DENSE, Arm, check_methods, make_arms, published
+from foveate.measure.bench.arms import AGAIN, DENSE, Arm, check_methods, make_arms
 from foveate.measure.bench.counters import cache_bytes, counted, peak_bytes
 from foveate.measure.bench.measure import Measured, _order, measure
 from foveate.measure.bench.prompts import encode, make_prompt, processed
@@ -22,7 +22,7 @@ from foveate.measure.bench.run import random_model, run
 from foveate.measure.bench.settings import BenchSettings
 from foveate.measure.bench.timing import PARTS, new_cache, prefill, split_run
 from foveate.measure.loading import LoadedModel
-from foveate.measure.spec import parse_methods
+from foveate.pruners.spec import parse_methods
 
 CPU = torch.device("cpu")
 PARAMETERS = {  # of the checkpoints
@@ -136,27 +136,38 @@ def test_each_round_has_every_arm_in_another_order(models):
     assert {tuple(sorted(order)) for order in orders} == {tuple(sorted(orders[0]))}
 
 
-def test_published_stages_move_with_the_depth(models):
+def test_a_method_means_here_what_it_means_everywhere(models):
     model = models["qwen2.5-vl-7b"].model
-    paper, released = published(model), published(model, "released")
-    assert paper.final == "keep"
-    assert paper.layers(4) == (1, 2, 3)
-    assert released.depth == 4
-    assert isinstance(released, BTP)
+
+    def made(methods, *keeps):
+        arms = make_arms(model, tuple(parse_methods(methods)), keeps, True)
+        return {arm.label: arm.pruner for arm in arms if arm.method.startswith(("btp", "fastv"))}
+
+    assert made("fastv:layer=1", 0.6, 40) == {
+        "fastv:layer=1 @ 0.6": FastV(layer=1, keep=0.6),
+        "fastv:layer=1 @ 40": FastV(layer=1, keep=40),
+    }
+    assert made("btp:variant=default,btp:variant=paper,btp", 0.6) == {
+        "btp:variant=default @ 0.6": BTP(variant="default", keep=0.6),
+        "btp @ 0.6": BTP(keep=0.6),
+        "btp:variant=paper": BTP(variant="paper"),
+    }
 
 
 @pytest.mark.parametrize(
-    ("methods", "keeps", "depth", "word"),
+    ("methods", "keeps", "config", "word"),
     [
         ("greedyprune:keep=0.5", (0.2,), None, "--keep"),
         ("btp:variant=mine", (0.2,), None, "released"),
-        ("fastv:layer=9", (0.2,), 4, "layer 9"),
-        ("btp", (0.01,), 32, "1.0%"),
+        ("btp:variant=paper,stages=default", (0.2,), None, "either"),
+        ("btp", (49,), None, "no count"),
+        ("fastv:layer=4", (0.2,), LlamaConfig(num_hidden_layers=4), "layer 4"),
+        ("btp", (0.01,), LlamaConfig(), "1.0%"),
     ],
 )
-def test_a_budget_that_cannot_be_had_is_refused_before_loading(methods, keeps, depth, word):
+def test_a_budget_that_cannot_be_had_is_refused_before_loading(methods, keeps, config, word):
     with pytest.raises(BudgetError, match=word):
-        check_methods(tuple(parse_methods(methods)), keeps, depth)
+        check_methods(tuple(parse_methods(methods)), keeps, config)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from foveate.measure.eval.evaluate import JOURNAL, Settings, evaluate
 from foveate.measure.eval.journal import JournalMismatch
 from foveate.measure.eval.oracle import NoEvidenceError
 from foveate.measure.eval.suites import UnknownSuiteError, is_correct, load_suite
-from foveate.measure.spec import parse_methods
 from foveate.measure.tables import NOT_PRUNED, OFF_BUDGET, markdown, result_notes, result_tables
+from foveate.pruners.spec import parse_methods
 
 pytestmark = pytest.mark.usefixtures("words_suite")
 SETTINGS = Settings(

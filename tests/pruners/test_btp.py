@@ -23,6 +23,14 @@ LLAMA_7B = types.SimpleNamespace(hidden_size=4096, intermediate_size=11008, num_
 RELEASED = BTP(stages="released-llava-1.5-7b", final="drop")
 
 
+def config(kind, depth, hidden=64):
+    text = types.SimpleNamespace(num_hidden_layers=depth, hidden_size=hidden)
+    return types.SimpleNamespace(model_type=kind, get_text_config=lambda: text)
+
+
+LLAVA, QWEN, OTHER = config("llava", 32, 4096), config("qwen2_5_vl", 28, 3584), config("llava", 40, 5120)
+
+
 def made_up(sizes, keep=None, layer=3, dense=None, seed=0):
     """Visual tokens of samples whose images have these (height, width); `keep` (B, N) bool: those that are left."""
     generator = torch.Generator().manual_seed(seed)
@@ -113,7 +121,7 @@ def test_the_released_first_stage_is_86_144_and_the_rest():
     attended = select.rebalanced_top_k(score, 86, over=3.7, split=0.5)
     start = attended | select.spatial_seed(24, 24, 144)[None]
     expected = select.max_min_diversity(tokens.features, 288, start=start)
-    kept = RELEASED.resolved(32).select(dataclasses.replace(tokens, layer=stage.layer))
+    kept = RELEASED.resolved(LLAVA).select(dataclasses.replace(tokens, layer=stage.layer))
     assert torch.equal(kept, expected)
     assert kept.sum() == 288
 
@@ -226,7 +234,7 @@ def test_the_budget_is_met(stages, keep, final):
     depth = 28 if "qwen" in stages else 32
     pruner = BTP(keep=keep, stages=stages, final=final)
     assert pruner.mean_tokens(depth) == pytest.approx(keep)
-    assert BTP(stages=stages, final=final).with_mean(keep, depth) == pruner
+    assert BTP(stages=stages, final=final).with_mean(keep, config("llava", depth)) == pruner
     keeps = [stage.keep for stage in pruner.schedule(depth)]
     assert keeps == sorted(keeps, reverse=True)
     assert (keeps[-1] == 0) == (final == "drop")
@@ -238,13 +246,13 @@ def test_a_budget_out_of_reach():
     with pytest.raises(BudgetError, match="cannot be reached"):
         BTP(keep=0.9, stages="released-llava-1.5-7b", final="drop").schedule(32)
     with pytest.raises(BudgetError, match="leaves over 50%"):
-        foveate.FastV(layer=3).with_mean(0.22, 6)
+        foveate.FastV(layer=3).with_mean(0.22, config("llava", 6))
 
 
 def test_mean_of_a_single_stage():
-    pruner = foveate.FastV(layer=2).with_mean(0.3, 10)
+    pruner = foveate.FastV(layer=2).with_mean(0.3, config("llava", 10))
     assert (2 + 8 * pruner.keep) / 10 == pytest.approx(0.3)
-    assert foveate.DivPrune().with_mean(0.22, 12).keep == pytest.approx(0.22)
+    assert foveate.DivPrune().with_mean(0.22, config("llava", 12)).keep == pytest.approx(0.22)
 
 
 @pytest.mark.parametrize("depth", range(2, 81))
@@ -267,6 +275,8 @@ def test_final():
     assert "before layer 9" in BTP(stages=dropping, final="drop").notes(12)[0]
     assert "no calibration" in BTP(stages=dropping, final="auto").notes(12)[0]
     assert not BTP(stages=dropping, final="auto", harmless=7).notes(12)
+    for pruner in (BTP(stages=dropping, final=final) for final in (None, "keep", "drop", "auto")):
+        assert pruner.resolved(config("llava", 12)).notes(12) == pruner.notes(12)
 
 
 def test_lambda_of_every_stage():
@@ -277,21 +287,56 @@ def test_lambda_of_every_stage():
 # -- models
 
 
-def config(kind, depth, hidden):
-    text = types.SimpleNamespace(num_hidden_layers=depth, hidden_size=hidden)
-    return types.SimpleNamespace(config=types.SimpleNamespace(model_type=kind, get_text_config=lambda: text))
+def test_auto_is_what_was_published_for_this_very_model():
+    """And no other: LLaVA-1.6-7B has the same language model."""
+    for model, name in ((LLAVA, "paper-llava-1.5-7b"), (QWEN, "paper-qwen2.5-vl-7b")):
+        assert BTP(keep=0.3).resolved(model) == BTP(keep=0.3, stages=name).resolved(model)
+        assert BTP(variant="default").resolved(model) != BTP().resolved(model)
+    for model in (OTHER, config("llava_next", 32, 4096), config("llava", 32, 2048), config("llava", 31, 4096)):
+        generic = BTP(stages="default").resolved(model)
+        assert BTP().resolved(model) == BTP(variant="default").resolved(model) == generic
 
 
-def test_for_model():
-    llava, qwen, other = config("llava", 32, 4096), config("qwen2_5_vl", 28, 3584), config("llava", 40, 5120)
-    assert BTP.for_model(llava) == BTP(stages="paper-llava-1.5-7b", depth=32)
-    assert BTP.for_model(qwen, keep=0.3) == BTP(stages="paper-qwen2.5-vl-7b", depth=28, keep=0.3)
-    assert BTP.for_model(llava, "released") == BTP(stages="released-llava-1.5-7b", depth=32, final="drop")
-    assert BTP.for_model(other) == BTP(depth=40)
-    with pytest.raises(BudgetError, match="released for"):
-        BTP.for_model(other, "released")
-    with pytest.raises(BudgetError, match="variant"):
-        BTP.for_model(llava, "best")
+def test_published_stages_of_the_very_model():
+    for model, name, depth in ((LLAVA, "llava-1.5-7b", 32), (QWEN, "qwen2.5-vl-7b", 28)):
+        paper, released = (BTP(variant=variant).resolved(model) for variant in ("paper", "released"))
+        assert paper.stages == tuple(stage for stage in PRESETS[f"paper-{name}"] if stage.keep)
+        assert released.stages == PRESETS[f"released-{name}"]
+        assert "dropped before layer 22" in released.notes(depth)[0]
+        assert not paper.notes(depth)
+    assert BTP(variant="released", final="keep").resolved(LLAVA).stages[-1].keep
+
+
+def test_published_stages_move_with_the_depth():
+    assert BTP(variant="paper").resolved(config("qwen2_5_vl", 4)).layers(4) == (1, 2, 3)
+    assert BTP(variant="released").resolved(config("llama4", 64)).layers(64) == (6, 12, 28, 44)
+    assert BTP(variant="released").resolved(config("qwen2_5_vl", 4)).final is None  # the drop fell off the end
+    with pytest.raises(RuntimeError, match="resolved"):
+        BTP(variant="paper").layers(32)
+
+
+@pytest.mark.parametrize(
+    "pruner",
+    [
+        BTP(keep=0.3),
+        BTP(variant="released"),
+        BTP(keep=1.0, variant="released"),
+        BTP(final="auto"),
+        BTP(final="auto", harmless=20),
+        BTP(attention=0.2),
+    ],
+)
+def test_what_is_resolved_stays(pruner):
+    once = pruner.resolved(LLAVA)
+    assert once.resolved(LLAVA) == once
+
+
+def test_a_budget_is_set_for_the_model_at_hand():
+    pruner = BTP().with_mean(0.3, QWEN)
+    assert pruner == BTP(keep=0.3)
+    assert pruner.resolved(QWEN).layers(28) == (3, 6, 15)
+    with pytest.raises(BudgetError, match="cannot be reached"):
+        BTP().with_mean(0.05, QWEN)
 
 
 def test_another_depth_is_refused():
@@ -321,6 +366,8 @@ def test_another_depth_is_refused():
         ({"stages": [{"layer": 3, "share": 0.5}]}, "share"),
         ({"attention": 2}, "attention"),
         ({"final": "maybe"}, "final"),
+        ({"variant": "best"}, "auto, default, paper, released"),
+        ({"variant": "paper", "stages": "default"}, "either"),
         ({"score": "raw"}, "score"),
         ({"query": "first"}, "query"),
         ({"distance": "cosine"}, "distance"),

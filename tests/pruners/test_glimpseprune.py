@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig
 
 import foveate
 from foveate.engine.arguments import cache_of
@@ -126,9 +127,10 @@ def test_layers_that_the_model_has_not(layer):
 
 
 def test_a_mean_share_is_a_budget_behind_the_cut():
-    assert foveate.GlimpsePrune().with_mean(0.75, 12) == foveate.GlimpsePrune(keep=0.25)
+    config = LlamaConfig(num_hidden_layers=12)
+    assert foveate.GlimpsePrune().with_mean(0.75, config) == foveate.GlimpsePrune(keep=0.25)
     with pytest.raises(BudgetError, match="67%"):
-        foveate.GlimpsePrune().with_mean(0.5, 12)
+        foveate.GlimpsePrune().with_mean(0.5, config)
 
 
 def test_weights_of_another_model_leave_this_one_as_it_was():

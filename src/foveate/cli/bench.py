@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from foveate.cli.console import console, progress, quiet_loading, say, show_table, warn, write_json
-from foveate.cli.options import Device, DType, JsonFile
+from foveate.cli.options import Device, DType, JsonFile, Keeps
 from foveate.measure.loading import LoadError
 
 
@@ -19,10 +19,8 @@ def bench(
             help="Published sizes with random weights: qwen2.5-vl-7b, llava-1.5-7b, llava-1.6-7b, qwen3-vl-8b.",
         ),
     ] = None,
-    methods: Annotated[
-        str, typer.Option(help="Methods, as for `foveate eval`; btp:variant=paper has the published stages.")
-    ] = ("greedyprune,btp,glimpseprune"),
-    keep: Annotated[str, typer.Option(help="Shares of the visual tokens to keep, comma-separated.")] = "0.22,0.11",
+    methods: Annotated[str, typer.Option(help="As for `foveate eval`.")] = ("greedyprune,btp,glimpseprune"),
+    keep: Keeps = "0.22,0.11",
     visual: Annotated[
         str | None, typer.Option(help="Visual tokens of a sample, comma-separated; by default those of one image.")
     ] = None,
@@ -71,10 +69,11 @@ def bench(
     from foveate.measure.bench.published_shapes import shape_named
     from foveate.measure.bench.run import run
     from foveate.measure.bench.run import threads as with_threads
-    from foveate.measure.bench.settings import BenchSettings, shares, whole_numbers
+    from foveate.measure.bench.settings import BenchSettings, whole_numbers
     from foveate.measure.bench.tables import WORDS, notes, tables
     from foveate.measure.loading import LoadError
-    from foveate.measure.spec import parse_methods
+    from foveate.pruners.budget import parse_keeps
+    from foveate.pruners.spec import parse_methods
 
     if model is not None and random_weights is not None:
         raise LoadError("either --model or --random-weights, not both")
@@ -83,7 +82,7 @@ def bench(
     check_options(predict, measure, rates, plot, check)
     settings = BenchSettings(
         methods=tuple(parse_methods(methods)),
-        keeps=shares(keep),
+        keeps=parse_keeps(keep),
         visual=() if visual is None else whole_numbers("visual", visual),
         text=text,
         batch=whole_numbers("batch", batch),
@@ -93,7 +92,7 @@ def bench(
         seed=seed,
     )
     shape = None if random_weights is None else shape_named(random_weights).resized(layers, width)
-    check_methods(settings.methods, settings.keeps, None if shape is None else shape.depth)
+    check_methods(settings.methods, settings.keeps, None if shape is None else shape.config())
     if plot is not None:
         figure.need_matplotlib()
     with with_threads(threads):

@@ -26,13 +26,13 @@ def demo(
     """Answer questions about sample images, dense and pruned, on the embedded model; needs no network."""
     from foveate.cli.run import make_pruner
 
-    pruner = make_pruner(method, keep, option or [], "0.25")
+    pruner = make_pruner(method, keep, option or [], 0.25)
     with console(stderr=True).status("loading the embedded model"):
         from foveate.measure.compare import compare
         from foveate.measure.eval.suites import load_suite
         from foveate.measure.loading import TINY, load_model
-        from foveate.measure.spec import brief
         from foveate.measure.tables import cost_lines, time_note
+        from foveate.pruners.spec import brief
 
         quiet_loading()
         loaded = load_model(TINY, device="cpu")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from foveate.cli.console import complain, console, progress, quiet_loading, say, show_table, warn, write_json
-from foveate.cli.options import Device, DType, JsonFile
+from foveate.cli.options import Device, DType, JsonFile, Keeps
 from foveate.errors import BudgetError
 
 
@@ -18,7 +18,7 @@ def eval_(
             "A folder is a saved pruner."
         ),
     ] = "greedyprune",
-    keep: Annotated[str, typer.Option(help="Shares of the visual tokens to keep, comma-separated.")] = "0.5,0.22,0.11",
+    keep: Keeps = "0.5,0.22,0.11",
     model: Annotated[str, typer.Option(help="A Hub id, a folder, or `tiny`, the embedded model.")] = "tiny",
     budget: Annotated[
         str,
@@ -46,14 +46,15 @@ def eval_(
     """Compare methods and budgets with the dense model, beside random tokens and a smaller image."""
     from foveate.measure.eval.evaluate import RESULT, TABLES, Settings, evaluate
     from foveate.measure.loading import load_model
-    from foveate.measure.spec import parse_methods
     from foveate.measure.tables import NOT_PRUNED, OFF_BUDGET, OUT_OF_REACH, markdown, result_notes, result_tables
+    from foveate.pruners.budget import parse_keeps
+    from foveate.pruners.spec import parse_methods
 
     if budget not in ("after", "mean"):
         raise BudgetError(f"--budget is 'after' or 'mean', got '{budget}'")
     settings: Any = Settings(
         methods=tuple(parse_methods(methods)),
-        keeps=_shares(keep),
+        keeps=parse_keeps(keep),
         suite=suite,
         samples=samples,
         seed=seed,
@@ -86,10 +87,3 @@ def eval_(
     say(f"result: {out / RESULT}, tables: {out / TABLES}")
     if json_file:
         write_json(json_file, result)
-
-
-def _shares(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(share) for share in text.split(",") if share.strip())
-    except ValueError:
-        raise BudgetError(f"--keep takes shares such as 0.5,0.22, got '{text}'") from None

@@ -8,11 +8,17 @@ import typer
 Method = Annotated[
     str, typer.Option("--method", "-m", help="A method of `foveate list methods`, or the folder of a saved pruner.")
 ]
-# text, which distinguishes a count (49) from a share (1.0)
+# text, in which a count (49) and a share (1.0) differ
 Keep = Annotated[
     str | None,
     typer.Option(
         "--keep", "-k", help="Visual tokens to keep: a share such as 0.22, or a count; a saved pruner has its own."
+    ),
+]
+Keeps = Annotated[
+    str,
+    typer.Option(
+        "--keep", "-k", help="Visual tokens to keep, comma-separated: shares such as 0.22, or counts such as 49."
     ),
 ]
 MethodOptions = Annotated[

@@ -30,7 +30,7 @@ def run(
     from foveate.cli.images import open_image
 
     images = [open_image(source) for source in image or []]
-    pruner = make_pruner(method, keep, option or [], "0.22")
+    pruner = make_pruner(method, keep, option or [], 0.22)
     with console(stderr=True).status(f"loading {model}"):
         from foveate.measure.eval.answers import run_batch
         from foveate.measure.loading import load_model
@@ -56,15 +56,12 @@ def run(
         write_json(json_file, found | ({"stage_errors": errors} if stage_errors else {}))
 
 
-def make_pruner(method: str, keep: str | None, options: list[str], usual: str) -> Any:
+def make_pruner(method: str, keep: str | None, options: list[str], usual: float) -> Any:
     """Return the pruner that a command's options describe; `usual` is the budget where nothing says another."""
-    from foveate.measure.spec import build, has_option, is_saved, method_class, parse_options, parse_value
+    from foveate.pruners.budget import parse_keep
+    from foveate.pruners.spec import build_with, parse_options
 
-    given = parse_options(options)
-    # a saved pruner has its budget, and some methods find theirs
-    if keep is None and not is_saved(method) and not getattr(method_class(method), "finds_budget", False):
-        keep = usual if has_option(method, "keep") else None
-    return build(method, given if keep is None else {"keep": parse_value(keep), **given})
+    return build_with(method, parse_options(options), None if keep is None else parse_keep(keep), usual)
 
 
 def _show(batch: Any, loaded: Any, images: list[Any], overlay: Path | None) -> str | None:

@@ -57,9 +57,10 @@ def glimpse(
     dtype: DType = "auto",
 ) -> None:
     """Train GlimpsePrune's predictor on images with boxes; the model stays frozen. Runs under `accelerate launch`."""
-    from foveate.learn.glimpse.train import PICTURE, Settings, earlier_run, need_accelerate, sizes_for, train_glimpse
+    from foveate.learn.glimpse.train import PICTURE, Settings, earlier_run, need_accelerate, train_glimpse
     from foveate.learn.processes import current
     from foveate.measure.loading import load_model
+    from foveate.pruners.glimpseprune.sizes import sizes_for
 
     need_accelerate()
     earlier_run(out, resume)  # said before anything is loaded or drawn

@@ -70,14 +70,14 @@ class Attachment:
         self.sources = family.kv_sources(self.parts)
         self.readers = {number for number, source in enumerate(self.sources) if source != number}
         self.read = {self.sources[number] for number in self.readers}
-        self.stages = tuple(pruner.layers(self.depth))
+        self.method = pruner.resolved(self.config)
+        self.stages = tuple(self.method.layers(self.depth))
         if list(self.stages) != sorted({*self.stages} & {*range(self.depth)}):
             raise BudgetError(
                 f"{pruner.name}: stages must be layers of 0 to {self.depth - 1}, ascending, got {self.stages}"
             )
         check_stages(pruner.name, self.stages, self.sources)
-        self.method = pruner.resolved(self.depth)
-        self.notes = pruner.notes(self.depth)
+        self.notes = self.method.notes(self.depth)
         self.extra = _own_tokens(self.method, model)
         check_method(self.method, self.stages, self.parts.attention, self.extra)
         if self.extra is not None and family.has_streams:

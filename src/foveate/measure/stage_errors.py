@@ -43,7 +43,7 @@ class Only(Pruner):
     Parameters
     ----------
     method
-        Worked out for the model's depth.
+        Worked out for the model, see `Pruner.resolved`.
     cuts
         Layers of the cuts that are done.
     """
@@ -115,7 +115,7 @@ def stage_errors(
         text = text & (place == (place * text).amax(-1, keepdim=True))
     if not text.any():
         return []
-    method = pruner.resolved(depth)
+    method = pruner.resolved(model.config)
     if method.extra_tokens(model) is not None:
         raise UnsupportedModelError(f"{pruner.name} adds tokens of its own: its errors cannot be separated by stage")
     cuts = tuple(method.layers(depth))

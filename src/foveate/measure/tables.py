@@ -99,12 +99,21 @@ def result_notes(result: dict[str, Any]) -> list[str]:
     for arm in result["arms"]:
         mean = arm["keep_is_mean"]
         share = arm["measured"]["mean_tokens_per_layer" if mean else "visual_tokens_share"]
-        if arm["keep"] and arm["method"] != DOWNSAMPLE and abs(share - arm["keep"]) > FAR_OFF:
+        asked = _asked(arm)
+        if asked and arm["method"] != DOWNSAMPLE and abs(share - asked) > FAR_OFF:
             where = " per layer on average" if mean else ""
             notes.append(f"{OFF_BUDGET}: {arm['arm']} kept {percent(share)} of the visual tokens{where}")
         for reason, count in arm["skipped"]["reasons"].items():
             notes.append(f"{NOT_PRUNED}: {arm['arm']}, {count} of {arm['questions']} questions: {reason}")
     return notes
+
+
+def _asked(arm: dict[str, Any]) -> float | None:
+    """The budget as a share of the visual tokens."""
+    keep, measured = arm["keep"], arm["measured"]
+    if not isinstance(keep, int) or not measured["visual_tokens"]:
+        return keep
+    return min(1.0, keep * measured["visual_tokens_share"] / measured["visual_tokens"])
 
 
 def markdown(result: dict[str, Any]) -> str:

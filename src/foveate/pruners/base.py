@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
@@ -29,6 +30,11 @@ KeyOrValue = Literal["keys", "values"]
 def option(default: Any, help: str) -> Any:
     """Dataclass field with the one-line help that `foveate list methods` prints."""
     return dataclasses.field(default=default, metadata={"help": help})
+
+
+def depth_of(config: Any) -> int:
+    """Decoder layers of a model, by its config."""
+    return int(config.get_text_config().num_hidden_layers)
 
 
 @dataclass(frozen=True)
@@ -230,6 +236,7 @@ class Pruner:
     uses_grids: ClassVar[bool] = False
     keep_is_mean: ClassVar[bool] = False  # `keep` is a mean share of visual tokens per layer
     finds_budget: ClassVar[bool] = False  # how much is kept is the method's own choice, unless `keep` is given
+    shipped: ClassVar[Mapping[str, Path]] = MappingProxyType({})  # trained pruners in the package: name -> folder
 
     compact_cache: bool = option(
         False, "also cut the KV cache of the layers before a stage to that stage's survivors (GlimpsePrune does)"
@@ -249,8 +256,16 @@ class Pruner:
         """Decoder layers (from 0) before which the method cuts, ascending, in a model of `depth` layers."""
         raise NotImplementedError
 
-    def resolved(self, depth: int) -> Pruner:
-        """The same method with all that depends on the model's depth worked out; this is what the engine runs."""
+    def resolved(self, config: Any) -> Pruner:
+        """The same method with all that depends on the model worked out: this is what the engine asks and runs.
+
+        Doing it again changes nothing.
+
+        Parameters
+        ----------
+        config
+            The model's; of its language model, `config.get_text_config()`, the layers are those that are cut between.
+        """
         return self
 
     def select(self, tokens: VisualTokens) -> Tensor | Selection:
@@ -308,15 +323,35 @@ class Pruner:
         """What a user of a model of `depth` layers should be warned of; goes into the report."""
         return ()
 
-    def with_mean(self, share: float, depth: int) -> Pruner:
+    @classmethod
+    def brings_budget(cls, options: Mapping[str, Any]) -> bool:
+        """Whether these options say how much is kept, as published stages do: `keep` is then not set for all alike."""
+        return False
+
+    def with_mean(self, share: float, config: Any) -> Pruner:
         """The same method with its budget set so that layers hold `share` of the visual tokens on average.
+
+        Parameters
+        ----------
+        config
+            The model's.
 
         Raises
         ------
         BudgetError
-            When no budget of the method gives that in a model of `depth` layers.
+            When no budget of the method gives that in such a model.
         """
         raise BudgetError(f"{self.name} has no budget that could be set to a mean share of visual tokens per layer")
+
+    def for_bench(self, model: nn.Module, vision: bool) -> Pruner:
+        """The method as it is timed on a model: what it lacks and its time depends on is made up.
+
+        Parameters
+        ----------
+        vision
+            Whether the vision encoder runs; else images come encoded.
+        """
+        return self
 
     def extra_tokens(self, model: nn.Module) -> Tensor | None:
         """Embeddings (G, D) of tokens added after the prompt and taken out at the last stage, or None.
@@ -328,6 +363,22 @@ class Pruner:
     def save_weights(self, folder: Path) -> dict[str, Any]:
         """Write learned weights to a folder; what its config says of them."""
         return {}
+
+    @classmethod
+    def recognises(cls, config: Any) -> bool:
+        """Whether a folder's `config.json` is that of the method's authors, and not of `save_pretrained`."""
+        return False
+
+    @classmethod
+    def from_authors(cls, config: dict[str, Any], name: str) -> Self:
+        """The pruner of such a folder, by its config and its name or Hub id.
+
+        Raises
+        ------
+        IncompatibleWeightsError
+            When the folder does not hold what its config says.
+        """
+        raise NotImplementedError
 
     @classmethod
     def load_weights(cls, config: dict[str, Any], name: str) -> dict[str, Any]:
@@ -351,7 +402,9 @@ class Pruner:
         BudgetError
             When the folder holds another method.
         """
-        loaded = saving.load(name_or_folder)
+        from foveate.pruners.registry import load  # which imports every method, and so this file
+
+        loaded = load(name_or_folder)
         if not isinstance(loaded, cls):
             raise BudgetError(f"{name_or_folder} holds {loaded.name}, not {cls.name}")
         return loaded
@@ -408,7 +461,8 @@ class SingleStagePruner(Pruner):
             raise BudgetError(f"{self.name}: layer {self.layer} is not in a model of {depth} decoder layers")
         return (self.layer,)
 
-    def with_mean(self, share: float, depth: int) -> SingleStagePruner:
+    def with_mean(self, share: float, config: Any) -> SingleStagePruner:
+        depth = depth_of(config)
         return dataclasses.replace(self, keep=keep_behind(self.name, share, self.layers(depth)[0], depth))
 
     def kept(self, layer: int, dense: Tensor, present: Tensor) -> Tensor | None:

@@ -40,6 +40,39 @@ def check_keep(keep: float | int) -> float | int:
     return share
 
 
+def parse_keep(text: str) -> float | int:
+    """A budget as it is written: `0.22` a share of the visual tokens, `49` a count of them, `1.0` all.
+
+    Raises
+    ------
+    BudgetError
+        When it is neither, or makes no sense; the message says what would.
+    """
+    written = text.strip()
+    try:
+        return check_keep(int(written) if written.lstrip("+-").isdecimal() else float(written))
+    except ValueError as error:
+        if isinstance(error, BudgetError):
+            raise
+        raise BudgetError(
+            f"keep is a share of the visual tokens such as 0.22, a count such as 49, or 1.0 for all, got {text!r}"
+        ) from None
+
+
+def parse_keeps(text: str) -> tuple[float | int, ...]:
+    """Budgets with commas between them.
+
+    Raises
+    ------
+    BudgetError
+        When one of them makes no sense, or there is none.
+    """
+    found = tuple(parse_keep(piece) for piece in text.split(",") if piece.strip())
+    if not found:
+        raise BudgetError(f"keep is at least one budget, such as 0.5,0.22 or 49, got {text!r}")
+    return found
+
+
 def tokens_to_keep(keep: float | int, dense: torch.Tensor) -> torch.Tensor:
     """Whole tokens for each row: `round(keep * dense)` or the count, at least 1 and at most `dense`.
 

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveate import __version__
-from foveate.errors import BudgetError, IncompatibleWeightsError, ModelNotReachable
+from foveate.errors import ModelNotReachable
 
 if TYPE_CHECKING:
     from foveate.pruners.base import Pruner
 
 CONFIG = "config.json"
-# trained pruners that come with the package
-SHIPPED = {"glimpseprune-tiny": Path(__file__).parents[1] / "tiny" / "predictor"}
 
 
 def save_pretrained(pruner: Pruner, folder: str | Path) -> None:
@@ -38,43 +36,6 @@ def push_to_hub(pruner: Pruner, repository: str, *, private: bool | None = None,
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(pruner, folder)
         return str(upload_folder(repo_id=repository, folder_path=folder, token=token))
-
-
-def load(name_or_folder: str | Path) -> Pruner:
-    """Load a pruner from a folder that `save_pretrained` wrote, or from the Hub.
-
-    `glimpseprune-tiny` is GlimpsePrune with the predictor that comes with the embedded model. The folders of
-    GlimpsePrune's authors (`config.json` beside `new_modules_gp.pt`) are taken, too. Files of weights are read as
-    tensors, never as code.
-
-    Raises
-    ------
-    ModelNotReachable
-        When there is no such folder and the Hub has none or does not answer.
-    BudgetError
-        When the folder's config is not a pruner's.
-    IncompatibleWeightsError
-        When its weights are not what the config says.
-    UnknownMethodError
-        When it names a method or option that this version does not have.
-    """
-    from foveate.pruners import METHODS, make
-    from foveate.pruners.glimpseprune import authors_checkpoint as glimpse_authors
-
-    name = str(SHIPPED.get(str(name_or_folder), name_or_folder))
-    path = find(name, CONFIG)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if glimpse_authors.is_theirs(config):
-            return glimpse_authors.load(config, find(name, glimpse_authors.WEIGHTS))
-        method, options = config["method"], dict(config["options"])
-    except (BudgetError, IncompatibleWeightsError):
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise BudgetError(f"{path} is not a pruner's config: {error!r}") from error
-    if method in METHODS:
-        options |= METHODS[method].load_weights(config, name)
-    return make(method, **options)
 
 
 def find(name: str, file: str) -> Path:

@@ -13,8 +13,6 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from foveate.errors import IncompatibleWeightsError
-from foveate.families import family_of
 from foveate.learn.data import GroundedSample, GroundedSamples
 from foveate.learn.errors import TrainingDataError, TrainingError
 from foveate.learn.glimpse.check import Check, check, told
@@ -23,14 +21,8 @@ from foveate.learn.glimpse.step import GlimpseForTraining, Weighing, collate
 from foveate.measure import environment
 from foveate.measure.loading import LoadedModel
 from foveate.pruners import GlimpsePrune
-from foveate.pruners.glimpseprune.modules import (
-    EPS,
-    GlimpseConfig,
-    GlimpseModules,
-    attention_heads,
-    default_layer,
-    published_vision_layers,
-)
+from foveate.pruners.glimpseprune.modules import GlimpseConfig, GlimpseModules
+from foveate.pruners.glimpseprune.sizes import sizes_for
 
 RESULT, PICTURE, CHECKPOINTS = "training.json", "training.png", "checkpoints"
 
@@ -103,32 +95,6 @@ def need_accelerate() -> None:
     """
     if importlib.util.find_spec("accelerate") is None:
         raise TrainingError("training needs accelerate: pip install 'foveate[learn]'")
-
-
-def sizes_for(model: Any, **changes: Any) -> GlimpseConfig:
-    """The published proportions for a model: K = ⌈2L/3⌉, four vision layers at even steps from the deepest up.
-
-    Raises
-    ------
-    IncompatibleWeightsError
-        The model has no such layer, or the sizes do not go together.
-    """
-    family, text = family_of(model), model.config.get_text_config()
-    blocks = len(family.vision_blocks(model))
-    layers = changes.get("vision_layers", published_vision_layers(blocks))
-    if wrong := [layer for layer in layers if not 0 <= layer < blocks]:
-        raise IncompatibleWeightsError(f"the vision encoder has {blocks} blocks, and no {', '.join(map(str, wrong))}")
-    layer = changes.get("layer", default_layer(text.num_hidden_layers))
-    found: dict[str, Any] = {
-        "depth": text.num_hidden_layers,
-        "hidden_size": text.hidden_size,
-        "heads": attention_heads(text, layer - 1),
-        "layer": layer,
-        "vision_layers": layers,
-        "vision_size": family.vision_width(model.config) if layers else 0,
-        "norm_eps": getattr(text, "rms_norm_eps", EPS),
-    }
-    return GlimpseConfig(**{**found, **changes})
 
 
 def train_glimpse(

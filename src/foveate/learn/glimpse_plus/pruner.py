@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -89,8 +89,8 @@ class GivenBoxes(Pruner):
             raise BudgetError(f"the layer must be one of 1 to {depth - 1}, got {layer}")
         return (layer,)
 
-    def resolved(self, depth: int) -> Pruner:
-        otherwise = None if self.otherwise is None else self.otherwise.resolved(depth)
+    def resolved(self, config: Any) -> Pruner:
+        otherwise = None if self.otherwise is None else self.otherwise.resolved(config)
         return dataclasses.replace(self, otherwise=otherwise)
 
     def notes(self, depth: int) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 from foveate.errors import FoveateError
 from foveate.learn.data import GroundedSample, GroundedSamples
 from foveate.learn.errors import TrainingError
-from foveate.learn.glimpse.train import Settings, sizes_for, train_glimpse
+from foveate.learn.glimpse.train import Settings, train_glimpse
 from foveate.learn.glimpse_plus.config import PlusSettings
 from foveate.learn.glimpse_plus.rewards import reward_by_name
 from foveate.learn.glimpse_plus.setup import load_for, make_trainer, usable
@@ -23,6 +23,7 @@ from foveate.measure import environment
 from foveate.measure.loading import load_model
 from foveate.measure.resume import differences, write_whole
 from foveate.pruners.glimpseprune.modules import GlimpseConfig
+from foveate.pruners.glimpseprune.sizes import sizes_for
 
 ADAPTER, STEPS, MODEL, PREDICTOR, RUN = "adapter", "steps.json", "model", "predictor", "rl"
 Progress = Callable[[str, int, int], None]

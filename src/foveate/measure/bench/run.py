@@ -20,6 +20,7 @@ from foveate.measure.bench.result import RULE, entries, failures
 from foveate.measure.bench.settings import BenchSettings
 from foveate.measure.bench.timing import CPU, WALL
 from foveate.measure.loading import LoadedModel, device_named, dtype_named, load_model
+from foveate.pruners.budget import tokens_to_keep
 
 FORMAT = "foveate-bench-1"
 NOT_SMALLER = 1.5  # a smaller picture with more than so many times the tokens asked for is none
@@ -157,7 +158,7 @@ def _prompts(
     for arm in arms:
         if arm.method != SMALLER or arm.keep is None:
             continue
-        wanted = max(1, round(arm.keep * dense))
+        wanted = int(tokens_to_keep(arm.keep, torch.tensor([dense])))
         smaller = made(wanted)
         if smaller.visual > NOT_SMALLER * wanted or smaller.visual >= dense:
             left_out.append(

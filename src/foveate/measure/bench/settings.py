@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from foveate.errors import BudgetError
-from foveate.measure.spec import MethodSpec
 from foveate.pruners.budget import check_keep
+from foveate.pruners.spec import MethodSpec
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class BenchSettings:
     methods
         Beside dense, random tokens and a smaller picture, which are always there.
     keeps
-        Shares of the visual tokens to keep.
+        Budgets: shares of the visual tokens, or counts of them.
     visual
         Visual tokens of a sample; none: those of one image.
     text
@@ -44,7 +43,7 @@ class BenchSettings:
     """
 
     methods: tuple[MethodSpec, ...] = (MethodSpec("greedyprune"),)
-    keeps: tuple[float, ...] = (0.22, 0.11)
+    keeps: tuple[float | int, ...] = (0.22, 0.11)
     visual: tuple[int, ...] = ()
     text: int = 64
     batch: tuple[int, ...] = (1,)
@@ -63,10 +62,9 @@ class BenchSettings:
             for size in getattr(self, name):
                 _whole(name, size, 1)
         if not self.batch or not self.keeps:
-            raise BudgetError("the bench needs at least one batch size and one share to keep")
+            raise BudgetError("the bench needs at least one batch size and one budget")
         for keep in self.keeps:
-            if not isinstance(check_keep(keep), float):
-                raise BudgetError(f"keep is a share in (0, 1] here, got the count {keep}")
+            check_keep(keep)
         if twice := sorted({str(spec) for spec in self.methods if self.methods.count(spec) > 1}):
             raise BudgetError(f"given twice: {', '.join(twice)}")
 
@@ -88,20 +86,3 @@ def whole_numbers(name: str, text: str) -> tuple[int, ...]:
         return tuple(int(piece) for piece in text.split(",") if piece.strip())
     except ValueError:
         raise BudgetError(f"--{name} takes whole numbers such as 1,8,32, got '{text}'") from None
-
-
-def shares(text: str) -> tuple[float, ...]:
-    """Return `"0.22,0.11"` as shares.
-
-    Raises
-    ------
-    BudgetError
-        Something else stands there.
-    """
-    try:
-        found = tuple(float(piece) for piece in text.split(",") if piece.strip())
-    except ValueError:
-        raise BudgetError(f"--keep takes shares such as 0.22,0.11, got '{text}'") from None
-    if any(math.isnan(share) for share in found):
-        raise BudgetError(f"--keep takes shares such as 0.22,0.11, got '{text}'")
-    return found

@@ -16,7 +16,7 @@ from foveate.errors import FoveateError
 from foveate.families import FAMILIES, Family
 from foveate.measure.check.tolerance import Noise, judged, measure_noise
 from foveate.measure.loading import LoadedModel, LoadError
-from foveate.measure.spec import build, has_option, is_saved, parse_methods
+from foveate.pruners.spec import build_with, parse_methods
 from foveate.testing import Law, Uneven, check_laws, dense_run
 
 
@@ -143,7 +143,7 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
-KEEP = 0.3  # of methods without one of their own
+KEEP = 0.3  # where none is given
 
 
 def make_pruners(text: str) -> list[Any]:
@@ -161,8 +161,7 @@ def make_pruners(text: str) -> list[Any]:
         if spec.name == Uneven.name:
             pruners.append(Uneven(**spec.options))
             continue
-        usual = {} if is_saved(spec.name) or not has_option(spec.name, "keep") else {"keep": KEEP}
-        pruners.append(build(spec.name, usual | spec.options))
+        pruners.append(build_with(spec.name, spec.options, None, KEEP))
     if not pruners:
         raise LoadError("no method to check: --methods is empty")
     return pruners

@@ -90,7 +90,11 @@ def run_batch(
 
 
 def answer_batch(
-    loaded: LoadedModel, examples: list[Example], pruner: Any = None, max_new_tokens: int = 8, shrink: float = 1.0
+    loaded: LoadedModel,
+    examples: list[Example],
+    pruner: Any = None,
+    max_new_tokens: int = 8,
+    shrink: float | int = 1.0,
 ) -> list[Answer]:
     """Return the answers to a batch of examples and what each cost.
 
@@ -101,14 +105,24 @@ def answer_batch(
     examples
         One image each.
     shrink
-        Share of each image's pixels that is given to the processor.
+        Share of each image's pixels that is given to the processor; a count: this share of its visual tokens.
     """
-    images = [[downsample(example.image, shrink)] for example in examples]
-    batch = run_batch(loaded, [example.question for example in examples], images, pruner, max_new_tokens)
-    visual = [visual_positions(loaded.model.config, row).numel() for row in batch.inputs["input_ids"]]
+    questions = [example.question for example in examples]
+    shares = [shrink] * len(examples)
+    if isinstance(shrink, int):
+        whole = _visual(loaded, loaded.process(questions, [[example.image] for example in examples]))
+        shares = [min(1.0, shrink / max(number, 1)) for number in whole]
+    images = [[downsample(example.image, share)] for example, share in zip(examples, shares, strict=True)]
+    batch = run_batch(loaded, questions, images, pruner, max_new_tokens)
+    visual = _visual(loaded, batch.inputs)
     dense = [Answer("", count, count) for count in visual]
     spent = dense if batch.report is None else _after(batch.report, dense)
     return [replace(cost, text=text) for cost, text in zip(spent, batch.texts, strict=True)]
+
+
+def _visual(loaded: LoadedModel, inputs: Any) -> list[int]:
+    """Visual tokens of each prompt."""
+    return [visual_positions(loaded.model.config, row).numel() for row in inputs["input_ids"]]
 
 
 def _decode(loaded: LoadedModel, inputs: Any, tokens: torch.Tensor) -> list[str]:

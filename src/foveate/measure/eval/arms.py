@@ -6,7 +6,9 @@ from typing import Any
 
 from foveate.errors import BudgetError, UnknownMethodError
 from foveate.measure.eval.oracle import Evidence
-from foveate.measure.spec import MethodSpec, build, has_option, method_class
+from foveate.pruners import Pruner
+from foveate.pruners.budget import check_keep
+from foveate.pruners.spec import MethodSpec, build, has_option, method_class
 
 DENSE, DOWNSAMPLE, RANDOM = "dense", "downsample", "random"
 
@@ -24,24 +26,24 @@ class Arm:
     spec
         How to make the pruner; `None` for the two arms that have none.
     own_budget
-        The method has no `keep`: it finds its budget itself.
-    depth
-        Decoder layers of the model, where `keep` is a mean share of visual tokens per layer for every method;
-        `None` where it is whatever the method's own `keep` means.
+        The method is given no `keep`: it finds its budget itself, or its options bring it.
+    config
+        The model's, where `keep` is a mean share of visual tokens per layer for every method; `None` where it is
+        whatever the method's own `keep` means.
     """
 
     method: str
-    keep: float = 1.0
+    keep: float | int = 1.0
     spec: MethodSpec | None = None
     own_budget: bool = False
-    depth: int | None = None
+    config: Any = None
 
     @property
     def means_layers(self) -> bool:
         """The budget is a mean share per layer, and not the share after the cut."""
         if self.spec is None or self.own_budget:
             return False
-        return self.depth is not None or bool(getattr(method_class(self.spec.name), "keep_is_mean", False))
+        return self.config is not None or _class(self.spec).keep_is_mean
 
     @property
     def label(self) -> str:
@@ -49,8 +51,8 @@ class Arm:
         return self.method if self.own_budget or self.method == DENSE else f"{self.method} @ {self.keep:g}"
 
     @property
-    def shrink(self) -> float:
-        """Share of the image's pixels that the processor gets."""
+    def shrink(self) -> float | int:
+        """Share of the image's pixels that the processor gets, or that of so many of its visual tokens."""
         return self.keep if self.method == DOWNSAMPLE else 1.0
 
     def pruner(self, seed: int = 0, masks: Any = None) -> Any:
@@ -69,10 +71,15 @@ class Arm:
         if self.spec.name == Evidence.name:
             made = _evidence(options, seed, masks)
         else:
-            if has_option(self.spec.name, "seed"):
+            if has_option(_class(self.spec), "seed"):
                 options["seed"] = seed + options.get("seed", 0)
             made = build(self.spec.name, options)
-        return made if self.depth is None or self.own_budget else made.with_mean(self.keep, self.depth)
+        return made if self.config is None or self.own_budget else made.with_mean(self.keep, self.config)
+
+
+def _class(spec: MethodSpec) -> type[Pruner]:
+    """The class of a method, the diagnostic ``evidence`` among them."""
+    return Evidence if spec.name == Evidence.name else method_class(spec.name)
 
 
 def _evidence(options: dict[str, Any], seed: int, masks: Any) -> Any:
@@ -84,10 +91,10 @@ def _evidence(options: dict[str, Any], seed: int, masks: Any) -> Any:
 
 def plan_arms(
     methods: Sequence[MethodSpec],
-    keeps: Sequence[float],
+    keeps: Sequence[float | int],
     layer: int | None,
     oracle: bool,
-    depth: int | None = None,
+    config: Any = None,
     out_of_reach: list[str] | None = None,
 ) -> list[Arm]:
     """Return the arms of an evaluation: dense first, the baselines always, then the methods.
@@ -99,14 +106,14 @@ def plan_arms(
     methods
         What was asked for.
     keeps
-        Budgets, each over 0 and under 1.
+        Budgets: shares of the visual tokens, or counts of them.
     layer
         Stage for every method that has one and was given none.
     oracle
         Add the diagnostic `evidence`.
-    depth
-        Decoder layers of the model: `keeps` are then mean shares of visual tokens per layer, the same for methods
-        with a cut anywhere or several.
+    config
+        The model's: `keeps` are then mean shares of visual tokens per layer, the same for methods with a cut
+        anywhere or several.
     out_of_reach
         Gets a line for each method and mean share that it cannot reach; such an arm is left out.
 
@@ -117,21 +124,24 @@ def plan_arms(
     UnknownMethodError
         No such method or option; before anything is run.
     """
-    if not keeps or any(not 0 < keep < 1 for keep in keeps):
-        raise BudgetError(f"--keep takes shares over 0 and under 1, got {', '.join(f'{keep:g}' for keep in keeps)}")
+    if not keeps:
+        raise BudgetError("an evaluation needs at least one budget")
+    for keep in keeps:
+        if not isinstance(check_keep(keep), float) and config is not None:
+            raise BudgetError(f"a mean per layer is a share such as 0.22, and not the count {keep}")
     wanted = [_placed(spec, layer) for spec in methods]
     if oracle and Evidence.name not in [spec.name for spec in wanted]:
         wanted.append(_placed(MethodSpec(Evidence.name), layer))
-    wanted = [*_baselines(wanted, layer, same_cost=depth is not None), *wanted]
+    wanted = [*_baselines(wanted, layer, same_cost=config is not None), *wanted]
     arms = [Arm(DENSE)] + [Arm(DOWNSAMPLE, keep) for keep in dict.fromkeys(keeps)]
     for spec in {str(spec): spec for spec in wanted}.values():
-        arms += _budgets(spec, keeps, depth)
+        arms += _budgets(spec, keeps, config)
     return [arm for arm in arms if _makes_sense(arm, out_of_reach)]
 
 
 def _makes_sense(arm: Arm, out_of_reach: list[str] | None) -> bool:
     """A wrong option is said now, not after an hour; a mean share out of reach concerns this arm alone."""
-    replace(arm, depth=None).pruner()
+    replace(arm, config=None).pruner()
     try:
         arm.pruner()
     except BudgetError as error:
@@ -159,25 +169,25 @@ def _baselines(specs: Sequence[MethodSpec], layer: int | None, same_cost: bool) 
 
 def stage(spec: MethodSpec) -> int | None:
     """Return the layer that a method with one cut cuts before; `None` for a method of several cuts."""
-    if not has_option(spec.name, "layer"):
+    if not has_option(_class(spec), "layer"):
         return None
-    default = next(item.default for item in fields(method_class(spec.name)) if item.name == "layer")
+    default = next(item.default for item in fields(_class(spec)) if item.name == "layer")
     layer = spec.options.get("layer", default)
     return layer if isinstance(layer, int) else None
 
 
 def _placed(spec: MethodSpec, layer: int | None) -> MethodSpec:
-    if layer is None or "layer" in spec.options or not has_option(spec.name, "layer"):
+    if layer is None or "layer" in spec.options or not has_option(_class(spec), "layer"):
         return spec
     return MethodSpec(spec.name, {"layer": layer, **spec.options})
 
 
-def _budgets(spec: MethodSpec, keeps: Sequence[float], depth: int | None) -> list[Arm]:
-    written = str(spec)
-    if getattr(method_class(spec.name), "finds_budget", False):
+def _budgets(spec: MethodSpec, keeps: Sequence[float | int], config: Any) -> list[Arm]:
+    written, method = str(spec), _class(spec)
+    if method.finds_budget or method.brings_budget(spec.options):
         return [Arm(written, 1.0, spec, own_budget=True)]
     if "keep" in spec.options:
         raise UnknownMethodError(f"'{written}': budgets are given by --keep, for every method the same")
-    if not has_option(spec.name, "keep"):
+    if not has_option(method, "keep"):
         return [Arm(written, 1.0, spec, own_budget=True)]
-    return [Arm(written, keep, spec, depth=depth) for keep in dict.fromkeys(keeps)]
+    return [Arm(written, keep, spec, config=config) for keep in dict.fromkeys(keeps)]

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from foveate.families import family_of
 from foveate.measure import environment
 from foveate.measure.eval.answers import Answer, answer_batch
 from foveate.measure.eval.arms import Arm, plan_arms
@@ -15,7 +14,7 @@ from foveate.measure.eval.oracle import Evidence, evidence_masks
 from foveate.measure.eval.suites import Example, is_correct, load_suite, suite_fingerprint
 from foveate.measure.eval.summary import summarise
 from foveate.measure.loading import LoadedModel
-from foveate.measure.spec import MethodSpec
+from foveate.pruners.spec import MethodSpec
 
 JOURNAL, RESULT, TABLES = "answers.jsonl", "result.json", "result.md"
 SEEDS_APART = 100_003  # so that two seeds of an evaluation share no seed of a batch
@@ -49,7 +48,7 @@ class Settings:
     """
 
     methods: tuple[MethodSpec, ...]
-    keeps: tuple[float, ...]
+    keeps: tuple[float | int, ...]
     suite: str = "scenes"
     samples: int = 450
     seed: int = 0
@@ -92,9 +91,9 @@ def evaluate(
     JournalMismatch
         The folder holds answers of another configuration.
     """
-    depth = len(family_of(loaded.model).parts(loaded.model).layers) if settings.budget == "mean" else None
+    config = loaded.model.config if settings.budget == "mean" else None
     out_of_reach: list[str] = []
-    arms = plan_arms(settings.methods, settings.keeps, settings.layer, settings.oracle, depth, out_of_reach)
+    arms = plan_arms(settings.methods, settings.keeps, settings.layer, settings.oracle, config, out_of_reach)
     examples = load_suite(settings.suite, settings.samples, settings.seed, progress)
     shared = _configuration(loaded, settings, examples)
     journal = Journal(folder / JOURNAL, shared, fresh)

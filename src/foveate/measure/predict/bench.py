@@ -107,7 +107,7 @@ def predictions(
     steps, done, entries = len(arms) * len(settings.batch), 0, []
     for batch in settings.batch:
         for arm in arms:
-            pruner = _here(arm.pruner, rates)
+            pruner = _here(arm.pruner.resolved(config), rates)
             if advance is not None:
                 advance(f"batch {batch}: {arm.label}", done, steps)
             if rates.here:

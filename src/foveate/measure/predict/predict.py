@@ -62,11 +62,11 @@ def predict(
     RatesError
         The selection time is not in the rates, which are of another machine.
     """
-    config = text_config(config)
     _check(visual=visual, text=text, batch=batch)
-    pruner, least = dataclasses.replace(pruner, min_visual=0), pruner.min_visual
+    pruner, least = dataclasses.replace(pruner, min_visual=0).resolved(config), pruner.min_visual
+    config = text_config(config)
     depth = config.num_hidden_layers
-    stages, method = pruner.layers(depth), pruner.resolved(depth)
+    stages = pruner.layers(depth)
     price = Pricer(config, rates, batch)
     skipped = "no visual tokens" if not visual else None
     if visual and visual < least:
@@ -74,9 +74,9 @@ def predict(
     if skipped:
         stages, left = (), []
     else:
-        left = choosing.kept(pruner, depth, visual, text, share)
+        left = choosing.kept(pruner, config, visual, text, share)
     rows = per_layer(visual, stages, left, depth)
-    extra = [extra_tokens(method) if stages and layer < stages[-1] else 0 for layer in range(depth)]
+    extra = [extra_tokens(pruner) if stages and layer < stages[-1] else 0 for layer in range(depth)]
     held = [
         rows[stages[-1]] if stages and pruner.compact_cache and layer < stages[-1] else rows[layer]
         for layer in range(depth)
@@ -154,8 +154,8 @@ def break_even(
     if not margin >= 0:
         raise BudgetError(f"the margin is a share of at least 0, got {margin!r}")
     _check(limit=limit)
+    pruner = dataclasses.replace(pruner, min_visual=0).resolved(config)
     config = text_config(config)
-    pruner = dataclasses.replace(pruner, min_visual=0)
     if choosing.key(pruner, config, batch) not in rates.choosing:
         sizes = [size for size in choosing.SIZES if size <= limit] or [limit]
         rates = choosing.measure_choosing(rates, pruner, config, batch, text, sizes)

@@ -11,23 +11,23 @@ import torch
 from foveate.errors import BudgetError
 from foveate.measure.predict import synthetic
 from foveate.measure.predict.rates import Curve, Rates, RatesError, Shape
-from foveate.measure.spec import brief
-from foveate.pruners.base import Pruner, SingleStagePruner
+from foveate.pruners.base import Pruner, SingleStagePruner, depth_of
 from foveate.pruners.budget import tokens_to_keep
+from foveate.pruners.spec import brief
 
 SIZES = (32, 128, 512, 2048)
 SECONDS = 0.1  # about how long a stage is timed at a size
 
 
-def kept(pruner: Pruner, depth: int, visual: int, text: int = 64, share: float | None = None) -> list[int]:
+def kept(pruner: Pruner, config: Any, visual: int, text: int = 64, share: float | None = None) -> list[int]:
     """Return the visual tokens that each stage leaves of a prompt's `visual`, in one image.
 
     Parameters
     ----------
     pruner
         The method. One that may stop short of its budget is taken to reach it.
-    depth
-        Decoder layers of the model.
+    config
+        The model's.
     visual, text
         Visual and text tokens of a prompt.
     share
@@ -37,9 +37,10 @@ def kept(pruner: Pruner, depth: int, visual: int, text: int = 64, share: float |
     ------
     BudgetError
         A method that finds its own budget has no `keep` and no `max_keep`, and no share is given; or the pruner does
-        not fit the depth.
+        not fit the model.
     """
-    stages, method = pruner.layers(depth), pruner.resolved(depth)
+    method = pruner.resolved(config)
+    stages = method.layers(depth_of(config))
     counts: list[int] = []
     dense = torch.tensor([visual])
     if not visual:
@@ -86,7 +87,8 @@ def _found(method: Any, visual: int, share: float | None) -> int:
 
 def key(pruner: Pruner, config: Any, batch: int) -> str:
     """Return the name under which `Rates.choosing` has a method's time."""
-    return f"{brief(pruner)}, {config.num_hidden_layers} layers of {config.hidden_size}, batch {batch}"
+    method = brief(pruner.resolved(config))
+    return f"{method}, {config.num_hidden_layers} layers of {config.hidden_size}, batch {batch}"
 
 
 def measure_choosing(
@@ -129,11 +131,11 @@ def measure_choosing(
 def _seconds(rates: Rates, pruner: Pruner, config: Any, batch: int, text: int, visual: int) -> float:
     from foveate.measure.predict.timing import clock
 
-    depth, shape = config.num_hidden_layers, Shape.of(config)
+    shape = Shape.of(config)
     device = torch.device(rates.device)
     scene = synthetic.Scene(visual, text, batch, shape.hidden, shape.heads, rates.device, rates.torch_dtype)
-    method, tokens, total = pruner.resolved(depth), None, 0.0
-    for layer in pruner.layers(depth):
+    method, tokens, total = pruner.resolved(config), None, 0.0
+    for layer in method.layers(config.num_hidden_layers):
         if tokens is None:
             tokens = synthetic.visual_tokens(scene, method, layer)
         tokens = synthetic.for_stage(tokens, scene, method, layer)

@@ -22,18 +22,17 @@ def per_layer(visual: int, stages: Sequence[int], left: Sequence[int], depth: in
 def overhead(
     price: Pricer, pruner: Pruner, visual: int, text: int, stages: Sequence[int], left: Sequence[int]
 ) -> dict[str, float]:
-    """Seconds of what pruning adds."""
-    rates, depth = price.rates, price.config.num_hidden_layers
+    """Seconds of what pruning adds; the pruner is one that was worked out for the model."""
+    rates = price.rates
     name = choosing.key(pruner, price.config, price.batch)
     if name not in rates.choosing:
         rates = choosing.measure_choosing(rates, pruner, price.config, price.batch, text, [visual])
     chose, cut, now = rates.choosing[name].at(visual), 0.0, visual
-    method = pruner.resolved(depth)
-    extra = extra_tokens(method)
+    extra = extra_tokens(pruner)
     for layer, behind in zip(stages, left, strict=True):
         if not now:
             break
-        asked = rows_wanted(method, layer, Scene(now, text))
+        asked = rows_wanted(pruner, layer, Scene(now, text))
         chose += price.show(text + now + extra, now, asked)
         if behind < now or extra:
             cut += price.cut(text + behind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -11,22 +12,25 @@ from torch import Tensor
 
 from foveate import select
 from foveate.errors import BudgetError
-from foveate.pruners.base import PromptRows, Pruner, VisualTokens, option
+from foveate.pruners.base import PromptRows, Pruner, VisualTokens, depth_of, option
 from foveate.pruners.btp.spread import spread
 from foveate.pruners.btp.stages import (
     DEFAULT,
-    MADE_FOR,
     PRESETS,
+    VARIANTS,
     BTPStage,
     as_stages,
     default_stages,
     mean_tokens,
+    preset_for,
+    published_stages,
     scale_to,
 )
 from foveate.pruners.budget import check_keep, tokens_to_keep
 
 CHOICES = {
-    "final": ("keep", "drop", "auto"),
+    "variant": VARIANTS,
+    "final": (None, "keep", "drop", "auto"),
     "score": ("softmax", "logits"),
     "query": ("last", "mean_text"),
     "distance": ("manhattan", "euclidean"),
@@ -61,11 +65,20 @@ class BTP(Pruner):
     keep: float | None = option(
         None, "mean share of visual tokens per decoder layer, by scaling all stages; none: as they are; 1.0: off"
     )
-    stages: tuple[BTPStage, ...] | str = option(
-        DEFAULT, f"(layer, keep, attention, over, split, spatial) each, or by name: {', '.join([DEFAULT, *PRESETS])}"
+    variant: Literal["auto", "default", "paper", "released"] = option(
+        "auto",
+        "paper, released: the published stages, in a model of another depth at the same shares of it; default: "
+        "derived from the depth; auto: the paper's for the models that it gives stages for, else default",
     )
-    final: Literal["keep", "drop", "auto"] = option(
-        "keep", "a last stage that drops everything: leave it out, do it, or do it where calibration found it harmless"
+    stages: tuple[BTPStage, ...] | str | None = option(
+        None,
+        "instead of a variant: (layer, keep, attention, over, split, spatial) each, or by name: "
+        f"{', '.join([DEFAULT, *PRESETS])}",
+    )
+    final: Literal["keep", "drop", "auto"] | None = option(
+        None,
+        "a last stage that drops everything: leave it out (keep), do it (drop), or do it where calibration found it "
+        "harmless (auto); none: do it with variant=released alone",
     )
     harmless: int | None = option(None, "layer before which dropping all that is left was measured to be harmless")
     depth: int | None = option(None, "decoder layers of the model that the stages were made for; no other is taken")
@@ -82,50 +95,52 @@ class BTP(Pruner):
             object.__setattr__(self, "keep", check_keep(self.keep))
             if not isinstance(self.keep, float):
                 raise BudgetError(f"btp: keep is a mean share of visual tokens per layer, no count, got {self.keep!r}")
+        if self.stages is not None and self.variant != "auto":
+            raise BudgetError("btp: either stages, or a variant that says which")
         if isinstance(self.stages, str):
             if self.stages != DEFAULT and self.stages not in PRESETS:
                 raise BudgetError(f"btp: no stages {self.stages!r}; there are {', '.join([DEFAULT, *PRESETS])}")
-        else:
+        elif self.stages is not None:
             object.__setattr__(self, "stages", as_stages(self.stages))
         if self.attention is not None:
             BTPStage(1, 1.0, self.attention)  # says what is wrong with it
         for field, known in CHOICES.items():
             if getattr(self, field) not in known:
-                raise BudgetError(f"btp: {field} must be one of {', '.join(known)}, got {getattr(self, field)!r}")
+                names = ", ".join(filter(None, known))
+                raise BudgetError(f"btp: {field} must be one of {names}, got {getattr(self, field)!r}")
         if self.score == "logits" and self.query != "last":
             raise BudgetError("btp: score='logits' goes with query='last': other tokens do not see every image")
 
     @classmethod
-    def for_model(cls, model: Any, variant: Literal["paper", "released"] = "paper", **options: Any) -> BTP:
-        """BTP with the published stages of this very model, or else with those derived from its depth.
+    def brings_budget(cls, options: Mapping[str, Any]) -> bool:
+        return options.get("variant") in ("paper", "released")
 
-        Parameters
-        ----------
-        model
-            A vision-language model; its config is read, nothing else.
-        variant
-            The paper's constants, with all tokens of the last stage kept to the end, or those of the released files,
-            which drop every visual token at two thirds of the depth: reading tasks do not survive that.
-        **options
-            Any option of BTP.
+    def resolved(self, config: Any) -> BTP:
+        """With the stages as they are done in this model: variant, λ, drop and budget worked out.
 
         Raises
         ------
         BudgetError
-            For variant="released" of a model that has no released file.
+            When the stages were made for another depth, do not fit, or cannot reach `keep`.
         """
-        if variant not in ("paper", "released"):
-            raise BudgetError(f"btp: variant must be paper or released, got {variant!r}")
-        text = model.config.get_text_config()
-        made_for = MADE_FOR.get((model.config.model_type, text.num_hidden_layers, text.hidden_size))
-        if made_for is None and variant == "released":
-            raise BudgetError(f"btp: constants were released for {', '.join(MADE_FOR.values())} only")
-        stages = DEFAULT if made_for is None else f"{variant}-{made_for}"
-        final = "drop" if variant == "released" else "keep"
-        return cls(**{"stages": stages, "depth": text.num_hidden_layers, "final": final, **options})
+        depth, final = depth_of(config), self.final
+        if self.stages is not None:
+            stages: tuple[BTPStage, ...] | str = self.stages
+        elif self.variant in ("paper", "released"):
+            stages = published_stages(self.variant, config)
+            if final is None and self.variant == "released" and not stages[-1].keep:
+                final = "drop"
+        else:
+            made_for = preset_for(config) if self.variant == "auto" else None
+            stages = DEFAULT if made_for is None else PRESETS[f"paper-{made_for}"]
+        made = dataclasses.replace(self, variant="auto", stages=stages, final=final)
+        stages = made.schedule(depth)
+        if self.keep == 1.0:
+            return dataclasses.replace(made, stages=stages, final="keep")
+        return dataclasses.replace(made, stages=stages, keep=None, attention=None, depth=depth)
 
     def schedule(self, depth: int) -> tuple[BTPStage, ...]:
-        """The stages as they are done in a model of `depth` decoder layers: λ, drop and budget worked out.
+        """The stages in a model of `depth` decoder layers, of which nothing else is known: see `resolved`.
 
         Raises
         ------
@@ -134,8 +149,10 @@ class BTP(Pruner):
         """
         if self.depth not in (None, depth):
             raise BudgetError(f"btp: these stages were made for a model of {self.depth} layers, this one has {depth}")
-        if isinstance(self.stages, str):
-            stages = default_stages(depth) if self.stages == DEFAULT else PRESETS[self.stages]
+        if self.stages is None and self.brings_budget({"variant": self.variant}):
+            raise RuntimeError("BTP's published stages depend on the model: ask resolved(config) first")
+        if self.stages is None or isinstance(self.stages, str):
+            stages = PRESETS.get(self.stages or DEFAULT) or default_stages(depth)
         else:
             stages = self.stages
         if self.attention is not None:
@@ -146,7 +163,7 @@ class BTP(Pruner):
             drop = [] if self.harmless is None else [BTPStage(self.harmless, 0.0)]
         if self.final == "drop" and not drop:
             raise BudgetError("btp: final='drop' needs a stage that keeps 0")
-        if self.final != "keep" and self.keep != 1.0:
+        if self.final in ("drop", "auto") and self.keep != 1.0:
             stages = as_stages([stage for stage in stages if not drop or stage.layer < drop[0].layer] + drop)
         if not stages:
             raise BudgetError("btp: no stage is left that keeps anything; final='drop' does one that keeps 0")
@@ -158,23 +175,16 @@ class BTP(Pruner):
         """Share of the visual tokens that a layer holds on average, in a model of `depth` decoder layers."""
         return 1.0 if self.keep == 1.0 else mean_tokens(self.schedule(depth), depth)
 
-    def with_mean(self, share: float, depth: int) -> BTP:
+    def with_mean(self, share: float, config: Any) -> BTP:
         made = dataclasses.replace(self, keep=share)
-        made.schedule(depth)
+        made.resolved(config)
         return made
 
     def layers(self, depth: int) -> tuple[int, ...]:
         return tuple(stage.layer for stage in self.schedule(depth))
 
-    def resolved(self, depth: int) -> BTP:
-        if self.keep == 1.0:
-            return dataclasses.replace(self, stages=self.schedule(depth))
-        stages = self.schedule(depth)
-        final: Literal["keep", "drop"] = "keep" if stages[-1].keep else "drop"
-        return dataclasses.replace(self, stages=stages, keep=None, attention=None, final=final, depth=depth)
-
     def notes(self, depth: int) -> tuple[str, ...]:
-        if self.keep == 1.0 or self.final == "keep":
+        if self.keep == 1.0 or self.final in ("keep", None):
             return ()
         if self.final == "auto":
             unknown = "btp: final='auto' drops nothing: no calibration says where that is harmless"
@@ -225,8 +235,8 @@ class BTP(Pruner):
         return select.rebalanced_top_k(score, k, stage.over, stage.split, tokens.valid)
 
     def _stage(self, layer: int) -> BTPStage:
-        if isinstance(self.stages, str):
-            raise RuntimeError("BTP's stages depend on the model's depth: ask resolved(depth) first")
+        if self.stages is None or isinstance(self.stages, str):
+            raise RuntimeError("BTP's stages depend on the model: ask resolved(config) first")
         return next(stage for stage in self.stages if stage.layer == layer)
 
 

@@ -73,7 +73,8 @@ PRESETS: Mapping[str, tuple[BTPStage, ...]] = MappingProxyType(
 MADE_FOR: Mapping[tuple[str, int, int], str] = MappingProxyType(
     {("llava", 32, 4096): "llava-1.5-7b", ("qwen2_5_vl", 28, 3584): "qwen2.5-vl-7b"}
 )
-DEFAULT = "default"
+VARIANTS = ("auto", "default", "paper", "released")
+DEFAULT = "default"  # among the names of stages
 _PLACES, _KEEPS, _ATTENTION, _DROP = (3 / 32, 6 / 32, 14 / 32), (1 / 2, 1 / 4, 1 / 8), (0.4, 0.7, 1.0), 22 / 32
 
 
@@ -90,6 +91,28 @@ def default_stages(depth: int) -> tuple[BTPStage, ...]:
         for number, (layer, keep, attention) in enumerate(zip(layers, _KEEPS, _ATTENTION, strict=False))
     ]
     return tuple(stage for stage in (*rows, BTPStage(layers[-1], 0.0)) if stage.layer < depth)
+
+
+def preset_for(config: Any) -> str | None:
+    """The model that presets were made for, if a config is that very model's."""
+    text = config.get_text_config()
+    return MADE_FOR.get((config.model_type, text.num_hidden_layers, text.hidden_size))
+
+
+def published_stages(variant: str, config: Any) -> tuple[BTPStage, ...]:
+    """The stages of a paper's or released preset, at the same shares of the depth in a model of another depth.
+
+    A type of model that has a preset takes that, any other LLaVA-1.5-7B's.
+    """
+    kinds = {kind: (name, depth) for (kind, depth, _), name in MADE_FOR.items()}
+    name, made_for = kinds.get(config.model_type) or next(iter(kinds.values()))
+    depth = config.get_text_config().num_hidden_layers
+    moved: list[BTPStage] = []
+    for stage in PRESETS[f"{variant}-{name}"]:
+        layer = max(round(stage.layer * depth / made_for), moved[-1].layer + 1 if moved else 1)
+        if layer < depth:
+            moved.append(dataclasses.replace(stage, layer=layer))
+    return tuple(moved)
 
 
 def as_stages(stages: Iterable[Any]) -> tuple[BTPStage, ...]:

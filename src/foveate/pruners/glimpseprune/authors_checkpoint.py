@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from foveate.errors import IncompatibleWeightsError
-from foveate.pruners.glimpseprune.method import GlimpsePrune
 from foveate.pruners.glimpseprune.modules import GlimpseConfig, GlimpseModules
 
 WEIGHTS = "new_modules_gp.pt"
@@ -35,8 +34,8 @@ def is_theirs(config: Any) -> bool:
     return isinstance(config, dict) and "method" not in config and {"reduce_layer", "selected_layers"} <= set(config)
 
 
-def load(config: Mapping[str, Any], path: Path) -> GlimpsePrune:
-    """GlimpsePrune with the authors' weights and options; the file is read as tensors, never as code.
+def load(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The authors' weights and options, as options of GlimpsePrune; the file is read as tensors, never as code.
 
     Raises
     ------
@@ -54,13 +53,13 @@ def load(config: Mapping[str, Any], path: Path) -> GlimpsePrune:
             f"{path} does not hold the weights that its config describes: {type(error).__name__}: {error}"
         ) from error
     fixed = config.get("fixed_remain_ratio")  # so many, however likely
-    return GlimpsePrune(
-        weights=modules.eval(),
-        threshold=config.get("reduce_threshold", 0.5) if fixed is None else 0.0,
-        max_keep=config.get("max_remain_ratio") if fixed is None else fixed,
-        min_keep=max(config.get("min_remain_num", 1), 1),
-        anchors=tuple(config.get("anchor_positions") or ()),
-    )
+    return {
+        "weights": modules.eval(),
+        "threshold": config.get("reduce_threshold", 0.5) if fixed is None else 0.0,
+        "max_keep": config.get("max_remain_ratio") if fixed is None else fixed,
+        "min_keep": max(config.get("min_remain_num", 1), 1),
+        "anchors": tuple(config.get("anchor_positions") or ()),
+    }
 
 
 def _sizes(config: Mapping[str, Any], theirs: Mapping[str, Tensor], rows: Tensor) -> GlimpseConfig:

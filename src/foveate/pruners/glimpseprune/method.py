@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from foveate import select
 from foveate.errors import BudgetError, IncompatibleWeightsError
-from foveate.pruners.base import AttentionForm, PromptRows, Pruner, VisualTokens, option
+from foveate.pruners.base import AttentionForm, PromptRows, Pruner, VisualTokens, depth_of, option
 from foveate.pruners.budget import check_keep, keep_behind, tokens_to_keep
-from foveate.pruners.glimpseprune import checkpoint as glimpse_saving
+from foveate.pruners.glimpseprune import authors_checkpoint, checkpoint
 from foveate.pruners.glimpseprune.modules import GlimpseModules, Segments, default_layer
+from foveate.pruners.glimpseprune.sizes import sizes_for
+from foveate.pruners.saving import find
 
 HIDDEN = -1e4  # lower than any score: what a mask hides is -inf or its dtype's lowest, in fp16 -65504
 CORNERS = {"tl": (0, 0), "tr": (0, 1), "bl": (1, 0), "br": (1, 1)}
@@ -57,6 +61,7 @@ class GlimpsePrune(Pruner):
     needs: ClassVar[str] = "trained weights (without: a labelled stand-in)"
     uses_grids: ClassVar[bool] = True
     finds_budget: ClassVar[bool] = True
+    shipped: ClassVar[Mapping[str, Path]] = {"glimpseprune-tiny": Path(__file__).parents[2] / "tiny" / "predictor"}
 
     keep: float | int | None = option(
         None, "share or count of the likeliest visual tokens, instead of threshold and caps; 1.0: off"
@@ -98,11 +103,19 @@ class GlimpsePrune(Pruner):
             raise BudgetError(f"glimpseprune: layer must be one of 1 to {depth - 1}, got {layer}")
         return (layer,)
 
-    def with_mean(self, share: float, depth: int) -> GlimpsePrune:
+    def with_mean(self, share: float, config: Any) -> GlimpsePrune:
+        depth = depth_of(config)
         return dataclasses.replace(self, keep=keep_behind(self.name, share, self.layers(depth)[0], depth))
 
     def notes(self, depth: int) -> tuple[str, ...]:
         return () if self.weights is not None or self.keeps_all else (UNTRAINED.format(layer=self.layers(depth)[0]),)
+
+    def for_bench(self, model: nn.Module, vision: bool) -> GlimpsePrune:
+        """With weights: those that come with the package if they fit, else random ones of the published sizes."""
+        made = self if self.weights is not None else dataclasses.replace(self, weights=_weights_for(model))
+        if vision:
+            return made
+        return _WithoutVision(**{field.name: getattr(made, field.name) for field in dataclasses.fields(made)})
 
     def extra_tokens(self, model: nn.Module) -> Tensor | None:
         if self.weights is None or self.keeps_all:
@@ -200,11 +213,46 @@ class GlimpsePrune(Pruner):
         return found & (tokens.grid >= 0) & tokens.valid
 
     def save_weights(self, folder: Path) -> dict[str, Any]:
-        return {} if self.weights is None else glimpse_saving.save(self.weights, folder)
+        return {} if self.weights is None else checkpoint.save(self.weights, folder)
+
+    @classmethod
+    def recognises(cls, config: Any) -> bool:
+        return authors_checkpoint.is_theirs(config)
+
+    @classmethod
+    def from_authors(cls, config: dict[str, Any], name: str) -> Self:
+        return cls(**authors_checkpoint.load(config, find(name, authors_checkpoint.WEIGHTS)))
 
     @classmethod
     def load_weights(cls, config: dict[str, Any], name: str) -> dict[str, Any]:
-        return {"weights": glimpse_saving.load(config, name)} if "weights" in config else {}
+        return {"weights": checkpoint.load(config, name)} if "weights" in config else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WithoutVision(GlimpsePrune):
+    """GlimpsePrune whose vision features are zeros, as large as real ones: for images that came encoded."""
+
+    def vision_layers(self, depth: int) -> tuple[int, ...]:
+        return ()
+
+    def logits(self, tokens: VisualTokens) -> Tensor:
+        if self.weights is None:
+            return super().logits(tokens)
+        config = self.weights.config
+        shape = (*tokens.valid.shape, config.vision_size)
+        vision = tuple(tokens.features.new_zeros(shape) for _ in config.vision_layers)
+        return super().logits(dataclasses.replace(tokens, vision=vision))
+
+
+def _weights_for(model: Any) -> GlimpseModules:
+    for folder in GlimpsePrune.shipped.values():
+        with contextlib.suppress(IncompatibleWeightsError):
+            weights = GlimpsePrune.from_pretrained(folder).weights
+            if weights is not None:
+                weights.check(model)
+                return weights
+    torch.manual_seed(0)
+    return GlimpseModules(sizes_for(model)).to(model.device, model.dtype).eval()
 
 
 def _lowest_where_hidden(attention: Tensor, valid: Tensor) -> Tensor:

@@ -1,44 +1,18 @@
+"""What an evaluation compares: its arms, by methods and budgets."""
+
 import dataclasses
+import types
 
 import pytest
 
 from foveate import make
 from foveate.errors import BudgetError, UnknownMethodError
 from foveate.measure.eval.arms import plan_arms
-from foveate.measure.spec import MethodSpec, brief, build, parse_methods, parse_value
+from foveate.pruners.spec import build, parse_methods
 
-
-def test_options_belong_to_the_method_before_them():
-    assert parse_methods("fastv, greedyprune:layer=0,threshold=0.7,random") == [
-        MethodSpec("fastv"),
-        MethodSpec("greedyprune", {"layer": 0, "threshold": 0.7}),
-        MethodSpec("random"),
-    ]
-
-
-def test_a_list_is_one_value():
-    (spec,) = parse_methods("some:layers=[2,4,8],center=true")
-    assert spec.options == {"layers": [2, 4, 8], "center": True}
-    assert str(spec) == "some:layers=[2,4,8],center=True"
-
-
-def test_a_pruner_in_brief():
-    assert brief(make("greedyprune", keep=0.25)) == "GreedyPrune(keep=0.25)"
-    assert brief(make("greedyprune", keep=0.5, layer=0)) == "GreedyPrune(keep=0.5, layer=0)"
-
-
-@pytest.mark.parametrize(
-    ("text", "value"), [("0", 0), ("1.0", 1.0), ("True", True), ("none", None), ("stop", "stop"), ("nan", "nan")]
+DEEP = types.SimpleNamespace(
+    model_type="llava", get_text_config=lambda: types.SimpleNamespace(num_hidden_layers=10, hidden_size=64)
 )
-def test_values(text, value):
-    assert parse_value(text) == value
-    assert type(parse_value(text)) is type(value)
-
-
-@pytest.mark.parametrize("text", ["layer=0,greedyprune", "greedyprune:layer", "greedyprune:=3"])
-def test_what_is_no_method_list_is_refused(text):
-    with pytest.raises(UnknownMethodError):
-        parse_methods(text)
 
 
 def labels(*arguments, layer=None, oracle=False):
@@ -89,7 +63,7 @@ def test_a_wrong_method_is_said_before_anything_runs(methods):
         plan_arms(parse_methods(methods), [0.5], None, oracle=False)
 
 
-@pytest.mark.parametrize("keeps", [[], [0.0], [1.0], [0.5, 1.5], [float("nan")], [-0.1]])
+@pytest.mark.parametrize("keeps", [[], [0.0], [1], [0.5, 1.5], [float("nan")], [-0.1], [-4]])
 def test_a_wrong_budget_is_said_before_anything_runs(keeps):
     with pytest.raises(BudgetError):
         plan_arms([], keeps, None, oracle=False)
@@ -116,19 +90,44 @@ def test_a_saved_pruner_stands_for_a_method(tmp_path, monkeypatch):
 def test_a_mean_budget_costs_every_method_the_same():
     missed = []
     methods = parse_methods("fastv,divprune,btp,fastv:layer=3")
-    arms = plan_arms(methods, [0.3], None, oracle=False, depth=10, out_of_reach=missed)
+    arms = plan_arms(methods, [0.3], None, oracle=False, config=DEEP, out_of_reach=missed)
     by_label = {arm.label: arm for arm in arms}
     assert by_label["fastv @ 0.3"].pruner().keep == pytest.approx(0.125)  # 2 layers in full and 8 with an eighth
     assert by_label["divprune @ 0.3"].pruner().keep == pytest.approx(0.3)
-    assert by_label["btp @ 0.3"].pruner().mean_tokens(10) == pytest.approx(0.3)
+    assert by_label["btp @ 0.3"].pruner().resolved(DEEP).mean_tokens(10) == pytest.approx(0.3)
     assert by_label["random @ 0.3"].pruner(seed=5).seed == 5
     assert "fastv:layer=3 @ 0.3" not in by_label
     assert [line.partition(":")[0] for line in missed] == ["random", "fastv"]
     assert all(arm.means_layers for arm in arms if arm.spec)
     with pytest.raises(BudgetError, match="on average"):
-        plan_arms(methods, [0.3], None, oracle=False, depth=10)
+        plan_arms(methods, [0.3], None, oracle=False, config=DEEP)
+    with pytest.raises(BudgetError, match="not the count 49"):
+        plan_arms(methods, [49], None, oracle=False, config=DEEP, out_of_reach=missed)
 
 
 def test_whose_keep_is_a_mean_anyway():
     arms = plan_arms(parse_methods("fastv,btp"), [0.5], None, oracle=False)
     assert [arm.method for arm in arms if arm.means_layers] == ["btp"]
+
+
+def test_a_count_is_a_budget_too():
+    arms = {arm.label: arm for arm in plan_arms(parse_methods("fastv"), [49, 1.0], None, oracle=False)}
+    assert list(arms)[1:] == [
+        f"{name} @ {keep}" for name in ("downsample", "random:layer=2", "fastv") for keep in (49, 1)
+    ]
+    assert arms["fastv @ 49"].pruner() == make("fastv", keep=49)
+    assert arms["fastv @ 1"].pruner() == make("fastv", keep=1.0)
+    assert arms["downsample @ 49"].shrink == 49
+    with pytest.raises(BudgetError, match="btp.*no count"):
+        plan_arms(parse_methods("btp"), [49], None, oracle=False)
+
+
+def test_published_stages_bring_their_budget():
+    arms = plan_arms(parse_methods("btp:variant=paper,btp:variant=default"), [0.5, 0.3], None, oracle=False)
+    mine = [arm for arm in arms if arm.method.startswith("btp")]
+    assert [arm.label for arm in mine] == [
+        "btp:variant=paper",
+        "btp:variant=default @ 0.5",
+        "btp:variant=default @ 0.3",
+    ]
+    assert mine[0].pruner() == make("btp", variant="paper")

@@ -1,0 +1,14 @@
+"""The methods, a line each: all that is imported here is a public name of `foveate`, and what is a `Pruner` a method.
+
+`foveate` reads these lines instead of importing them, as running them loads torch: each must be
+`from module import Name as Name`.
+"""
+
+from foveate.pruners.btp.method import BTP as BTP
+from foveate.pruners.btp.stages import BTPStage as BTPStage
+from foveate.pruners.divprune import DivPrune as DivPrune
+from foveate.pruners.fastv import FastV as FastV
+from foveate.pruners.glimpseprune.method import GlimpsePrune as GlimpsePrune
+from foveate.pruners.greedyprune import GreedyPrune as GreedyPrune
+from foveate.pruners.pyramiddrop import PyramidDrop as PyramidDrop
+from foveate.pruners.random import Random as Random
