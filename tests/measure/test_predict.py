@@ -102,14 +102,6 @@ def test_cache_and_memory_in_bytes():
     assert found.memory_pruned == 2 * 3 * 50 * token + alive  # before the cut
 
 
-def test_decoding_reads_weights_and_cache():
-    pruner = Random(keep=0.5)
-    slow = rates(pruner, linear=Curve(((1, 2.0),)))  # 4 bytes a second
-    found = predict(SMALL, pruner, 40, slow, text=10)
-    assert found.decode_dense == pytest.approx(4 * (WEIGHTS + 3 * 50 * 32 / 4))
-    assert found.decode_pruned == pytest.approx(4 * (WEIGHTS + 3 * 30 * 32 / 4))
-
-
 def test_gain_grows_with_the_prompt_and_with_what_goes():
     def speedups(pruners, visuals):
         return [predict(SMALL, one, visual, rates(one, seconds=0.02)).speedup for one in pruners for visual in visuals]

@@ -177,7 +177,7 @@ def beside(predicted: dict[str, Any], measured: dict[str, Any]) -> list[dict[str
             continue
         vision = _vision_seconds(measured, entry) if measured["settings"]["vision"] else 0.0
         dense, pruned = (sum(same[0][run].values()) + vision for run in ("dense", "pruned"))
-        real, token = entry["prefill"]["faster"], entry["decode"]["faster"]
+        real = entry["prefill"]["faster"]
         whole = dense_entry(measured, entry)
         shares = {
             name: {"predicted": guess, "measured": entry[key] / whole[key] if entry[key] and whole[key] else None}
@@ -192,7 +192,6 @@ def beside(predicted: dict[str, Any], measured: dict[str, Any]) -> list[dict[str
                 "visual": entry["visual"],
                 "batch": entry["batch"],
                 "prefill": {"predicted": dense / pruned, "measured": real and real["median"]},
-                "decode": {"predicted": same[0]["decode_speedup"], "measured": token and token["median"]},
                 **shares,
             }
         )

@@ -13,8 +13,6 @@ PROMPT = 100  # reading a prompt: where its images are
 SHOW = 60  # gathering what a method is shown
 CUT = 120  # removing tokens, and picking positions and masks for the next layers
 ROWS = 20  # reading attention rows
-STEP = 6  # a pruned layer while decoding
-KV_PASSES = 3  # a decode step joins the new token to the KV cache (a read, a write) and attends to it (a read)
 EMBED_PASSES = 4  # over the hidden states of a prompt: words, image features put between them, the last norm
 # Numbers alive at once: hidden states with residual and norm, and gate, up and their product in the MLP; beside these
 # the embeddings of the whole prompt.
@@ -75,14 +73,6 @@ class Pricer:
         """Seconds of the next token's logits."""
         vocabulary = getattr(self.config, "vocab_size", None) or 0
         return 2 * self.batch * self.shape.hidden * vocabulary / self.rates.linear.at(self.batch)
-
-    def decode_layer(self, held: float, pruned: bool) -> float:
-        """Seconds of a decoder layer for one more token a prompt, `held` tokens being in its KV cache."""
-        rates = self.rates
-        linear = 2 * self.batch * self.layer_weights / rates.linear.at(self.batch)
-        cache = KV_PASSES * self.batch * held * self.kv_bytes / self.stream
-        point = self.batch * self.shape.pointwise / rates.pointwise.at(self.batch)
-        return self._with_dispatch(linear + cache + point, LAYER + (STEP if pruned else 0))
 
     @property
     def kv_bytes(self) -> int:

@@ -33,7 +33,7 @@ def predict(
     share: float | None = None,
     vision: float = 0.0,
 ) -> Prediction:
-    """Predict prefill, decode, memory and FLOPs of a setting beside the dense run.
+    """Predict prefill, KV cache, memory and FLOPs of a setting beside the dense run.
 
     Prompts are taken to be alike, with one image each, attention to be causal and of full length. The selection time
     is read in the rates; where it is not there, the method's `select` is timed on made-up tokens of that number.
@@ -100,9 +100,6 @@ def predict(
         tokens_per_layer=tuple(rows),
         dense=dense,
         pruned=pruned,
-        decode_dense=depth * price.decode_layer(text + visual, False) + price.head(),
-        decode_pruned=sum(price.decode_layer(text + now, layer >= first) for layer, now in enumerate(held))
-        + price.head(),
         flops_dense=_flops(config, [text + visual] * depth),
         flops_pruned=_flops(config, [text + now for now in rows]),
         kv_share=sum(held) / (visual * depth) if visual else 1.0,

@@ -50,8 +50,6 @@ class Prediction:
         Visual tokens that enter each decoder layer.
     dense, pruned
         Seconds of the prefill.
-    decode_dense, decode_pruned
-        Seconds of the next token.
     flops_dense, flops_pruned
         Of the decoder layers for one prompt, as the report has them.
     kv_share
@@ -73,8 +71,6 @@ class Prediction:
     tokens_per_layer: tuple[int, ...]
     dense: Times
     pruned: Times
-    decode_dense: float
-    decode_pruned: float
     flops_dense: float
     flops_pruned: float
     kv_share: float
@@ -96,16 +92,11 @@ class Prediction:
         return self.flops_dense / self.flops_pruned
 
     @property
-    def decode_speedup(self) -> float:
-        """Dense time of a decoded token over the pruned run's."""
-        return self.decode_dense / self.decode_pruned
-
-    @property
     def memory_share(self) -> float:
         """Peak memory above the weights as a share of the dense run's."""
         return self.memory_pruned / self.memory_dense
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        ratios = {name: getattr(self, name) for name in ("speedup", "implied", "decode_speedup", "memory_share")}
+        ratios = {name: getattr(self, name) for name in ("speedup", "implied", "memory_share")}
         return {**dataclasses.asdict(self), **ratios}

@@ -16,12 +16,12 @@ def predicted_tables(result: dict[str, Any]) -> list[Cells]:
     machine = rates["machine"]
     device = machine.get("gpu") or f"{machine.get('cpu', rates['device'])}, {machine.get('threads', '?')} thread(s)"
     title = f"{model['name']}, {rates['dtype']}, {device}: PREDICTED beside dense, images encoded before"
-    heads = ["prefill, × faster", "FLOPs imply ×", "decode, × faster", "KV cache", "peak memory", "break-even"]
+    heads = ["prefill, × faster", "FLOPs imply ×", "KV cache", "peak memory", "break-even"]
     gains, split = [], []
     for entry in result["entries"]:
         name = [f"{entry['visual']} × {entry['batch']}", entry["arm"]]
         share = entry["kv_pruned"] / entry["kv_dense"]
-        ratios = [f"{entry[key]:.2f}" for key in ("speedup", "implied", "decode_speedup")]
+        ratios = [f"{entry[key]:.2f}" for key in ("speedup", "implied")]
         length = "none" if entry["break_even"] is None else str(entry["break_even"])
         gains.append([*name, *ratios, percent(share), percent(entry["memory_share"]), length])
         whole = sum(entry["dense"].values())
@@ -62,7 +62,7 @@ def beside_table(rows: list[dict[str, Any]]) -> Cells:
     found = []
     for row in rows:
         name = [f"{row['visual']} × {row['batch']}", row["arm"]]
-        found.append([*name, *cells(row["prefill"]), *cells(row["decode"]), *share(row["kv"]), *share(row["memory"])])
-    heads = ["TTFT, × predicted", "measured", "error, %", "decode, × predicted", "measured", "error, %"]
+        found.append([*name, *cells(row["prefill"]), *share(row["kv"]), *share(row["memory"])])
+    heads = ["TTFT, × predicted", "measured", "error, %"]
     heads += ["KV cache, predicted", "measured", "peak memory, predicted", "measured"]
     return Cells("Predicted beside measured, against dense", ["visual × batch", "arm", *heads], found)
