@@ -27,8 +27,9 @@ from foveate.measure.bench.prompts import encode, make_prompt
 from foveate.measure.bench.run import random_model
 from foveate.measure.bench.timing import CPU, WALL, Times, timed_run
 from foveate.measure.predict.predict import MARGIN, break_even, predict
-from foveate.measure.predict.rates import Rates, measure_rates
+from foveate.measure.predict.rates import Rates
 from foveate.measure.predict.selection import measure_choosing
+from foveate.measure.predict.timing import measure_rates
 from foveate.pruners import Pruner
 from foveate.pruners.spec import brief
 
@@ -101,9 +102,7 @@ def compare(args: argparse.Namespace, shape: str, layers: int, width: int, visua
         inputs, number, text = inputs_of(loaded, visual, 48)
         arms = [one for keep in (0.5, 0.22) for one in pruners(keep)]
         predictions = [predict(config, one, number, timed(rates, one, config, number), text=text) for one in arms]
-        for one, guess, real in zip(
-            arms, predictions, measured(loaded.model, inputs, arms, args.rounds), strict=True
-        ):
+        for one, guess, real in zip(arms, predictions, measured(loaded.model, inputs, arms, args.rounds), strict=True):
             entries.append(
                 {
                     "method": one.name,

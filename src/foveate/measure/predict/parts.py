@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from foveate.measure.predict.rates import Rates, Shape
+from foveate.measure.predict.rates import LayerSizes, Rates
 
 # In operations that have nothing to do. Counted on tiny models of real classes, the Python between them with it:
 LAYER = 75  # a decoder layer of transformers
@@ -38,9 +38,9 @@ class Pricer:
     batch: int
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> LayerSizes:
         """Sizes of a decoder layer."""
-        return Shape.of(self.config)
+        return LayerSizes.of(self.config)
 
     @property
     def layer_weights(self) -> int:

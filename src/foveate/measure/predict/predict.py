@@ -10,13 +10,13 @@ from foveate.engine.flops import prefill_flops
 from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.measure.predict import selection as choosing
 from foveate.measure.predict.parts import Pricer
-from foveate.measure.predict.prediction import Prediction, Times
+from foveate.measure.predict.prediction import Prediction, PrefillSeconds
 from foveate.measure.predict.rates import Rates
 from foveate.measure.predict.stages import overhead, peaks, per_layer
 from foveate.measure.predict.synthetic import extra_tokens
 from foveate.pruners.base import Pruner
 
-__all__ = ["Prediction", "Times", "break_even", "predict"]
+__all__ = ["Prediction", "PrefillSeconds", "break_even", "predict"]
 
 MARGIN = 0.1  # how much faster a prediction must be to be believed; see benchmarks/results/predicted.md
 LIMIT = 8192
@@ -84,7 +84,7 @@ def predict(
     first = stages[0] if stages else depth
     seconds = [price.layer(text + rows[layer] + extra[layer]) for layer in range(depth)]
     plain = price.layer(text + visual)
-    dense = Times(vision, first * plain, (depth - first) * plain, price.ends(text + visual))
+    dense = PrefillSeconds(vision, first * plain, (depth - first) * plain, price.ends(text + visual))
     pruned = dataclasses.replace(dense, before=sum(seconds[:first]), behind=sum(seconds[first:]))
     if stages:
         pruned = dataclasses.replace(pruned, **overhead(price, pruner, visual, text, stages, left))

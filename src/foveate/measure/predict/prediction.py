@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Times:
+class PrefillSeconds:
     """Seconds of a prefill.
 
     Parameters
@@ -69,8 +69,8 @@ class Prediction:
     batch: int
     stages: tuple[tuple[int, int], ...]
     tokens_per_layer: tuple[int, ...]
-    dense: Times
-    pruned: Times
+    dense: PrefillSeconds
+    pruned: PrefillSeconds
     flops_dense: float
     flops_pruned: float
     kv_share: float

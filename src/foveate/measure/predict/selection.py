@@ -10,7 +10,7 @@ import torch
 
 from foveate.errors import BudgetError
 from foveate.measure.predict import synthetic
-from foveate.measure.predict.rates import Curve, Rates, RatesError, Shape
+from foveate.measure.predict.rates import LayerSizes, RateCurve, Rates, RatesError
 from foveate.pruners.base import Pruner, SingleStagePruner, depth_of
 from foveate.pruners.budget import tokens_to_keep
 from foveate.pruners.spec import brief
@@ -59,7 +59,7 @@ def kept(pruner: Pruner, config: Any, visual: int, text: int = 64, share: float 
 
 def _chosen(method: Pruner, stages: Iterable[int], visual: int, text: int) -> list[int]:
     """What `select` leaves of made-up tokens, stage by stage."""
-    scene = synthetic.Scene(visual, text)
+    scene = synthetic.MadeUpPrompt(visual, text)
     counts: list[int] = []
     tokens = synthetic.visual_tokens(scene, method, next(iter(stages)))
     for layer in stages:
@@ -123,7 +123,7 @@ def measure_choosing(
         )
     sizes = sorted({size for size in sizes if size > 0}) or list(SIZES)
     points = tuple((size, _seconds(rates, pruner, config, batch, text, size)) for size in sizes)
-    curve = Curve(points, grows=True)
+    curve = RateCurve(points, grows=True)
     return dataclasses.replace(rates, choosing={**rates.choosing, key(pruner, config, batch): curve})
 
 
@@ -131,9 +131,9 @@ def measure_choosing(
 def _seconds(rates: Rates, pruner: Pruner, config: Any, batch: int, text: int, visual: int) -> float:
     from foveate.measure.predict.timing import clock
 
-    shape = Shape.of(config)
+    shape = LayerSizes.of(config)
     device = torch.device(rates.device)
-    scene = synthetic.Scene(visual, text, batch, shape.hidden, shape.heads, rates.device, rates.torch_dtype)
+    scene = synthetic.MadeUpPrompt(visual, text, batch, shape.hidden, shape.heads, rates.device, rates.torch_dtype)
     method, tokens, total = pruner.resolved(config), None, 0.0
     for layer in method.layers(config.num_hidden_layers):
         if tokens is None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from foveate.measure.predict import selection as choosing
 from foveate.measure.predict.parts import PROMPT, Pricer
-from foveate.measure.predict.synthetic import Scene, extra_tokens, rows_wanted
+from foveate.measure.predict.synthetic import MadeUpPrompt, extra_tokens, rows_wanted
 from foveate.pruners.base import Pruner
 
 
@@ -32,7 +32,7 @@ def overhead(
     for layer, behind in zip(stages, left, strict=True):
         if not now:
             break
-        asked = rows_wanted(pruner, layer, Scene(now, text))
+        asked = rows_wanted(pruner, layer, MadeUpPrompt(now, text))
         chose += price.show(text + now + extra, now, asked)
         if behind < now or extra:
             cut += price.cut(text + behind)

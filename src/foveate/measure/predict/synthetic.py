@@ -19,7 +19,7 @@ SPREAD = 0.3  # of a group, against the distance of the centres
 
 
 @dataclass(frozen=True)
-class Scene:
+class MadeUpPrompt:
     """What is asked for: `batch` equal prompts of one image each.
 
     Parameters
@@ -48,7 +48,7 @@ def grid_of(visual: int) -> Grid:
     return Grid(height, visual // height, behind=visual % height)
 
 
-def visual_tokens(scene: Scene, pruner: Pruner, layer: int) -> VisualTokens:
+def visual_tokens(scene: MadeUpPrompt, pruner: Pruner, layer: int) -> VisualTokens:
     """Return the tokens of a scene before anything is pruned, the same ones for the same scene.
 
     Features lie around centres, one for eight tokens, so that many are alike; attention is random. Samples are equal.
@@ -96,7 +96,7 @@ def visual_tokens(scene: Scene, pruner: Pruner, layer: int) -> VisualTokens:
     return for_stage(tokens, scene, pruner, layer)
 
 
-def for_stage(tokens: VisualTokens, scene: Scene, pruner: Pruner, layer: int) -> VisualTokens:
+def for_stage(tokens: VisualTokens, scene: MadeUpPrompt, pruner: Pruner, layer: int) -> VisualTokens:
     """Return the tokens with the attention rows that the stage before `layer` asks for."""
     rows = rows_wanted(pruner, layer, scene)
     attention = None
@@ -111,7 +111,7 @@ def for_stage(tokens: VisualTokens, scene: Scene, pruner: Pruner, layer: int) ->
     return dataclasses.replace(tokens, layer=layer, attention=attention)
 
 
-def rows_wanted(pruner: Pruner, layer: int, scene: Scene) -> int | None:
+def rows_wanted(pruner: Pruner, layer: int, scene: MadeUpPrompt) -> int | None:
     """Return how many attention rows the stage before `layer` asks for, if it asks."""
     rows = torch.arange(1 + extra_tokens(pruner) + scene.text).expand(scene.batch, -1)
     extra = extra_tokens(pruner)
@@ -151,7 +151,7 @@ def left(tokens: VisualTokens, keep: Tensor) -> VisualTokens:
     )
 
 
-def _vision(scene: Scene, pruner: Pruner, random: object) -> tuple[Tensor, ...]:
+def _vision(scene: MadeUpPrompt, pruner: Pruner, random: object) -> tuple[Tensor, ...]:
     weights = getattr(pruner, "weights", None)
     if weights is None or not weights.config.vision_layers:
         return ()
