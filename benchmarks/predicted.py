@@ -26,10 +26,10 @@ from foveate.measure import environment
 from foveate.measure.bench.prompts import encode, make_prompt
 from foveate.measure.bench.run import random_model
 from foveate.measure.bench.timing import CPU, WALL, Times, timed_run
+from foveate.measure.predict.measure_rates import measure_rates
 from foveate.measure.predict.predict import MARGIN, break_even, predict
 from foveate.measure.predict.rates import Rates
 from foveate.measure.predict.selection import measure_choosing
-from foveate.measure.predict.timing import measure_rates
 from foveate.pruners import Pruner
 from foveate.pruners.spec import brief
 

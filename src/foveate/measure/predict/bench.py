@@ -17,10 +17,10 @@ from foveate.measure.bench.prompts import tokens_of, usual_tokens
 from foveate.measure.bench.result import dense_entry
 from foveate.measure.bench.settings import BenchSettings
 from foveate.measure.loading import TINY, LoadError, _check_family, _line, hub_answers
+from foveate.measure.predict.measure_rates import measure_rates
 from foveate.measure.predict.predict import MARGIN, break_even, predict, text_config
 from foveate.measure.predict.rates import Rates
 from foveate.measure.predict.selection import SIZES, measure_choosing
-from foveate.measure.predict.timing import measure_rates
 
 FORMAT = "foveate-predict-1"
 Advance = Callable[[str, int, int], None]

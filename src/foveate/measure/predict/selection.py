@@ -129,7 +129,7 @@ def measure_choosing(
 
 @torch.inference_mode()
 def _seconds(rates: Rates, pruner: Pruner, config: Any, batch: int, text: int, visual: int) -> float:
-    from foveate.measure.predict.timing import clock
+    from foveate.measure.predict.measure_rates import clock
 
     shape = LayerSizes.of(config)
     device = torch.device(rates.device)
