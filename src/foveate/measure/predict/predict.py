@@ -9,10 +9,9 @@ from typing import Any
 from foveate.engine.flops import prefill_flops
 from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.measure.predict import selection as choosing
-from foveate.measure.predict.parts import Pricer
 from foveate.measure.predict.prediction import Prediction, PrefillSeconds
+from foveate.measure.predict.prices import Pricer, overhead, peaks, per_layer
 from foveate.measure.predict.rates import Rates
-from foveate.measure.predict.stages import overhead, peaks, per_layer
 from foveate.measure.predict.synthetic import extra_tokens
 from foveate.pruners.base import Pruner
 
