@@ -16,7 +16,7 @@ from foveate.measure.predict import selection as choosing
 from foveate.measure.predict.measure_rates import measure_rates
 from foveate.measure.predict.predict import break_even, predict
 from foveate.measure.predict.rates import LayerSizes, RateCurve, Rates, RatesError
-from foveate.measure.predict.synthetic import grid_of
+from foveate.measure.predict.selection import grid_of
 from tests.laws.methods import METHODS
 from tests.models.build import build, inputs
 

@@ -12,7 +12,7 @@ from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.measure.predict import selection as choosing
 from foveate.measure.predict.prices import Pricer, overhead, peaks, per_layer
 from foveate.measure.predict.rates import Rates
-from foveate.measure.predict.synthetic import extra_tokens
+from foveate.measure.predict.selection import extra_tokens
 from foveate.pruners.base import Pruner
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from foveate.measure.predict import selection as choosing
 from foveate.measure.predict.rates import LayerSizes, Rates
-from foveate.measure.predict.synthetic import MadeUpPrompt, extra_tokens, rows_wanted
+from foveate.measure.predict.selection import MadeUpPrompt, extra_tokens, rows_wanted
 from foveate.pruners.base import Pruner
 
 # In operations that have nothing to do. Counted on tiny models of real classes, the Python between them with it:
