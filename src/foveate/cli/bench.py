@@ -196,8 +196,14 @@ def predicted(
     import torch
 
     from foveate.measure.loading import device_named, dtype_named
-    from foveate.measure.predict.bench import config_named, predictions, rates_for
-    from foveate.measure.predict.tables import WORDS, predicted_notes, predicted_tables
+    from foveate.measure.predict.bench import (
+        WORDS,
+        config_named,
+        predicted_notes,
+        predicted_tables,
+        predictions,
+        rates_for,
+    )
 
     place, kind = device_named(device), dtype_named(dtype)
     with console(stderr=True).status("measuring this machine's rates"):
@@ -228,8 +234,7 @@ def predicted(
 
 def show_beside(prediction: dict[str, Any], result: dict[str, Any]) -> list[dict[str, Any]]:
     """Print predicted beside measured speed-ups; the rows."""
-    from foveate.measure.predict.bench import beside
-    from foveate.measure.predict.tables import WORDS, beside_table
+    from foveate.measure.predict.bench import WORDS, beside, beside_table
 
     rows = beside(prediction, result)
     table = beside_table(rows)
