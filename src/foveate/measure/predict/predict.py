@@ -9,7 +9,7 @@ from typing import Any
 
 from foveate.engine.flops import prefill_flops
 from foveate.errors import BudgetError, UnsupportedModelError
-from foveate.measure.predict import selection as choosing
+from foveate.measure.predict import selection
 from foveate.measure.predict.prices import Pricer, overhead, peaks, per_layer
 from foveate.measure.predict.rates import Rates
 from foveate.measure.predict.selection import extra_tokens
@@ -111,8 +111,6 @@ class Prediction:
         return {**dataclasses.asdict(self), **ratios}
 
 
-__all__ = ["Prediction", "PrefillSeconds", "break_even", "predict"]
-
 MARGIN = 0.1  # how much faster a prediction must be to be believed; see benchmarks/results/predicted.md
 LIMIT = 8192
 
@@ -169,7 +167,7 @@ def predict(
     if skipped:
         stages, left = (), []
     else:
-        left = choosing.kept(pruner, config, visual, text, share)
+        left = selection.kept(pruner, config, visual, text, share)
     rows = per_layer(visual, stages, left, depth)
     extra = [extra_tokens(pruner) if stages and layer < stages[-1] else 0 for layer in range(depth)]
     held = [
@@ -248,9 +246,9 @@ def break_even(
     _check(limit=limit)
     pruner = dataclasses.replace(pruner, min_visual=0).resolved(config)
     config = text_config(config)
-    if choosing.key(pruner, config, batch) not in rates.choosing:
-        sizes = [size for size in choosing.SIZES if size <= limit] or [limit]
-        rates = choosing.measure_choosing(rates, pruner, config, batch, text, sizes)
+    if selection.key(pruner, config, batch) not in rates.choosing:
+        sizes = [size for size in selection.SIZES if size <= limit] or [limit]
+        rates = selection.measure_choosing(rates, pruner, config, batch, text, sizes)
 
     def faster(visual: int) -> bool:
         found = predict(config, pruner, visual, rates, text=text, batch=batch, share=share, vision=vision)

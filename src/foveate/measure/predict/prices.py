@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foveate.measure.predict import selection as choosing
+from foveate.measure.predict import selection
 from foveate.measure.predict.rates import LayerSizes, Rates
 from foveate.measure.predict.selection import MadeUpPrompt, extra_tokens, rows_wanted
 from foveate.pruners.base import Pruner
@@ -140,9 +140,9 @@ def overhead(
 ) -> dict[str, float]:
     """Seconds of what pruning adds; the pruner is one that was worked out for the model."""
     rates = price.rates
-    name = choosing.key(pruner, price.config, price.batch)
+    name = selection.key(pruner, price.config, price.batch)
     if name not in rates.choosing:
-        rates = choosing.measure_choosing(rates, pruner, price.config, price.batch, text, [visual])
+        rates = selection.measure_choosing(rates, pruner, price.config, price.batch, text, [visual])
     chose, cut, now = rates.choosing[name].at(visual), 0.0, visual
     extra = extra_tokens(pruner)
     for layer, behind in zip(stages, left, strict=True):

@@ -141,7 +141,7 @@ class Rates:
     attention
         Tokens of a sample -> FLOP/s of causal attention, counted as a full map.
     pointwise
-        Tokens -> numbers a second (`LayerSizes.pointwise`) of all the rest of a layer: norms, activation, rotation, sums.
+        Tokens -> numbers a second (`LayerSizes.pointwise`) of the rest of a layer: norms, activation, rotation, sums.
     bandwidth
         Bytes of a tensor -> bytes a second, read and written, of gathering its rows.
     overhead

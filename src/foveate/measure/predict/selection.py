@@ -14,7 +14,7 @@ from torch import Tensor
 from foveate.engine.layout import lay_out
 from foveate.errors import BudgetError
 from foveate.families.grids import Grid
-from foveate.measure.predict import selection as synthetic
+from foveate.measure.predict.measure_rates import clock
 from foveate.measure.predict.rates import LayerSizes, RateCurve, Rates, RatesError
 from foveate.pruners.base import PromptRows, Pruner, SingleStagePruner, VisualTokens, depth_of
 from foveate.pruners.budget import tokens_to_keep
@@ -64,14 +64,14 @@ def kept(pruner: Pruner, config: Any, visual: int, text: int = 64, share: float 
 
 def _chosen(method: Pruner, stages: Iterable[int], visual: int, text: int) -> list[int]:
     """What `select` leaves of made-up tokens, stage by stage."""
-    scene = synthetic.MadeUpPrompt(visual, text)
+    prompt = MadeUpPrompt(visual, text)
     counts: list[int] = []
-    tokens = synthetic.visual_tokens(scene, method, next(iter(stages)))
+    tokens = visual_tokens(prompt, method, next(iter(stages)))
     for layer in stages:
-        tokens = synthetic.for_stage(tokens, scene, method, layer)
+        tokens = for_stage(tokens, prompt, method, layer)
         keep = method.select(tokens) & tokens.valid if counts[-1:] != [0] else tokens.valid
         counts.append(int(keep.sum()))
-        tokens = synthetic.left(tokens, keep)
+        tokens = left(tokens, keep)
     return counts
 
 
@@ -134,22 +134,20 @@ def measure_choosing(
 
 @torch.inference_mode()
 def _seconds(rates: Rates, pruner: Pruner, config: Any, batch: int, text: int, visual: int) -> float:
-    from foveate.measure.predict.measure_rates import clock
-
     shape = LayerSizes.of(config)
     device = torch.device(rates.device)
-    scene = synthetic.MadeUpPrompt(visual, text, batch, shape.hidden, shape.heads, rates.device, rates.torch_dtype)
+    prompt = MadeUpPrompt(visual, text, batch, shape.hidden, shape.heads, rates.device, rates.torch_dtype)
     method, tokens, total = pruner.resolved(config), None, 0.0
     for layer in method.layers(config.num_hidden_layers):
         if tokens is None:
-            tokens = synthetic.visual_tokens(scene, method, layer)
-        tokens = synthetic.for_stage(tokens, scene, method, layer)
+            tokens = visual_tokens(prompt, method, layer)
+        tokens = for_stage(tokens, prompt, method, layer)
         shown = tokens
         total += clock(lambda shown=shown: method.select(shown), device, SECONDS)  # type: ignore[misc]
         keep = method.select(shown) & shown.valid
         if not bool(keep.any()):
             break
-        tokens = synthetic.left(tokens, keep)
+        tokens = left(tokens, keep)
     return max(total, 1e-9)
 
 
@@ -188,14 +186,14 @@ def grid_of(visual: int) -> Grid:
     return Grid(height, visual // height, behind=visual % height)
 
 
-def visual_tokens(scene: MadeUpPrompt, pruner: Pruner, layer: int) -> VisualTokens:
-    """Return the tokens of a scene before anything is pruned, the same ones for the same scene.
+def visual_tokens(prompt: MadeUpPrompt, pruner: Pruner, layer: int) -> VisualTokens:
+    """Return the tokens of a prompt before anything is pruned, the same ones for the same prompt.
 
     Features lie around centres, one for eight tokens, so that many are alike; attention is random. Samples are equal.
 
     Parameters
     ----------
-    scene
+    prompt
         How many, how wide, where.
     pruner
         Resolved for the model's depth; asked for the rows and vision features that it wants.
@@ -203,47 +201,47 @@ def visual_tokens(scene: MadeUpPrompt, pruner: Pruner, layer: int) -> VisualToke
         The stage, as a decoder layer.
     """
     generator = torch.Generator().manual_seed(0)
-    batch, number, grid = scene.batch, scene.visual, grid_of(scene.visual)
+    batch, number, grid = prompt.batch, prompt.visual, grid_of(prompt.visual)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    centres = random(max(1, number // CLUSTER), scene.hidden)
+    centres = random(max(1, number // CLUSTER), prompt.hidden)
     which = torch.randint(0, len(centres), (number,), generator=generator)
-    features = (centres[which] + SPREAD * random(number, scene.hidden)).to(scene.device, scene.dtype)
+    features = (centres[which] + SPREAD * random(number, prompt.hidden)).to(prompt.device, prompt.dtype)
     places = lay_out(torch.ones(batch, number, dtype=torch.bool), [], [(grid,)] * batch).places
-    image, place, row, column = places.to(scene.device)
+    image, place, row, column = places.to(prompt.device)
     tokens = VisualTokens(
         layer=layer,
         features=features.expand(batch, -1, -1).contiguous(),
-        valid=torch.ones(batch, number, dtype=torch.bool, device=scene.device),
+        valid=torch.ones(batch, number, dtype=torch.bool, device=prompt.device),
         dense=torch.full((batch,), number),
         present=torch.full((batch,), number),
-        position=torch.arange(number, device=scene.device).expand(batch, -1),
+        position=torch.arange(number, device=prompt.device).expand(batch, -1),
         image=image,
         grid=place,
         row=row,
         column=column,
         grids=((grid,),) * batch,
         grids_known=True,
-        query=random(batch, scene.hidden).to(scene.device, scene.dtype),
-        mean_text=random(batch, scene.hidden).to(scene.device, scene.dtype),
+        query=random(batch, prompt.hidden).to(prompt.device, prompt.dtype),
+        mean_text=random(batch, prompt.hidden).to(prompt.device, prompt.dtype),
         attention=None,
-        extra=torch.zeros(batch, extra_tokens(pruner), scene.hidden, device=scene.device, dtype=scene.dtype),
-        vision=_vision(scene, pruner, random),
-        received=tuple(random(batch, number).abs().to(scene.device) for _ in pruner.vision_attention(BLOCKS)),
+        extra=torch.zeros(batch, extra_tokens(pruner), prompt.hidden, device=prompt.device, dtype=prompt.dtype),
+        vision=_vision(prompt, pruner, random),
+        received=tuple(random(batch, number).abs().to(prompt.device) for _ in pruner.vision_attention(BLOCKS)),
     )
-    return for_stage(tokens, scene, pruner, layer)
+    return for_stage(tokens, prompt, pruner, layer)
 
 
-def for_stage(tokens: VisualTokens, scene: MadeUpPrompt, pruner: Pruner, layer: int) -> VisualTokens:
+def for_stage(tokens: VisualTokens, prompt: MadeUpPrompt, pruner: Pruner, layer: int) -> VisualTokens:
     """Return the tokens with the attention rows that the stage before `layer` asks for."""
-    rows = rows_wanted(pruner, layer, scene)
+    rows = rows_wanted(pruner, layer, prompt)
     attention = None
     if rows is not None:
         generator = torch.Generator().manual_seed(layer)
-        shape = (scene.batch, scene.heads, rows, tokens.valid.shape[1])
-        logits = torch.randn(shape, generator=generator).to(scene.device)
+        shape = (prompt.batch, prompt.heads, rows, tokens.valid.shape[1])
+        logits = torch.randn(shape, generator=generator).to(prompt.device)
         form = pruner.attention_form()
         attention = logits if form == "logits" else logits.log_softmax(-1)
         attention = attention.exp() if form == "softmax" else attention
@@ -251,9 +249,9 @@ def for_stage(tokens: VisualTokens, scene: MadeUpPrompt, pruner: Pruner, layer: 
     return dataclasses.replace(tokens, layer=layer, attention=attention)
 
 
-def rows_wanted(pruner: Pruner, layer: int, scene: MadeUpPrompt) -> int | None:
+def rows_wanted(pruner: Pruner, layer: int, prompt: MadeUpPrompt) -> int | None:
     """Return how many attention rows the stage before `layer` asks for, if it asks."""
-    rows = torch.arange(1 + extra_tokens(pruner) + scene.text).expand(scene.batch, -1)
+    rows = torch.arange(1 + extra_tokens(pruner) + prompt.text).expand(prompt.batch, -1)
     extra = extra_tokens(pruner)
     wanted = pruner.attention_rows(layer, PromptRows(rows[:, 0], rows[:, 1 : 1 + extra], rows[:, 1 + extra :]))
     return None if wanted is None else wanted.shape[1]
@@ -291,12 +289,12 @@ def left(tokens: VisualTokens, keep: Tensor) -> VisualTokens:
     )
 
 
-def _vision(scene: MadeUpPrompt, pruner: Pruner, random: object) -> tuple[Tensor, ...]:
+def _vision(prompt: MadeUpPrompt, pruner: Pruner, random: object) -> tuple[Tensor, ...]:
     weights = getattr(pruner, "weights", None)
     if weights is None or not weights.config.vision_layers:
         return ()
     width = weights.config.vision_size
     return tuple(
-        random(scene.visual, width).to(scene.device, scene.dtype).expand(scene.batch, -1, -1)  # type: ignore[operator]
+        random(prompt.visual, width).to(prompt.device, prompt.dtype).expand(prompt.batch, -1, -1)  # type: ignore[operator]
         for _ in weights.config.vision_layers
     )
