@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 from foveate.measure import environment
 from foveate.measure.eval.answers import Answer, answer_batch
-from foveate.measure.eval.arms import Arm, plan_arms
+from foveate.measure.eval.arms import Arm, Evidence, evidence_masks, plan_arms
 from foveate.measure.eval.journal import Journal
-from foveate.measure.eval.oracle import Evidence, evidence_masks
 from foveate.measure.eval.suites import Example, is_correct, load_suite, suite_fingerprint
 from foveate.measure.eval.summary import summarise
 from foveate.measure.loading import LoadedModel
