@@ -5,8 +5,7 @@ import pytest
 
 from foveate.measure.eval import evaluate as module
 from foveate.measure.eval.arms import NoEvidenceError
-from foveate.measure.eval.evaluate import JOURNAL, Settings, evaluate
-from foveate.measure.eval.journal import JournalMismatch
+from foveate.measure.eval.evaluate import JOURNAL, JournalMismatch, Settings, evaluate
 from foveate.measure.eval.suites import UnknownSuiteError, is_correct, load_suite
 from foveate.measure.tables import NOT_PRUNED, OFF_BUDGET, markdown, result_notes, result_tables
 from foveate.pruners.spec import parse_methods
