@@ -123,7 +123,7 @@ def _without_images(inputs):
 def test_the_oracle_keeps_the_evidence(loaded):
     from foveate.measure.eval.answers import run_batch
     from foveate.measure.eval.arms import Evidence, evidence_masks
-    from foveate.measure.grid import visual_positions
+    from foveate.measure.overlay import visual_positions
 
     examples = load_suite("words", 3, 0)
     pruner = Evidence(masks=evidence_masks(examples, 16), keep=0.25, layer=0)

@@ -104,8 +104,7 @@ def _errors(loaded: Any, batch: Any, pruner: Any) -> list[dict[str, Any]]:
 
 
 def _draw(prefill: Any, loaded: Any, inputs: Any, images: list[Any], overlay: Path) -> str | None:
-    from foveate.measure.grid import NoGridError, image_grids
-    from foveate.measure.overlay import draw_overlay, seen_image
+    from foveate.measure.overlay import NoGridError, draw_overlay, image_grids, seen_image
 
     try:
         grids = image_grids(loaded.model.config, inputs)

@@ -7,9 +7,8 @@ from typing import Any
 from foveate.measure.bench.timing import PrefillTime, time_prefill
 from foveate.measure.eval.answers import Batch, run_batch
 from foveate.measure.eval.suites import Example, is_correct
-from foveate.measure.grid import image_grids
 from foveate.measure.loading import LoadedModel
-from foveate.measure.overlay import draw_panels, overlay_row, seen_image
+from foveate.measure.overlay import draw_panels, image_grids, overlay_row, seen_image
 
 
 @dataclass(frozen=True)

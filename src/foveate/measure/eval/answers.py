@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from foveate.measure.eval.suites import Example
-from foveate.measure.grid import visual_positions
 from foveate.measure.loading import LoadedModel
+from foveate.measure.overlay import visual_positions
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,7 @@ def _answer(loaded: LoadedModel, settings: Settings, arm: Arm, batch: list[Examp
 
 
 def _visual_tokens(loaded: LoadedModel, batch: list[Example]) -> int:
-    from foveate.measure.grid import visual_positions
+    from foveate.measure.overlay import visual_positions
 
     ids = loaded.inputs([batch[0].question], [[batch[0].image]])["input_ids"]
     return visual_positions(loaded.model.config, ids[0]).numel()
