@@ -67,10 +67,10 @@ def bench(
     from foveate.measure.bench import plot as figure
     from foveate.measure.bench.arms import check_methods
     from foveate.measure.bench.published_shapes import shape_named
+    from foveate.measure.bench.result import WORDS, notes, tables
     from foveate.measure.bench.run import run
     from foveate.measure.bench.run import threads as with_threads
     from foveate.measure.bench.settings import BenchSettings, whole_numbers
-    from foveate.measure.bench.tables import WORDS, notes, tables
     from foveate.measure.loading import LoadError
     from foveate.pruners.budget import parse_keeps
     from foveate.pruners.spec import parse_methods
