@@ -21,9 +21,9 @@ from trl import GRPOConfig, GRPOTrainer
 from foveate.engine import Handle, attach
 from foveate.learn.data import GroundedSample
 from foveate.learn.errors import TrainingError
-from foveate.learn.glimpse_plus.costs import Meter
 from foveate.learn.glimpse_plus.logps import answer_logps
 from foveate.learn.glimpse_plus.pruner import GivenBoxes
+from foveate.measure.bench.counters import Meter
 
 INDEX = "sample"  # the column, and the entry of TRL's batch, that says which sample a row is
 
