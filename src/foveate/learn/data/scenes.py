@@ -7,7 +7,7 @@ import itertools
 
 import numpy as np
 
-from foveate.learn.data.boxes import shares
+from foveate.learn.data.rows import shares
 from foveate.learn.data.sample import GroundedSample, GroundedSamples, Progress, fingerprint
 from foveate.learn.errors import TrainingDataError
 
