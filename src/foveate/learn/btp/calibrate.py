@@ -13,7 +13,8 @@ from torch import Tensor
 
 from foveate.errors import BudgetError
 from foveate.families import family_of
-from foveate.learn.btp import candidates, choice
+from foveate.learn.btp import candidates
+from foveate.learn.btp import candidates as choice
 from foveate.learn.btp.candidates import Candidate
 from foveate.learn.btp.curve import Curve, TurnCurve, stages_from_curve
 from foveate.learn.btp.divergence import Forced, dense_answer, divergence, force, next_words
