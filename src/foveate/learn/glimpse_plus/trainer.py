@@ -21,9 +21,8 @@ from trl import GRPOConfig, GRPOTrainer
 from foveate.engine import Handle, attach
 from foveate.engine.arguments import with_cache
 from foveate.learn.data import GroundedSample
-from foveate.learn.errors import TrainingError
+from foveate.learn.errors import TrainingError, refuse_states
 from foveate.learn.glimpse_plus.pruner import GivenBoxes
-from foveate.learn.states import refuse_states
 from foveate.measure.bench.counters import Meter
 
 PER_TOKEN = ("token_type_ids", "mm_token_type_ids")  # inputs of the processor with one entry a token
