@@ -5,8 +5,20 @@ from typing import Annotated, Any
 
 import typer
 
-from foveate.cli.console import complain, console, progress, quiet_loading, say, show_table, warn, write_json
-from foveate.cli.options import Device, DType, JsonFile, Keeps
+from foveate.cli.console import (
+    Device,
+    DType,
+    JsonFile,
+    Keeps,
+    complain,
+    console,
+    progress,
+    quiet_loading,
+    say,
+    show_table,
+    warn,
+    write_json,
+)
 from foveate.errors import BudgetError
 
 

@@ -5,8 +5,20 @@ from typing import Annotated, Any
 
 import typer
 
-from foveate.cli.console import console, quiet_loading, say, show_table, warn, write_json
-from foveate.cli.options import Device, DType, JsonFile, Keep, Method, MethodOptions
+from foveate.cli.console import (
+    Device,
+    DType,
+    JsonFile,
+    Keep,
+    Method,
+    MethodOptions,
+    console,
+    quiet_loading,
+    say,
+    show_table,
+    warn,
+    write_json,
+)
 
 
 def run(
