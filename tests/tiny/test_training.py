@@ -137,7 +137,7 @@ def test_orthogonalise_and_rate():
 
 
 def test_training_scenes_differ_from_held_out():
-    from foveate.tiny.training.heldout import HELD_OUT_STREAM, TRAINING_STREAM
+    from foveate.tiny.questions import HELD_OUT_STREAM, TRAINING_STREAM
 
     streams = {TRAINING_STREAM, HELD_OUT_STREAM, HELD_OUT_STREAM + 1}
     assert len(streams) == 3

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from foveate.tiny.questions import ask as ask
     from foveate.tiny.questions import ask_hard as ask_hard
     from foveate.tiny.questions import evidence_tokens as evidence_tokens
+    from foveate.tiny.questions import held_out as held_out
+    from foveate.tiny.questions import held_out_hard as held_out_hard
     from foveate.tiny.scenes import Scene as Scene
     from foveate.tiny.scenes import make_scene as make_scene
-    from foveate.tiny.training.heldout import held_out as held_out
-    from foveate.tiny.training.heldout import held_out_hard as held_out_hard
 
 _WHERE = {
     "HARD_STYLE": "harder",
