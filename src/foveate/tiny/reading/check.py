@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from foveate.tiny.reading.decoder import run_layers
-from foveate.tiny.reading.lexicon import TOKENS
+from foveate.tiny.reading.model import TOKENS
 from foveate.tiny.reading.packing import NO_TARGET, PREFIX, positions, single
 from foveate.tiny.reading.pool import FRESH_STREAM
 from foveate.tiny.reading.questions import LONG_TASKS, SHORT_TASKS, TASKS, Question, ask_reading, cover

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from foveate.tiny.reading.decoder import logits_at, run_layers
-from foveate.tiny.reading.lexicon import TOKENS
+from foveate.tiny.reading.model import TOKENS
 from foveate.tiny.reading.optimisers import optimisers
 from foveate.tiny.reading.packing import FEW_OBJECTS, LAYOUT, NO_TARGET, PREFIX, Packed, pack, positions
 from foveate.tiny.reading.pool import ReadingPool

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from foveate.tiny.reading.lexicon import TOKENS, WORD_ID, text_ids
+from foveate.tiny.reading.model import TOKENS, WORD_ID, text_ids
 from foveate.tiny.reading.pool import ReadingPool
 from foveate.tiny.reading.questions import LONG_TASKS, TASKS, Question, ask_reading, cover
 from foveate.tiny.reading.scenes import Box, Scene

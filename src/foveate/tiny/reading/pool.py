@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from foveate.tiny.reading.lexicon import GLYPHS, GRID, PATCH, SIZE, TOKENS
+from foveate.tiny.reading.model import GLYPHS, GRID, PATCH, SIZE, TOKENS
 from foveate.tiny.reading.questions import cover
 from foveate.tiny.reading.scenes import Scene, Thing, make_reading_scene
 from foveate.tiny.training.pool import IGNORE

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from foveate.tiny.questions import alone, direction, overlap, pick
-from foveate.tiny.reading.lexicon import GRID, ROWS, SIZE, pieces
+from foveate.tiny.reading.model import GRID, ROWS, SIZE, pieces
 from foveate.tiny.reading.scenes import Box, Scene, Thing, follow
 from foveate.tiny.vocabulary import COLOURS, KINDS, PLURALS
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from foveate.tiny.reading.lexicon import ARROWS, CONSONANTS, PATCH, ROWS, SIZE, VOWELS
+from foveate.tiny.reading.model import ARROWS, CONSONANTS, PATCH, ROWS, SIZE, VOWELS
 from foveate.tiny.scenes import _PALETTE, _paint_shape, _some, _touch
 from foveate.tiny.textures import background
 from foveate.tiny.vocabulary import COLOURS, SHAPES

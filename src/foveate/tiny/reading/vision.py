@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from foveate.tiny.reading.lexicon import GLYPHS, GRID, PLACES, WORD_ID
-from foveate.tiny.reading.model import build
+from foveate.tiny.reading.model import GLYPHS, GRID, PLACES, WORD_ID, build
 from foveate.tiny.reading.optimisers import optimisers, set_rate
 from foveate.tiny.reading.pool import LABELS, ReadingPool
 from foveate.tiny.training.pool import IGNORE
