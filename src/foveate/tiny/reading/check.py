@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from foveate.tiny.reading.decoder import run_layers
 from foveate.tiny.reading.model import TOKENS
-from foveate.tiny.reading.packing import NO_TARGET, PREFIX, positions, single
+from foveate.tiny.reading.packing import NO_TARGET, PREFIX, positions, run_layers, single
 from foveate.tiny.reading.pool import FRESH_STREAM
 from foveate.tiny.reading.questions import LONG_TASKS, SHORT_TASKS, TASKS, Question, ask_reading, cover
 from foveate.tiny.reading.scenes import Scene, make_reading_scene

@@ -18,10 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from foveate.tiny.reading.decoder import logits_at, run_layers
 from foveate.tiny.reading.model import TOKENS
 from foveate.tiny.reading.optimisers import optimisers
-from foveate.tiny.reading.packing import FEW_OBJECTS, LAYOUT, NO_TARGET, PREFIX, Packed, pack, positions
+from foveate.tiny.reading.packing import (
+    FEW_OBJECTS,
+    LAYOUT,
+    NO_TARGET,
+    PREFIX,
+    Packed,
+    logits_at,
+    pack,
+    positions,
+    run_layers,
+)
 from foveate.tiny.reading.pool import ReadingPool
 from foveate.tiny.reading.questions import LONG_TASKS, SHORT_TASKS, TASKS, Step, cover
 from foveate.tiny.reading.recipe import ReadingRecipe
