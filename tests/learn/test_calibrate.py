@@ -8,8 +8,8 @@ import torch
 import foveate
 from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.learn import CalibrationError, Settings, calibrate_btp
+from foveate.learn import plots as plot
 from foveate.learn.btp import candidates as choice
-from foveate.learn.btp import plot as plot_module
 from foveate.learn.btp.calibrate import PICTURE, RESULT, STATE
 from foveate.learn.btp.divergence import dense_answer
 from foveate.learn.btp.samples import from_folder, from_suite
@@ -181,7 +181,7 @@ def test_a_picture_where_matplotlib_is(loaded, samples, tmp_path, monkeypatch):
     result = calibrate_btp(loaded, samples, SETTINGS, tmp_path)
     assert (tmp_path / PICTURE).read_bytes().startswith(b"\x89PNG")
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    assert not plot_module.draw(result, tmp_path / "none.png")
+    assert not plot.draw_calibration(result, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
 
 

@@ -18,10 +18,10 @@ from foveate.learn.btp import candidates as choice
 from foveate.learn.btp.candidates import Candidate
 from foveate.learn.btp.curve import Curve, TurnCurve, stages_from_curve
 from foveate.learn.btp.divergence import Forced, dense_answer, divergence, force, next_words
-from foveate.learn.btp.plot import draw
 from foveate.learn.btp.samples import Sample, Samples
 from foveate.learn.btp.sums import PassSums
 from foveate.learn.errors import CalibrationError
+from foveate.learn.plots import draw_calibration
 from foveate.learn.processes import Processes
 from foveate.measure import environment
 from foveate.measure.loading import LoadedModel
@@ -329,7 +329,7 @@ def write(folder: Path, pruner: BTP, result: dict[str, Any]) -> None:
 
     pruner.save_pretrained(folder)
     (folder / RESULT).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    draw(result, folder / PICTURE)
+    draw_calibration(result, folder / PICTURE)
 
 
 def _told(candidate: Candidate) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from foveate.learn.errors import TrainingError
 from foveate.learn.glimpse.train import Settings, train_glimpse
 from foveate.learn.glimpse_plus.config import PlusSettings
 from foveate.learn.glimpse_plus.rewards import reward_by_name
-from foveate.learn.glimpse_plus.setup import load_for, make_trainer, usable
+from foveate.learn.glimpse_plus.setup import Progress, load_for, make_trainer, usable
 from foveate.learn.processes import Processes
 from foveate.measure import environment
 from foveate.measure.loading import load_model
@@ -26,7 +26,6 @@ from foveate.pruners.glimpseprune.modules import GlimpseConfig
 from foveate.pruners.glimpseprune.sizes import sizes_for
 
 ADAPTER, STEPS, MODEL, PREDICTOR, RUN = "adapter", "steps.json", "model", "predictor", "rl"
-Progress = Callable[[str, int, int], None]
 FIGURES = ("step", "seconds", "peak_bytes", "kept", "kv_share", "reward", "reward_std", "kl", "entropy", "loss")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,6 @@ from foveate.learn.data import GroundedSample, GroundedSamples
 from foveate.learn.glimpse_plus.config import PlusSettings
 from foveate.learn.glimpse_plus.stages import StagesDone, merge, reinforce, train_predictor
 from foveate.learn.processes import Processes
-
-Progress = Callable[[str, int, int], None]
 
 
 def train_plus(
