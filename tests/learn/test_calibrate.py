@@ -8,7 +8,7 @@ import torch
 import foveate
 from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.learn import CalibrationError, Settings, calibrate_btp
-from foveate.learn import plots as plot
+from foveate.learn import plots
 from foveate.learn.btp import candidates as choice
 from foveate.learn.btp.calibrate import PICTURE, RESULT, STATE
 from foveate.learn.btp.divergence import dense_answer
@@ -181,7 +181,7 @@ def test_a_picture_where_matplotlib_is(loaded, samples, tmp_path, monkeypatch):
     result = calibrate_btp(loaded, samples, SETTINGS, tmp_path)
     assert (tmp_path / PICTURE).read_bytes().startswith(b"\x89PNG")
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    assert not plot.draw_calibration(result, tmp_path / "none.png")
+    assert not plots.draw_calibration(result, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
 
 
