@@ -7,8 +7,7 @@ import torch
 
 import foveate
 from foveate.errors import BudgetError, UnsupportedModelError
-from foveate.learn import CalibrationError, Settings, calibrate_btp
-from foveate.learn import plots
+from foveate.learn import CalibrationError, Settings, calibrate_btp, plots
 from foveate.learn.btp import candidates as choice
 from foveate.learn.btp.calibrate import PICTURE, RESULT, STATE
 from foveate.learn.btp.divergence import dense_answer

@@ -188,8 +188,7 @@ def glimpse_plus(
     """Fine-tune by GRPO on pruned context, merge, train a predictor. Runs under `accelerate launch`, too."""
     from foveate.learn.glimpse_plus.config import read_settings
     from foveate.learn.glimpse_plus.setup import load_samples
-    from foveate.learn.glimpse_plus.stages import ADAPTER, MODEL, PREDICTOR, STEPS, need_trl
-    from foveate.learn.glimpse_plus.train import train_plus
+    from foveate.learn.glimpse_plus.train import ADAPTER, MODEL, PREDICTOR, STEPS, need_trl, train_plus
     from foveate.learn.processes import current
 
     settings = read_settings(config)
