@@ -5,13 +5,13 @@ import pytest
 
 from foveate.measure.eval import evaluate as module
 from foveate.measure.eval.arms import NoEvidenceError
-from foveate.measure.eval.evaluate import JOURNAL, JournalMismatch, Settings, evaluate
+from foveate.measure.eval.evaluate import JOURNAL, EvalSettings, JournalMismatch, evaluate
 from foveate.measure.eval.suites import UnknownSuiteError, is_correct, load_suite
 from foveate.measure.tables import NOT_PRUNED, OFF_BUDGET, markdown, result_notes, result_tables
 from foveate.pruners.spec import parse_methods
 
 pytestmark = pytest.mark.usefixtures("words_suite")
-SETTINGS = Settings(
+SETTINGS = EvalSettings(
     parse_methods("greedyprune,fastv"), (0.5, 0.25), suite="words", samples=5, batch_size=2, max_new_tokens=2
 )
 

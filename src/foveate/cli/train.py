@@ -68,7 +68,7 @@ def glimpse(
     dtype: DType = "auto",
 ) -> None:
     """Train GlimpsePrune's predictor on images with boxes; the model stays frozen. Runs under `accelerate launch`."""
-    from foveate.learn.glimpse.train import PICTURE, Settings, earlier_run, need_accelerate, train_glimpse
+    from foveate.learn.glimpse.train import PICTURE, GlimpseSettings, earlier_run, need_accelerate, train_glimpse
     from foveate.learn.processes import current
     from foveate.measure.loading import load_model
     from foveate.pruners.glimpseprune.sizes import sizes_for
@@ -84,7 +84,7 @@ def glimpse(
         changes["layer"] = layer
     if vision_layers is not None:
         changes["vision_layers"] = _numbers(vision_layers)
-    settings = Settings(
+    settings = GlimpseSettings(
         batch_size=batch_size,
         accumulation=accumulation,
         epochs=epochs,

@@ -37,7 +37,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Settings:
+class CalibrationSettings:
     """How to calibrate.
 
     Parameters
@@ -88,7 +88,7 @@ class Settings:
 def calibrate_btp(
     loaded: LoadedModel,
     samples: Samples,
-    settings: Settings,
+    settings: CalibrationSettings,
     folder: Path,
     fresh: bool = False,
     progress: Progress | None = None,
@@ -195,7 +195,7 @@ class _Work:
         self,
         loaded: LoadedModel,
         samples: Sequence[Sample],
-        settings: Settings,
+        settings: CalibrationSettings,
         depth: int,
         state: PassSums,
         progress: Progress | None,
@@ -350,7 +350,7 @@ def _line(text: str | None) -> str:
     return " ".join((text or "").partition("Parameters")[0].split())
 
 
-def _configuration(loaded: LoadedModel, samples: Samples, settings: Settings) -> dict[str, Any]:
+def _configuration(loaded: LoadedModel, samples: Samples, settings: CalibrationSettings) -> dict[str, Any]:
     """What the sums of a run must share."""
     return {
         "model": loaded.name,

@@ -28,7 +28,7 @@ RESULT, PICTURE, CHECKPOINTS = "training.json", "training.png", "checkpoints"
 
 
 @dataclass(frozen=True)
-class Settings:
+class GlimpseSettings:
     """How to train; the defaults are the published ones (table 11 of the paper, one device instead of two).
 
     Attributes
@@ -101,7 +101,7 @@ def train_glimpse(
     loaded: LoadedModel,
     samples: GroundedSamples,
     held_out: Sequence[GroundedSample],
-    settings: Settings,
+    settings: GlimpseSettings,
     folder: Path,
     config: GlimpseConfig | None = None,
     resume: bool = False,

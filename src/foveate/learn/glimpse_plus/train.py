@@ -14,7 +14,7 @@ from typing import Any
 from foveate.errors import FoveateError
 from foveate.learn.data import GroundedSample, GroundedSamples
 from foveate.learn.errors import TrainingError
-from foveate.learn.glimpse.train import Settings, train_glimpse
+from foveate.learn.glimpse.train import GlimpseSettings, train_glimpse
 from foveate.learn.glimpse_plus.config import PlusSettings
 from foveate.learn.glimpse_plus.rewards import reward_by_name
 from foveate.learn.glimpse_plus.setup import Progress, load_for, make_trainer, usable
@@ -140,7 +140,7 @@ def train_predictor(
     """Train a predictor on FOLDER/model, as `foveate train glimpse` does; gives FOLDER/predictor."""
     loaded = load_model(str(folder / MODEL), processes.device(device), "bfloat16" if settings.bf16 else "auto")
     sizes = check_sizes(settings, loaded.model)
-    how = settings.glimpse or Settings()
+    how = settings.glimpse or GlimpseSettings()
     result = train_glimpse(loaded, samples, held_out, how, folder / PREDICTOR, sizes, True, progress)
     return {"held_out": result.get("held_out", {})}
 

@@ -71,7 +71,7 @@ DENSE, DOWNSAMPLE, RANDOM = "dense", "downsample", "random"
 
 
 @dataclass(frozen=True)
-class Arm:
+class EvalArm:
     """One line of the result.
 
     Parameters
@@ -153,7 +153,7 @@ def plan_arms(
     oracle: bool,
     config: Any = None,
     out_of_reach: list[str] | None = None,
-) -> list[Arm]:
+) -> list[EvalArm]:
     """Return the arms of an evaluation: dense first, the baselines always, then the methods.
 
     The baselines are a smaller image, and random tokens at each stage that a method cuts at.
@@ -190,13 +190,13 @@ def plan_arms(
     if oracle and Evidence.name not in [spec.name for spec in wanted]:
         wanted.append(_placed(MethodSpec(Evidence.name), layer))
     wanted = [*_baselines(wanted, layer, same_cost=config is not None), *wanted]
-    arms = [Arm(DENSE)] + [Arm(DOWNSAMPLE, keep) for keep in dict.fromkeys(keeps)]
+    arms = [EvalArm(DENSE)] + [EvalArm(DOWNSAMPLE, keep) for keep in dict.fromkeys(keeps)]
     for spec in {str(spec): spec for spec in wanted}.values():
         arms += _budgets(spec, keeps, config)
     return [arm for arm in arms if _makes_sense(arm, out_of_reach)]
 
 
-def _makes_sense(arm: Arm, out_of_reach: list[str] | None) -> bool:
+def _makes_sense(arm: EvalArm, out_of_reach: list[str] | None) -> bool:
     """A wrong option is said now, not after an hour; a mean share out of reach concerns this arm alone."""
     replace(arm, config=None).pruner()
     try:
@@ -239,12 +239,12 @@ def _placed(spec: MethodSpec, layer: int | None) -> MethodSpec:
     return MethodSpec(spec.name, {"layer": layer, **spec.options})
 
 
-def _budgets(spec: MethodSpec, keeps: Sequence[float | int], config: Any) -> list[Arm]:
+def _budgets(spec: MethodSpec, keeps: Sequence[float | int], config: Any) -> list[EvalArm]:
     written, method = str(spec), _class(spec)
     if method.finds_budget or method.brings_budget(spec.options):
-        return [Arm(written, 1.0, spec, own_budget=True)]
+        return [EvalArm(written, 1.0, spec, own_budget=True)]
     if "keep" in spec.options:
         raise UnknownMethodError(f"'{written}': budgets are given by --keep, for every method the same")
     if not has_option(method, "keep"):
-        return [Arm(written, 1.0, spec, own_budget=True)]
-    return [Arm(written, keep, spec, config=config) for keep in dict.fromkeys(keeps)]
+        return [EvalArm(written, 1.0, spec, own_budget=True)]
+    return [EvalArm(written, keep, spec, config=config) for keep in dict.fromkeys(keeps)]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from foveate.errors import FoveateError
 from foveate.measure import environment
 from foveate.measure.eval.answers import Answer, answer_batch
-from foveate.measure.eval.arms import Arm, Evidence, evidence_masks, plan_arms
+from foveate.measure.eval.arms import EvalArm, Evidence, evidence_masks, plan_arms
 from foveate.measure.eval.suites import Example, is_correct, load_suite, suite_fingerprint
 from foveate.measure.eval.summary import summarise
 from foveate.measure.loading import LoadedModel
@@ -86,7 +86,7 @@ SEEDS_APART = 100_003  # so that two seeds of an evaluation share no seed of a b
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvalSettings:
     """What is evaluated.
 
     Parameters
@@ -126,7 +126,7 @@ class Settings:
 
 def evaluate(
     loaded: LoadedModel,
-    settings: Settings,
+    settings: EvalSettings,
     folder: Path,
     fresh: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
@@ -189,7 +189,7 @@ def evaluate(
     }
 
 
-def _configuration(loaded: LoadedModel, settings: Settings, examples: list[Example]) -> dict[str, Any]:
+def _configuration(loaded: LoadedModel, settings: EvalSettings, examples: list[Example]) -> dict[str, Any]:
     """Return what answers must share to stand in one table; arms may be added, this may not change."""
     return {
         "model": loaded.name,
@@ -210,7 +210,9 @@ def _configuration(loaded: LoadedModel, settings: Settings, examples: list[Examp
     }
 
 
-def _answer(loaded: LoadedModel, settings: Settings, arm: Arm, batch: list[Example], seed: int) -> list[Answer]:
+def _answer(
+    loaded: LoadedModel, settings: EvalSettings, arm: EvalArm, batch: list[Example], seed: int
+) -> list[Answer]:
     masks = None
     if arm.spec is not None and arm.spec.name == Evidence.name:
         masks = evidence_masks(batch, _visual_tokens(loaded, batch))
@@ -224,7 +226,7 @@ def _visual_tokens(loaded: LoadedModel, batch: list[Example]) -> int:
     return visual_positions(loaded.model.config, ids[0]).numel()
 
 
-def _row(arm: Arm, example: Example, answer: Answer) -> dict[str, Any]:
+def _row(arm: EvalArm, example: Example, answer: Answer) -> dict[str, Any]:
     return {
         "arm": arm.label,
         "index": example.index,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from foveate.measure.eval.arms import DOWNSAMPLE, RANDOM, Arm, stage
+from foveate.measure.eval.arms import DOWNSAMPLE, RANDOM, EvalArm, stage
 
 SHARES = ("mean_tokens_per_layer", "kv_share", "flops_share")
 Rows = list[dict[str, Any]]
@@ -17,7 +17,7 @@ DOWNSAMPLE_NOTE = (
 )
 
 
-def summarise(answered: list[tuple[Arm, Rows]], seed: int) -> dict[str, Any]:
+def summarise(answered: list[tuple[EvalArm, Rows]], seed: int) -> dict[str, Any]:
     """Return the summary of all arms, the dense one first.
 
     Parameters
@@ -38,12 +38,12 @@ def summarise(answered: list[tuple[Arm, Rows]], seed: int) -> dict[str, Any]:
     }
 
 
-def _place(arm: Arm) -> tuple[int | None, float]:
+def _place(arm: EvalArm) -> tuple[int | None, float]:
     """Stage and budget: what a fair comparison shares."""
     return (None if arm.spec is None else stage(arm.spec)), arm.keep
 
 
-def _arm(arm: Arm, rows: Rows, dense: Rows, random: Rows | None, tasks: list[str], seed: int) -> dict[str, Any]:
+def _arm(arm: EvalArm, rows: Rows, dense: Rows, random: Rows | None, tasks: list[str], seed: int) -> dict[str, Any]:
     skipped = Counter(row["skipped"] for row in rows if row["skipped"])
     return {
         "arm": arm.label,
@@ -60,7 +60,7 @@ def _arm(arm: Arm, rows: Rows, dense: Rows, random: Rows | None, tasks: list[str
     }
 
 
-def _measured(arm: Arm, rows: Rows, dense: Rows) -> dict[str, float | None]:
+def _measured(arm: EvalArm, rows: Rows, dense: Rows) -> dict[str, float | None]:
     share = _ratio(sum(row["kept"] for row in rows), sum(row["visual"] for row in dense))
     measured = {"visual_tokens": _mean([row["kept"] for row in rows]), "visual_tokens_share": share}
     measured |= {name: _mean([row[name] for row in rows]) for name in SHARES}

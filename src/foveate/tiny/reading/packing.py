@@ -12,8 +12,8 @@ from torch import nn
 
 from foveate.tiny.reading.model import TOKENS, WORD_ID, text_ids
 from foveate.tiny.reading.pool import ReadingPool
-from foveate.tiny.reading.questions import LONG_TASKS, TASKS, Question, ask_reading, cover
-from foveate.tiny.reading.scenes import Box, Scene
+from foveate.tiny.reading.questions import LONG_TASKS, TASKS, ReadingQuestion, ask_reading, cover
+from foveate.tiny.reading.scenes import Box, ReadingScene
 from foveate.tiny.vocabulary import ASSISTANT, BOS, EOS, NEWLINE, USER
 
 PREFIX = [WORD_ID[BOS], WORD_ID[USER]]
@@ -43,7 +43,7 @@ SHARES = {
 
 
 @dataclass
-class Packed:
+class PackedReading:
     """B images with V visual tokens each, then T text positions that are divided into slots by `layout`."""
 
     layout: Layout
@@ -53,7 +53,7 @@ class Packed:
     """int64 (B, T)."""
     targets: np.ndarray
     """int64 (B, T): the next token where it belongs to an answer, else -100."""
-    asked: list[tuple[int, int, int, Question]] = field(default_factory=list)
+    asked: list[tuple[int, int, int, ReadingQuestion]] = field(default_factory=list)
     """Image, first and last text position of the answer, question."""
 
     def weights(self) -> np.ndarray:
@@ -69,7 +69,7 @@ def places(layout: Layout) -> np.ndarray:
     return np.concatenate([np.tile(np.arange(length), count) for count, length in layout])
 
 
-def _show(rng: np.random.Generator, scene: Scene, count: int) -> tuple[np.ndarray, set[Box]]:
+def _show(rng: np.random.Generator, scene: ReadingScene, count: int) -> tuple[np.ndarray, set[Box]]:
     """Which `count` tokens to show, and the boxes that are wholly shown."""
     if count == TOKENS:
         return np.ones(TOKENS, dtype=bool), {thing.box for thing in scene.objects}
@@ -85,7 +85,7 @@ def _show(rng: np.random.Generator, scene: Scene, count: int) -> tuple[np.ndarra
     return show, whole
 
 
-def written(question: Question) -> tuple[list[int], list[int]]:
+def written(question: ReadingQuestion) -> tuple[list[int], list[int]]:
     """Ids of the prompt after the image, and of the answer with its end."""
     head = [WORD_ID[NEWLINE], *text_ids(question.text), WORD_ID[ASSISTANT]]
     return head, [*text_ids(question.answer), WORD_ID[EOS]]
@@ -98,7 +98,7 @@ def pack(
     visual: int = TOKENS,
     layout: Layout = LAYOUT,
     shares: dict[str, float] = SHARES,
-) -> Packed:
+) -> PackedReading:
     """Ask as many questions about each selected scene as there are slots for.
 
     Parameters
@@ -115,7 +115,7 @@ def pack(
     """
     size, text = len(chosen), sum(count * length for count, length in layout)
     weight = np.array([shares.get(task, 1.0) for task in TASKS])
-    out = Packed(
+    out = PackedReading(
         layout,
         np.zeros((size, visual), dtype=np.int64),
         np.zeros((size, text), dtype=np.int64),
@@ -156,7 +156,7 @@ def pack(
     return out
 
 
-def single(questions: list[Question]) -> list[tuple[np.ndarray, np.ndarray]]:
+def single(questions: list[ReadingQuestion]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Ids and targets of each question alone, as `pack` writes them into a slot."""
     out = []
     for question in questions:
