@@ -204,7 +204,7 @@ class PlusSettings:
     save_every: int = 50
     gradient_checkpointing: bool = False
     rollouts: str = "transformers"
-    glimpse: glimpse_train.Settings | None = field(default_factory=glimpse_train.Settings)
+    glimpse: glimpse_train.GlimpseSettings | None = field(default_factory=glimpse_train.GlimpseSettings)
     glimpse_sizes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
