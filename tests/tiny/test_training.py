@@ -12,7 +12,7 @@ from foveate.tiny.model import build
 from foveate.tiny.questions import ask
 from foveate.tiny.scenes import make_scene
 from foveate.tiny.training.language_stage import run_layers, to_device
-from foveate.tiny.training.optim import orthogonalise, set_rate
+from foveate.tiny.training.optimisers import set_rate
 from foveate.tiny.training.packing import PREFIX, TOKENS, pack
 from foveate.tiny.training.pool import IGNORE, LABELS, Pool, patch_labels
 from foveate.tiny.training.run import Recipe
@@ -121,12 +121,7 @@ def test_patch_labels_name_what_is_there(pool):
         assert set(np.unique(labels[:5])) <= set(range(IGNORE, 12))
 
 
-def test_orthogonalise_and_rate():
-    for shape in ((2, 16, 48), (2, 48, 16)):
-        out = orthogonalise(torch.randn(shape, generator=torch.Generator().manual_seed(3)))
-        values = torch.linalg.svdvals(out.float())
-        assert values.min() > 0.5
-        assert values.max() < 1.5
+def test_the_rate_rises_stays_and_falls():
     weight = torch.nn.Parameter(torch.zeros(1))
     opt = torch.optim.Adam([{"params": [weight], "peak": 1.0}], lr=1.0)
     rates = []

@@ -8,7 +8,7 @@ from typing import Any
 from foveate.measure.bench.arms import AGAIN, DENSE
 from foveate.measure.bench.measure import Measured, is_dense
 from foveate.measure.bench.timing import CPU, PARTS, WALL
-from foveate.measure.tables import Cells, markdown_row, percent
+from foveate.measure.tables import Cells, markdown_table, percent
 
 
 def spread(values: list[float]) -> dict[str, float] | None:
@@ -284,12 +284,7 @@ def markdown(result: dict[str, Any]) -> str:
     """Return a result as a Markdown page."""
     lines: list[str] = []
     for table in tables(result):
-        lines += [f"## {table.title}", "", markdown_row(table.columns)]
-        lines += [
-            markdown_row([":---"] * WORDS + ["---:"] * (len(table.columns) - WORDS)),
-            *map(markdown_row, table.rows),
-            "",
-        ]
+        lines += [f"## {table.title}", "", *markdown_table(table, WORDS), ""]
     lines += [f"* {note}" for note in notes(result)]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     machine = result["machine"]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foveate.measure import environment
+from foveate.measure.bench.timing import synchronize
 from foveate.measure.predict.rates import LayerSizes, RateCurve, Rates
 
 TOKENS = (1, 8, 64, 256, 1024, 4096)
@@ -78,15 +79,15 @@ def clock(run: Callable[[], Any], device: torch.device, seconds: float) -> float
         About how long to go on.
     """
     now = _now(device)
-    _wait(device)
+    synchronize(device)
     begin = now()
     run()
-    _wait(device)
+    synchronize(device)
     first = now() - begin
     if first > seconds or device.type != "cpu":  # something may have been made ready: a kernel, a table
         begin = now()
         run()
-        _wait(device)
+        synchronize(device)
         first = min(first, now() - begin)
         if first > seconds:
             return first
@@ -98,7 +99,7 @@ def clock(run: Callable[[], Any], device: torch.device, seconds: float) -> float
         start = now()
         for _ in range(together):
             run()
-        _wait(device)
+        synchronize(device)
         found.append((now() - start) / together)
     found.sort()
     return found[len(found) // 4]
@@ -249,8 +250,3 @@ class _Norm(nn.Module):
 def _now(device: torch.device) -> Callable[[], float]:
     """A clock; with one thread CPU time is what it took, whatever else the machine was doing."""
     return time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

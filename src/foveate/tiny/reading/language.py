@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from foveate.tiny.reading.model import TOKENS
-from foveate.tiny.reading.optimisers import optimisers
 from foveate.tiny.reading.packing import (
     FEW_OBJECTS,
     LAYOUT,
@@ -35,6 +34,7 @@ from foveate.tiny.reading.pool import ReadingPool
 from foveate.tiny.reading.questions import LONG_TASKS, SHORT_TASKS, TASKS, Step, cover
 from foveate.tiny.reading.recipe import ReadingRecipe
 from foveate.tiny.reading.vision import LABEL_IDS
+from foveate.tiny.training.optimisers import optimisers
 from foveate.tiny.training.run import Run
 from foveate.tiny.training.vision_stage import TEXTURE, see, to_pixels
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from foveate.tiny.reading.model import GLYPHS, GRID, PLACES, WORD_ID, build
-from foveate.tiny.reading.optimisers import optimisers, set_rate
 from foveate.tiny.reading.pool import LABELS, ReadingPool
+from foveate.tiny.training.optimisers import optimisers, set_rate
 from foveate.tiny.training.pool import IGNORE
 from foveate.tiny.training.run import Run
 from foveate.tiny.training.vision_stage import (

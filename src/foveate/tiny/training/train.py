@@ -20,7 +20,7 @@ from foveate.tiny.training.language_stage import (
     run_layers,
     to_device,
 )
-from foveate.tiny.training.optim import optimisers, set_rate
+from foveate.tiny.training.optimisers import optimisers, set_rate
 from foveate.tiny.training.plot import plot_log
 from foveate.tiny.training.pool import Pool, render_pool
 from foveate.tiny.training.run import Recipe, Run, Threads
