@@ -33,6 +33,6 @@ inputs = processor(images=[image], text=foveate.tiny.prompt("what shape is blue?
 with FarFromMean(keep=0.25)(model) as pruned:
     model.generate(**inputs, max_new_tokens=8)
 print(pruned.report)
-for law in check_laws(model, inputs, FarFromMean(keep=0.25)):  # keep=1.0 changes nothing; pruning equals masking
+for law in check_laws(model, inputs, FarFromMean(keep=0.25), samples=[inputs]):
     law.require()
     print("holds:", law.name)

@@ -40,12 +40,23 @@ def test_it_is_what_the_encoders_own_attention_says(attention):
         eager(**batch)
     flat = (batch["input_ids"] == IMAGE).flatten().cumsum(0).view_as(batch["input_ids"]) - 1
     expected = seen[0].sum(2).mean(1)[:, 1:].flatten()  # without the class token
+    from_class = seen[0][:, :, 0].mean(1)[:, 1:].flatten()
     for tokens in looked(model, batch, attended=(1,)):
         assert len(tokens.vision) == 2
         for row, valid in enumerate(tokens.valid):
             places = flat[row, tokens.position[row, valid]]
             torch.testing.assert_close(tokens.received[0][row, valid], expected[places], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(tokens.class_received[0][row, valid], from_class[places], atol=1e-6, rtol=1e-5)
             assert not tokens.received[0][row, ~valid].any()
+            assert not tokens.class_received[0][row, ~valid].any()
+
+
+@pytest.mark.parametrize("family", [one for one in ("qwen2_5_vl", "gemma3") if one in SEEING])
+def test_without_a_class_token_every_query_counts(family):
+    for tokens in looked(build(family), inputs(family, "one image"), blocks=(), attended=(1,)):
+        share = tokens.class_received[0] / tokens.received[0]
+        torch.testing.assert_close(share, share[:, :1].expand_as(share), atol=0, rtol=1e-4)
+        assert share.max() < 1
 
 
 UNHEARD = tuple(family for family in ("got_ocr2",) if family in SEEING)  # attention of their own

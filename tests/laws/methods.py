@@ -133,19 +133,10 @@ METHODS: dict[str, Pruner] = {
 # up, stages between layers that share keys and values, added tokens that would need several states: these raise where
 # they are attached
 ADDING = ("glimpseprune", "glimpseprune two tokens")
-READING = ("btp", "pyramiddrop", *ADDING, "telling", "telling late per image")
-REFUSED = {
-    (family, method)
-    for family in WITH_STATES
-    for method in (
-        "btp",
-        "pyramiddrop",
-        "glimpseprune",
-        "glimpseprune two tokens",
-        "telling",
-        "telling late per image",
-    )
-} | {(family, "glimpseprune") for family in UNSEEN}
+READING = ("btp", "pyramiddrop", *ADDING, "telling")  # the others read the one layer that has attention
+REFUSED = {(family, method) for family in WITH_STATES for method in READING} | {
+    (family, "glimpseprune") for family in UNSEEN
+}
 REFUSED |= {
     (family, method)
     for family, tiny in TINY.items()

@@ -30,7 +30,7 @@ def bench(
             help="Published sizes with random weights: qwen2.5-vl-7b, llava-1.5-7b, llava-1.6-7b, qwen3-vl-8b.",
         ),
     ] = None,
-    methods: Annotated[str, typer.Option(help="As for `foveate eval`.")] = ("greedyprune,btp,glimpseprune"),
+    methods: Annotated[str, typer.Option(help="Methods, as for `foveate eval`.")] = ("greedyprune,btp,glimpseprune"),
     keep: Keeps = "0.22,0.11",
     visual: Annotated[
         str | None, typer.Option(help="Visual tokens of a sample, comma-separated; by default those of one image.")

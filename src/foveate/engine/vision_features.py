@@ -74,7 +74,7 @@ class _Call:
     received: dict[int, list[Tensor]] = field(default_factory=dict)
     projected: Tensor | None = None
     projections: int = 0
-    doubtful: bool = False  # whether what the projector puts out may be another call's
+    encoded: Tensor | None = None  # what the encoder put out, where the projector runs later
 
 
 @dataclass
@@ -102,6 +102,7 @@ class VisionRecorder:
         parts = self.parts
         return [
             parts.encoder.register_forward_pre_hook(self._before_encoder, with_kwargs=True),
+            *([parts.encoder.register_forward_hook(self._after_encoder)] if self.family.projects_later else []),
             *(
                 parts.blocks[number].register_forward_hook(partial(self._after_block, number))
                 for number in self.numbers
@@ -141,9 +142,12 @@ class VisionRecorder:
         if seen.used:
             seen.calls.clear()
         seen.used = False
-        waiting = self.family.projects_later and bool(seen.calls) and seen.calls[-1].projected is None
-        seen.calls.append(_Call(self.family.vision_sizes(args, kwargs), doubtful=waiting))
+        seen.calls.append(_Call(self.family.vision_sizes(args, kwargs)))
         del seen.calls[:-MOST_CALLS]
+
+    def _after_encoder(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if self._seen.calls:
+            self._seen.calls[-1].encoded = _few(output[0]).clone()
 
     def _after_block(self, number: int, module: nn.Module, args: tuple, output: Any) -> None:
         if self._seen.calls:  # the first time: gradient checkpointing may call the block again, later
@@ -171,9 +175,12 @@ class VisionRecorder:
         self._seen.tap.close()
 
     def _after_projector(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        if not self._seen.calls:
+        calls = self._seen.calls
+        if self.family.projects_later:  # other images may have been encoded since
+            calls = [call for call in calls if call.encoded is not None and _equal(call.encoded, _few(args[0]))]
+        if not calls:
             return
-        call = self._seen.calls[-1]
+        call = calls[-1]
         output = torch.cat(output) if isinstance(output, (list, tuple)) else output  # each image by itself
         output = output if isinstance(output, Tensor) else output[0]
         call.projections += 1
@@ -207,8 +214,6 @@ class VisionRecorder:
         self._seen.used = cache is None and prompt.encoded
         if not calls:
             raise VisionFeaturesError(UNSEEN)
-        if any(call.doubtful for call in calls):
-            raise VisionFeaturesError(MISFIT)
         for first in range(len(calls)):  # all that were made since the last prefill; if one failed, the latest
             index = self._index(calls[first:], prompt, embeds)
             if index is not None:
@@ -235,7 +240,7 @@ class VisionRecorder:
 
     def _index(self, calls: Sequence[_Call], prompt: Prompt, embeds: Tensor) -> Tensor | None:
         """(B, L) rows of what these calls put out; None if the prompt's visual tokens are not made of that."""
-        found = [call.projected.flatten(0, -2)[:, :COMPARED] for call in calls if call.projected is not None]
+        found = [_few(call.projected) for call in calls if call.projected is not None]
         projected = self.family.inserted(self.model, torch.cat(found).to(embeds.device, embeds.dtype))
         given = [call.sizes for call in calls if call.sizes is not None]
         if len({one.shape[1:] for one in given}) > 1:
@@ -262,6 +267,15 @@ class VisionRecorder:
             return rows.nonzero(as_tuple=True)
         late = rows & torch.isin(ids, ids.new_tensor(self.family.video_ids(self.config)))
         return torch.cat([(rows & ~late).nonzero(), late.nonzero()]).unbind(1)
+
+
+def _few(features: Tensor) -> Tensor:
+    """(M, COMPARED) of these features, by which they are known again."""
+    return features.detach().flatten(0, -2)[:, :COMPARED]
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and torch.equal(first, second.to(first.device))
 
 
 def _repeats(placeholders: Tensor) -> Iterator[int]:

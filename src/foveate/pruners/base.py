@@ -19,7 +19,6 @@ from foveate.pruners.budget import check_keep, keep_behind, tokens_to_keep
 from foveate.select import top_k
 
 if TYPE_CHECKING:
-    from foveate.engine import Handle
     from foveate.families import Grid
 
 
@@ -409,13 +408,13 @@ class Pruner:
             raise BudgetError(f"{name_or_folder} holds {loaded.name}, not {cls.name}")
         return loaded
 
-    def __call__(self, model: nn.Module) -> contextlib.AbstractContextManager[Handle]:
-        """Context in which `model` runs with this method; everything is undone on exit, also after an error."""
+    def __call__(self, model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        """Context in which `model` runs with this method; gives the handle, and undoes all on exit, errors too."""
         return self._attached(model)
 
     @contextlib.contextmanager
-    def _attached(self, model: nn.Module) -> Iterator[Handle]:
-        from foveate.engine import attach  # the engine imports this file
+    def _attached(self, model: nn.Module) -> Iterator[Any]:
+        from foveate import attach  # the public name: the engine imports this file
 
         handle = attach(model, self)
         try:

@@ -135,7 +135,7 @@ class EvalArm:
 
 
 def _class(spec: MethodSpec) -> type[Pruner]:
-    """The class of a method, the diagnostic ``evidence`` among them."""
+    """The class of a method, the diagnostic `evidence` among them."""
     return Evidence if spec.name == Evidence.name else method_class(spec.name)
 
 
