@@ -59,7 +59,9 @@ def bench(
     ] = None,
     predict: Annotated[
         bool,
-        typer.Option("--predict", help="Do not run the model: predict, from its config and this machine's rates."),
+        typer.Option(
+            "--predict", help="Experimental: predict from the model's config and this machine's rates, without a run."
+        ),
     ] = False,
     measure: Annotated[
         bool, typer.Option("--measure", help="With --predict: also run the model, and compare.")

@@ -105,7 +105,7 @@ def _checked(name: str, value: Any, hint: Any, where: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class PlusSettings:
-    """How to fine-tune a model with pruned visual context; the defaults are the published ones.
+    """How to fine-tune a model with pruned visual context (experimental); the defaults are the published ones.
 
     Parameters
     ----------

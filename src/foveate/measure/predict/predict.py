@@ -126,7 +126,7 @@ def predict(
     share: float | None = None,
     vision: float = 0.0,
 ) -> Prediction:
-    """Predict prefill, KV cache, memory and FLOPs of a setting beside the dense run.
+    """Predict prefill, KV cache, memory and FLOPs of a setting beside the dense run (experimental).
 
     Prompts are taken to be alike, with one image each, attention to be causal and of full length. The selection time
     is read in the rates; where it is not there, the method's `select` is timed on made-up tokens of that number.
@@ -217,7 +217,7 @@ def break_even(
     margin: float = MARGIN,
     limit: int = LIMIT,
 ) -> int | None:
-    """Return the least number of visual tokens from which on pruning is predicted to be faster than dense.
+    """Return the least number of visual tokens from which pruning is predicted to be faster (experimental).
 
     Faster by more than `margin`, which stands for the error of the prediction. Put it into the pruner:
     `dataclasses.replace(pruner, min_visual=break_even(...))`.
