@@ -185,7 +185,7 @@ def glimpse_plus(
     json_file: JsonFile = None,
     device: Device = "auto",
 ) -> None:
-    """Experimental: fine-tune by GRPO on pruned context, merge, train a predictor. Runs under `accelerate launch`, too."""
+    """Experimental: fine-tune by GRPO on pruned context, merge, train a predictor. Runs under `accelerate launch`."""
     from foveate.learn.glimpse_plus.config import read_settings
     from foveate.learn.glimpse_plus.setup import load_samples
     from foveate.learn.glimpse_plus.train import ADAPTER, MODEL, PREDICTOR, STEPS, need_trl, train_plus
