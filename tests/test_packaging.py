@@ -27,7 +27,7 @@ def long_description() -> str:
 
 def test_no_link_of_the_long_description_is_relative():
     targets = re.findall(r"\]\(([^)\s]+)\)", FENCED.sub("", long_description()))
-    assert len(targets) > 30
+    assert len(targets) > 20
     assert [target for target in targets if not target.startswith("https://")] == []
 
 

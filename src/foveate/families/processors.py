@@ -97,7 +97,7 @@ IMAGES_ONLY: dict[str, type[_ImagesOnly]] = {
 # the first that fits: GatedRepoError is a RepositoryNotFoundError
 WHY_MISSING: dict[type[Exception], str] = {
     GatedRepoError: (
-        "the Hub gives {name!r} only to whom its owner admits: ask for access on its page, then log in with "
+        "{name!r} is gated: request access on its page on the Hub, then log in with "
         "`hf auth login`"
     ),
     RevisionNotFoundError: "the Hub has {name!r}, but not in the revision asked for: check `revision`",
