@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import sys
 import types
@@ -13,8 +14,6 @@ from foveate.errors import UnsupportedModelError
 from foveate.families import FAMILIES
 from foveate.pruners import METHODS
 from foveate.tiny.model import WEIGHTS
-from tests.laws.methods import METHODS as METHODS_OF_THE_LAWS
-from tests.laws.test_laws import test_laws as check_one
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -47,22 +46,9 @@ def test_examples_run(page, tmp_path, monkeypatch):
         exec(compile(code, f"{page.name}, block {number}", "exec"), vars(example))
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
-def test_the_method_of_the_page_keeps_the_laws_with_the_line_of_the_page(family, monkeypatch):
-    """What a new method's author does: a class, and a line in tests/laws/methods.py."""
-    page = ROOT / "docs" / "add-a-method.md"
-    example = types.ModuleType("example")
-    monkeypatch.setitem(sys.modules, "example", example)
-    exec(blocks(page)[0], vars(example))
-    (line,) = re.findall(r"```text\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    for name, pruner in eval(f"{{{line}}}", vars(example)).items():
-        monkeypatch.setitem(METHODS_OF_THE_LAWS, name, pruner)
-        check_one(family, "sdpa", "ragged", name)
-
-
 def test_the_family_of_the_page_is_needed():
     """With the default in its place the page's own check stops."""
-    family, check = blocks(ROOT / "docs" / "add-a-family.md")
+    family, check, _ = blocks(ROOT / "docs" / "add-a-family.md")
     default = check.replace("JANUS", "Family('janus', 'Janus-Pro', '')")
     with pytest.raises(UnsupportedModelError, match="projector"):
         exec(family + default, vars(types.ModuleType("example")))
@@ -74,15 +60,35 @@ def blocks(page: Path, every: bool = False) -> list[str]:
     return [code for skip, code in found if every or not skip]
 
 
-def test_readme_lists_what_exists():
+def tables() -> types.ModuleType:
+    """The script that makes the tables."""
+    spec = importlib.util.spec_from_file_location("tables", ROOT / ".ci" / "tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_list_what_exists():
+    module = tables()
+    assert not module.stale(), "run `python .ci/tables.py --write`"
+    methods, families = module.tables()[ROOT / "README.md"]
+    assert re.findall(r"^\| `(\w+)` \|", methods, flags=re.MULTILINE) == [*METHODS]
+    assert re.findall(r"^\| [^|]+ \| `(\w+)` \|", families, flags=re.MULTILINE) == [*FAMILIES]
+
+
+def test_a_stale_table_is_found():
+    module = tables()
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    methods = text.split("## Methods")[1].split("### Not yet")[0]
-    assert set(re.findall(r"^\| `(\w+)` \|", methods, flags=re.MULTILINE)) == set(METHODS)
-    models = text.split("## Models")[1].split("##")[0]
-    rows = re.findall(r"^\| ([^|]+) \| `(\w+)` \| `([^`]+)` \|", models, flags=re.MULTILINE)
-    assert {(title.strip(), kind, example) for title, kind, example in rows} == {
-        (family.title, kind, family.example) for kind, family in FAMILIES.items()
-    }
+    for table in module.tables()[ROOT / "README.md"]:
+        row = table.splitlines(keepends=True)[-1]
+        for wrong in (text.replace(row, ""), text.replace(row, row + row)):
+            assert wrong != text
+            assert module.updated(wrong, table) == text
+
+
+def test_every_method_has_a_page():
+    for name in METHODS:
+        assert (ROOT / "docs" / "methods" / f"{name}.md").is_file(), name
 
 
 def test_the_two_commands():

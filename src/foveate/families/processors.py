@@ -96,10 +96,7 @@ IMAGES_ONLY: dict[str, type[_ImagesOnly]] = {
 }
 # the first that fits: GatedRepoError is a RepositoryNotFoundError
 WHY_MISSING: dict[type[Exception], str] = {
-    GatedRepoError: (
-        "{name!r} is gated: request access on its page on the Hub, then log in with "
-        "`hf auth login`"
-    ),
+    GatedRepoError: ("{name!r} is gated: request access on its page on the Hub, then log in with `hf auth login`"),
     RevisionNotFoundError: "the Hub has {name!r}, but not in the revision asked for: check `revision`",
     RepositoryNotFoundError: (
         "{name!r} is no folder here, and the Hub has no such model that you may read: check the name, and for a "

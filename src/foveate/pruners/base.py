@@ -401,9 +401,9 @@ class Pruner:
         BudgetError
             When the folder holds another method.
         """
-        from foveate.pruners.registry import load  # which imports every method, and so this file
+        import foveate  # whose registry imports this file
 
-        loaded = load(name_or_folder)
+        loaded = foveate.load(name_or_folder)
         if not isinstance(loaded, cls):
             raise BudgetError(f"{name_or_folder} holds {loaded.name}, not {cls.name}")
         return loaded

@@ -23,7 +23,7 @@ class DivPrune(SingleStagePruner):
     name: ClassVar[str] = "divprune"
     paper: ClassVar[str] = "Alvar et al., CVPR 2025, arXiv 2503.02175"
     url: ClassVar[str] = "https://arxiv.org/abs/2503.02175"
-    summary: ClassVar[str] = "max-min diversity of the visual tokens, without the question"
+    summary: ClassVar[str] = "the most diverse tokens, whatever the question"
     keeps_exactly: ClassVar[bool] = True
 
     layer: int = option(0, "cut before this decoder layer, counted from 0; 0 is before the language model")

@@ -24,7 +24,7 @@ class FastV(ScorePruner):
     name: ClassVar[str] = "fastv"
     paper: ClassVar[str] = "Chen et al., ECCV 2024, arXiv 2403.06764"
     url: ClassVar[str] = "https://arxiv.org/abs/2403.06764"
-    summary: ClassVar[str] = "attention of the last prompt token in one shallow layer"
+    summary: ClassVar[str] = "what the last prompt token attends to in one shallow layer"
     lowest_layer: ClassVar[int] = 1  # before layer 0 there is no attention to read
 
     def attention_rows(self, layer: int, rows: PromptRows) -> Tensor | None:

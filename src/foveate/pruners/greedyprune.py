@@ -30,7 +30,7 @@ class GreedyPrune(SingleStagePruner):
     name: ClassVar[str] = "greedyprune"
     paper: ClassVar[str] = "Pei et al., 2025, arXiv 2506.13166 (from its abstract and reviews)"
     url: ClassVar[str] = "https://arxiv.org/abs/2506.13166"
-    summary: ClassVar[str] = "saliency by cosine to the question, near-duplicates suppressed"
+    summary: ClassVar[str] = "the tokens most like the question by cosine, no two of them too alike"
 
     threshold: float = option(0.9, "two visual tokens above this cosine are too alike to keep both, in [-1, inf)")
     query: Literal["last", "mean_text"] = option("last", "saliency to the last prompt token or to the mean text token")

@@ -33,7 +33,7 @@ class PyramidDrop(Pruner):
     name: ClassVar[str] = "pyramiddrop"
     paper: ClassVar[str] = "Xing et al., CVPR 2025, arXiv 2410.17247"
     url: ClassVar[str] = "https://arxiv.org/abs/2410.17247"
-    summary: ClassVar[str] = "attention of the last prompt token, in three stages over the depth"
+    summary: ClassVar[str] = "what the last prompt token attends to, in three stages over the depth"
 
     keep: float = option(0.125, "share of the visual tokens after the last stage; 1.0 switches pruning off")
 

@@ -23,7 +23,7 @@ class Random(ScorePruner):
 
     name: ClassVar[str] = "random"
     paper: ClassVar[str] = "baseline"
-    summary: ClassVar[str] = "a random choice; what every method must beat"
+    summary: ClassVar[str] = "a random draw; what every method must beat"
 
     layer: int = option(0, "cut before this decoder layer, counted from 0; 0 is before the language model")
     seed: int = option(0, "seed of the draw")

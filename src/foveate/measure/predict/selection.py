@@ -16,7 +16,7 @@ from foveate.errors import BudgetError
 from foveate.families.grids import Grid
 from foveate.measure.predict.measure_rates import clock
 from foveate.measure.predict.rates import LayerSizes, RateCurve, Rates, RatesError
-from foveate.pruners.base import PromptRows, Pruner, SingleStagePruner, VisualTokens, depth_of
+from foveate.pruners.base import PromptRows, Pruner, SingleStagePruner, VisualTokens
 from foveate.pruners.budget import tokens_to_keep
 from foveate.pruners.spec import brief
 
@@ -32,7 +32,7 @@ def kept(pruner: Pruner, config: Any, visual: int, text: int = 64, share: float 
     pruner
         The method. One that may stop short of its budget is taken to reach it.
     config
-        The model's.
+        The text config of the model; a pruner that differs between models is worked out for this one.
     visual, text
         Visual and text tokens of a prompt.
     share
@@ -45,7 +45,7 @@ def kept(pruner: Pruner, config: Any, visual: int, text: int = 64, share: float 
         not fit the model.
     """
     method = pruner.resolved(config)
-    stages = method.layers(depth_of(config))
+    stages = method.layers(config.num_hidden_layers)
     counts: list[int] = []
     dense = torch.tensor([visual])
     if not visual:

@@ -57,7 +57,9 @@ class BTP(Pruner):
     name: ClassVar[str] = "btp"
     paper: ClassVar[str] = "Li et al., NeurIPS 2025, arXiv 2505.22038"
     url: ClassVar[str] = "https://arxiv.org/abs/2505.22038"
-    summary: ClassVar[str] = "stages of attention and diversity in balance, calibrated to the model"
+    summary: ClassVar[str] = (
+        "in stages: diverse tokens in early layers, attended ones in later layers; calibrated to the model"
+    )
     needs: ClassVar[str] = "calibration (optional)"
     uses_grids: ClassVar[bool] = True
     keep_is_mean: ClassVar[bool] = True

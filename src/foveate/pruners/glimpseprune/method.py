@@ -57,7 +57,9 @@ class GlimpsePrune(Pruner):
     name: ClassVar[str] = "glimpseprune"
     paper: ClassVar[str] = "Zeng et al. 2025, arXiv 2508.01548"
     url: ClassVar[str] = "https://arxiv.org/abs/2508.01548"
-    summary: ClassVar[str] = "a learned glimpse decides once, deep in the model, how much an answer needs"
+    summary: ClassVar[str] = (
+        "what a trained predictor says the answer is read from; how many depends on image and question"
+    )
     needs: ClassVar[str] = "trained weights (without: a labelled stand-in)"
     uses_grids: ClassVar[bool] = True
     finds_budget: ClassVar[bool] = True
