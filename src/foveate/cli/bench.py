@@ -18,7 +18,6 @@ from foveate.cli.console import (
     warn,
     write_json,
 )
-from foveate.measure.loading import LoadError
 
 
 def bench(
@@ -180,6 +179,8 @@ def _judge(result: dict[str, Any]) -> None:
 
 def check_options(predict: bool, measure: bool, rates: Path | None, plot: Path | None, check: bool) -> None:
     """Refuse options that do not go together."""
+    from foveate.measure.loading import LoadError
+
     if not predict and (measure or rates is not None):
         raise LoadError("--measure and --rates go with --predict")
     if predict and not measure and (plot is not None or check):
