@@ -39,7 +39,7 @@ def python(tree: Path, *arguments: str) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
         check=False,
     )
     if done.returncode:
@@ -84,7 +84,7 @@ def change(path: Path, diff: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def tested(tree: Path, files: tuple[str, ...], names: str) -> int:
+def passed(tree: Path, files: tuple[str, ...], names: str) -> int:
     """How many tests of the copy with such names passed; none may fail."""
     options = ("-n", "0", "-q", "-p", "no:cacheprovider", "-m", "not slow", "--tb=short")
     return int(re.search(r"(\d+) passed", python(tree, "-m", "pytest", *options, *files, "-k", names))[1])
@@ -94,6 +94,7 @@ PAGES = "links or compiles or tables or has_a_page"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # in processes of their own, beside whatever else runs
 def test_a_method(tree):
     follow("add-a-method.md", tree)
     found = python(tree, "-c", "import foveate; print(foveate.__file__, foveate.Norm(), foveate.make('norm'))")
@@ -101,16 +102,17 @@ def test_a_method(tree):
     assert found.count("Norm(compact_cache=False, min_visual=0, keep=0.22, layer=2, per='prompt', power=2.0)") == 2
     files = ("tests/laws/test_laws.py", "tests/pruners/test_options.py", "tests/test_docs.py", "tests/test_import.py")
     laws = "norm and (llava-sdpa or qwen2_5_vl-eager or gemma3-sdpa or test_options)"
-    assert tested(tree, files, f"({laws}) or {PAGES} or public_name or is_public or registry") > 100
+    assert passed(tree, files, f"({laws}) or {PAGES} or public_name or is_public or registry") > 100
     assert "| `norm` | the largest hidden states |" in (tree / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # in processes of their own, beside whatever else runs
 def test_a_family(tree):
     """Without the record of every way, which takes minutes, and the page made of it: tests/ways has both."""
     follow("add-a-family.md", tree, without=("tests.ways.record", "tests.ways.page"))
     files = ("laws/test_laws.py", "families/test_families.py", "families/test_grids.py", "families/test_refused.py")
     laws = "janus and (test_parts or per_image or janus-sdpa-ragged or test_grids)"
     names = f"({laws}) or test_every_listed or test_every_model_type or test_none_is_both or {PAGES}"
-    assert tested(tree, (*(f"tests/{name}" for name in files), "tests/test_docs.py"), names) > 50
+    assert passed(tree, (*(f"tests/{name}" for name in files), "tests/test_docs.py"), names) > 50
     assert "| Janus-Pro | `janus` | `deepseek-community/Janus-Pro-1B` |" in (tree / "README.md").read_text("utf-8")
