@@ -20,7 +20,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from foveate.learn.data import from_scenes
 from foveate.learn.glimpse.step import GlimpseForTraining, Weighing, collate, read_prompt
-from foveate.measure.eval.evaluate import Settings as Evaluation
+from foveate.measure.eval.evaluate import EvalSettings as Evaluation
 from foveate.measure.eval.evaluate import evaluate
 from foveate.measure.loading import load_model
 from foveate.pruners import GlimpsePrune

@@ -22,8 +22,8 @@ import torch
 import foveate
 from foveate.measure import environment
 from foveate.measure.eval.answers import Answer, answer_batch
-from foveate.measure.eval.statistics import accuracy_kept
 from foveate.measure.eval.suites import Example, is_correct, load_suite, suite_fingerprint
+from foveate.measure.eval.summary import accuracy_kept
 from foveate.measure.loading import LoadedModel, load_model
 
 

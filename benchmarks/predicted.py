@@ -1,4 +1,4 @@
-"""Predicted against measured speed-up of prefill and decode, and whether the break-even length is where it is said.
+"""Predicted against measured speed-up of the prefill, and whether the break-even length is where it is said.
 
 The rates of this machine are measured first; then each setting is predicted, and only then run: a few published shapes
 made small, with random weights, images encoded before, the dense and the pruned run in turn (CPU time where torch has
@@ -26,8 +26,9 @@ from foveate.measure import environment
 from foveate.measure.bench.prompts import encode, make_prompt
 from foveate.measure.bench.run import random_model
 from foveate.measure.bench.timing import CPU, WALL, Times, timed_run
+from foveate.measure.predict.measure_rates import measure_rates
 from foveate.measure.predict.predict import MARGIN, break_even, predict
-from foveate.measure.predict.rates import Rates, measure_rates
+from foveate.measure.predict.rates import Rates
 from foveate.measure.predict.selection import measure_choosing
 from foveate.pruners import Pruner
 from foveate.pruners.spec import brief
@@ -67,27 +68,24 @@ def inputs_of(loaded: Any, visual: int, text: int) -> tuple[dict[str, Any], int,
         return encode(loaded.model, prompt.inputs), prompt.visual, prompt.text
 
 
-def measured(model: Any, inputs: dict[str, Any], arms: list[Pruner], rounds: int, decode: int) -> list[dict[str, Any]]:
+def measured(model: Any, inputs: dict[str, Any], arms: list[Pruner], rounds: int) -> list[dict[str, Any]]:
     """Ratios to dense of the same round, medians; the first round warms up."""
     times = [Times() for _ in range(len(arms) + 1)]
     kind = CPU if model.device.type == "cpu" and torch.get_num_threads() == 1 else WALL
     for number in range(-1, rounds):
         order = range(len(times)) if number % 2 else reversed(range(len(times)))
         for place in order:
-            timed_run(
-                model, inputs, arms[place - 1] if place else None, decode, times[place] if number >= 0 else Times()
-            )
+            timed_run(model, inputs, arms[place - 1] if place else None, 0, times[place] if number >= 0 else Times())
     found = []
     for own in times[1:]:
-        pairs = {phase: (getattr(times[0], phase)[kind], getattr(own, phase)[kind]) for phase in ("prefill", "decode")}
-        ratios = {phase: [a / b for a, b in zip(*both, strict=True)] for phase, both in pairs.items()}
+        dense, pruned = times[0].prefill[kind], own.prefill[kind]
+        ratios = [before / after for before, after in zip(dense, pruned, strict=True)]
         found.append(
             {
-                "prefill": statistics.median(ratios["prefill"]),
-                "prefill_lowest": min(ratios["prefill"]),
-                "prefill_highest": max(ratios["prefill"]),
-                "decode": statistics.median(ratios["decode"]) if ratios["decode"] else None,
-                "dense_s": statistics.median(pairs["prefill"][0]),
+                "prefill": statistics.median(ratios),
+                "prefill_lowest": min(ratios),
+                "prefill_highest": max(ratios),
+                "dense_s": statistics.median(dense),
             }
         )
     return found
@@ -104,9 +102,7 @@ def compare(args: argparse.Namespace, shape: str, layers: int, width: int, visua
         inputs, number, text = inputs_of(loaded, visual, 48)
         arms = [one for keep in (0.5, 0.22) for one in pruners(keep)]
         predictions = [predict(config, one, number, timed(rates, one, config, number), text=text) for one in arms]
-        for one, guess, real in zip(
-            arms, predictions, measured(loaded.model, inputs, arms, args.rounds, 4), strict=True
-        ):
+        for one, guess, real in zip(arms, predictions, measured(loaded.model, inputs, arms, args.rounds), strict=True):
             entries.append(
                 {
                     "method": one.name,
@@ -115,7 +111,6 @@ def compare(args: argparse.Namespace, shape: str, layers: int, width: int, visua
                     "predicted": guess.to_dict(),
                     "measured": real,
                     "error": guess.speedup / real["prefill"] - 1,
-                    "decode_error": guess.decode_speedup / real["decode"] - 1,
                     "dense_error": guess.dense.total / real["dense_s"] - 1,
                 }
             )
@@ -140,7 +135,7 @@ def edges(args: argparse.Namespace) -> list[dict[str, Any]]:
             if visual < 4:
                 continue
             inputs, number, _ = inputs_of(loaded, visual, 16)
-            (real,) = measured(loaded.model, inputs, [pruner], 10 * args.rounds, 0)
+            (real,) = measured(loaded.model, inputs, [pruner], 10 * args.rounds)
             right = real["prefill"] <= 1 + MARGIN if side == "below" else real["prefill"] > 1
             entry["measured"][side] = {"visual": number, "right": right, **real}
         found.append(entry)
@@ -150,11 +145,8 @@ def edges(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def summary(entries: list[dict[str, Any]]) -> dict[str, float]:
     """Errors of the predicted ratios, without their signs."""
-    found = {}
-    for name in ("error", "decode_error"):
-        errors = [abs(entry[name]) for entry in entries]
-        found |= {f"median_{name}": round(statistics.median(errors), 4), f"worst_{name}": round(max(errors), 4)}
-    return found
+    errors = [abs(entry["error"]) for entry in entries]
+    return {"median_error": round(statistics.median(errors), 4), "worst_error": round(max(errors), 4)}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -169,23 +161,21 @@ def table(result: dict[str, Any]) -> str:
         f"{result['versions']['transformers']}; {result['started']}. Random weights, images encoded before, 48 words, "
         f"batch 1. × faster is dense time / pruned time; measured is the median of {result['rounds']} rounds.",
         "",
-        "**Error of the predicted speed-up: prefill, median {median_error:.1%}, worst {worst_error:.1%}; decode, "
-        "median {median_decode_error:.1%}, worst {worst_decode_error:.1%}.** GlimpsePrune is its stand-in without "
-        "weights.".format(**result["summary"]),
+        "**Error of the predicted speed-up of the prefill: median {median_error:.1%}, worst {worst_error:.1%}.** "
+        "GlimpsePrune is its stand-in without weights.".format(**result["summary"]),
     ]
     for model in result["models"]:
         lines += [
             "",
             f"## {model['shape']}, {model['layers']} layers of {model['width']}",
             "",
-            "| visual | pruner | prefill, predicted | measured | error | decode, predicted | measured | FLOPs imply |",
-            "|---:|:---|---:|---:|---:|---:|---:|---:|",
+            "| visual | pruner | prefill, predicted | measured | error | FLOPs imply |",
+            "|---:|:---|---:|---:|---:|---:|",
         ]
         for entry in model["entries"]:
             guess, real = entry["predicted"], entry["measured"]
             prefill = f"{guess['speedup']:.2f} | {real['prefill']:.2f} | {entry['error']:+.1%}"
-            decode = f"{guess['decode_speedup']:.2f} | {real['decode']:.2f}"
-            lines.append(f"| {entry['visual']} | {entry['pruner']} | {prefill} | {decode} | {guess['implied']:.2f} |")
+            lines.append(f"| {entry['visual']} | {entry['pruner']} | {prefill} | {guess['implied']:.2f} |")
     lines += [
         "",
         f"## Break-even length ({SMALL[0]}, {SMALL[1]} layers of {SMALL[2]}, 16 words, margin {MARGIN:.0%})",

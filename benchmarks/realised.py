@@ -31,9 +31,9 @@ from realised_growth import draw_growth, growth_markdown
 
 from foveate.measure.bench.plot import draw
 from foveate.measure.bench.published_shapes import SHAPES
+from foveate.measure.bench.result import markdown
 from foveate.measure.bench.run import random_model, run, threads
 from foveate.measure.bench.settings import BenchSettings
-from foveate.measure.bench.tables import markdown
 from foveate.measure.loading import LoadedModel
 from foveate.pruners.spec import parse_methods
 

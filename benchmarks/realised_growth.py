@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from foveate.measure.bench.tables import notes as bench_notes
-from foveate.measure.bench.tables import title
+from foveate.measure.bench.result import notes as bench_notes
+from foveate.measure.bench.result import title
 
 LEFT_OUT = ("dense again", "smaller picture")
 WHAT = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 
@@ -22,6 +23,18 @@ PUBLIC = [
     "errors",
     "__version__",
 ]
+
+
+DEMO = """
+import os, sys, tempfile
+from foveate.cli import main
+os.chdir(tempfile.mkdtemp())
+sys.argv = ["foveate", "demo", "--questions", "1"]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+"""
 
 
 def python(code: str) -> str:
@@ -121,3 +134,16 @@ print(sorted({"matplotlib", "torchvision"} & set(sys.modules)))
 
 def test_changes_nothing_in_torch_or_transformers():
     assert python(CHANGES_NOTHING).strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "code", ["import foveate.tiny; [getattr(foveate.tiny, name) for name in dir(foveate.tiny)]", DEMO]
+)
+def test_who_only_answers_loads_no_training(code):
+    """The embedded model's training is a room that neither the demo nor `foveate.tiny` enters."""
+    names = python(code + "\nimport sys; print(sorted(name for name in sys.modules if name.startswith('foveate.')))")
+    loaded = set(ast.literal_eval(names.strip().splitlines()[-1]))
+    assert "foveate.tiny.model" in loaded
+    assert not {
+        name for name in loaded if name.startswith(("foveate.tiny.training", "foveate.tiny.reading", "foveate.learn"))
+    }

@@ -9,7 +9,7 @@ from foveate import GreedyPrune, Random
 from foveate.measure.bench.published_shapes import shape_named
 from foveate.measure.predict import selection as choosing
 from foveate.measure.predict.predict import break_even, predict
-from foveate.measure.predict.rates import Curve, Rates
+from foveate.measure.predict.rates import RateCurve, Rates
 from foveate.tiny.model import WEIGHTS
 
 ARMS = {"random @ 0.3": Random(keep=0.3), "greedyprune @ 0.3": GreedyPrune(keep=0.3)}
@@ -22,8 +22,8 @@ def rates(tmp_path):
     configs = [AutoConfig.from_pretrained(WEIGHTS).get_text_config(), shape.config().get_text_config()]
     keys = [choosing.key(one, config, batch) for one in ARMS.values() for config in configs for batch in (1, 2)]
     names = ("linear", "attention", "pointwise", "bandwidth")
-    curves = {name: Curve(((1, 1e9), (1000, 1e11))) for name in names}
-    made = Rates("cpu", "float32", **curves, overhead=1e-6, choosing=dict.fromkeys(keys, Curve(((1, 1e-4),))))
+    curves = {name: RateCurve(((1, 1e9), (1000, 1e11))) for name in names}
+    made = Rates("cpu", "float32", **curves, overhead=1e-6, choosing=dict.fromkeys(keys, RateCurve(((1, 1e-4),))))
     made.save(tmp_path / "rates.json")
     return made
 

@@ -124,12 +124,12 @@ def test_the_embedded_model(run, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_64_samples_choose_the_stages_of_the_committed_256(tmp_path):
-    from foveate.learn import Settings, calibrate_btp
+    from foveate.learn import CalibrationSettings, calibrate_btp
     from foveate.learn.btp.samples import from_suite
     from foveate.measure.loading import load_model
 
     loaded = load_model("tiny", "cpu")
-    result = calibrate_btp(loaded, from_suite("scenes", 64, 1000), Settings(batch_size=32), tmp_path)
+    result = calibrate_btp(loaded, from_suite("scenes", 64, 1000), CalibrationSettings(batch_size=32), tmp_path)
     assert result["curve"]["samples"] == 64
     committed = foveate.load(Path(__file__).parents[2] / "benchmarks" / "results" / "btp_calibration_256")
     assert foveate.load(tmp_path).layers(result["depth"]) == committed.layers(result["depth"])

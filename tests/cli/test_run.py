@@ -77,7 +77,7 @@ def test_nothing_to_prune_is_said(ask, tmp_path):
 
 
 def test_where_no_picture_can_be_drawn_the_reason_is_printed(ask, tmp_path, monkeypatch):
-    from foveate.measure import grid
+    from foveate.measure import overlay as grid
 
     def refuse(*_):
         raise grid.NoGridError("tiles")

@@ -10,7 +10,7 @@ from foveate.engine import attach, attachment, layer_hooks
 from foveate.engine import layer_inputs as state_inputs
 from foveate.engine.arguments import cache_of, with_cache
 from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelError
-from foveate.learn.states import refuse_states
+from foveate.learn.errors import refuse_states
 from tests.laws import test_laws
 from tests.laws.methods import METHODS, Ladder
 from tests.models.build import WITH_STATES, build, generate, inputs

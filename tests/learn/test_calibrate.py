@@ -7,16 +7,15 @@ import torch
 
 import foveate
 from foveate.errors import BudgetError, UnsupportedModelError
-from foveate.learn import CalibrationError, Settings, calibrate_btp
-from foveate.learn.btp import choice
-from foveate.learn.btp import plot as plot_module
+from foveate.learn import CalibrationError, CalibrationSettings, calibrate_btp, plots
+from foveate.learn.btp import candidates as choice
 from foveate.learn.btp.calibrate import PICTURE, RESULT, STATE
 from foveate.learn.btp.divergence import dense_answer
 from foveate.learn.btp.samples import from_folder, from_suite
 from foveate.pruners.btp.method import BTPStage
 
 pytestmark = pytest.mark.usefixtures("words_suite")
-SETTINGS = Settings(keep=0.4, stages=2, tau=0.9, batch_size=2, answer_tokens=2)
+SETTINGS = CalibrationSettings(keep=0.4, stages=2, tau=0.9, batch_size=2, answer_tokens=2)
 
 
 @pytest.fixture
@@ -152,7 +151,7 @@ def test_a_budget_out_of_reach(loaded, samples, tmp_path):
         with pytest.raises(BudgetError, match="no candidate reaches a mean of 40.0%"):
             calibrate_btp(loaded, samples, SETTINGS, tmp_path)
     with pytest.raises(BudgetError):
-        Settings(keep=1.0)
+        CalibrationSettings(keep=1.0)
 
 
 def test_a_model_without_known_parts(loaded, samples, tmp_path):
@@ -181,11 +180,11 @@ def test_a_picture_where_matplotlib_is(loaded, samples, tmp_path, monkeypatch):
     result = calibrate_btp(loaded, samples, SETTINGS, tmp_path)
     assert (tmp_path / PICTURE).read_bytes().startswith(b"\x89PNG")
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    assert not plot_module.draw(result, tmp_path / "none.png")
+    assert not plots.draw_calibration(result, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
 
 
 @pytest.mark.parametrize("wrong", [{"tolerance": -1.0}, {"tolerance": float("nan")}, {"agreement": 1.5}], ids=str)
 def test_a_harmless_drop_that_could_never_be(wrong):
     with pytest.raises(CalibrationError, match=next(iter(wrong))):
-        Settings(**wrong)
+        CalibrationSettings(**wrong)

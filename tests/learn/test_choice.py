@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from foveate.learn.btp.choice import batch_sums, beaten, choose, depth_of_harmless_drop, reading_depth, scores
+from foveate.learn.btp.candidates import batch_sums, beaten, choose, depth_of_harmless_drop, reading_depth, scores
 
 
 def test_scores_from_sums_are_those_from_all_samples():

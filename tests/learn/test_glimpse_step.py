@@ -9,9 +9,8 @@ import torch
 
 from foveate.families import family_of
 from foveate.learn.data import from_scenes
-from foveate.learn.glimpse.localisation import localisation_loss
 from foveate.learn.glimpse.step import GlimpseForTraining, Looking, Places, Weighing, collate
-from foveate.learn.glimpse.targets import target_masks
+from foveate.learn.glimpse.targets import localisation_loss, target_masks
 from foveate.measure.loading import LoadedModel, load_model
 from foveate.pruners.glimpseprune.modules import GlimpseConfig, GlimpseModules, Segments
 from tests.laws.methods import glimpse

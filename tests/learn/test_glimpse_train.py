@@ -19,12 +19,12 @@ from foveate.families import family_of
 from foveate.learn.data import GroundedSamples, from_scenes
 from foveate.learn.errors import TrainingDataError, TrainingError
 from foveate.learn.glimpse.check import check
-from foveate.learn.glimpse.train import CHECKPOINTS, PICTURE, RESULT, Settings, train_glimpse
+from foveate.learn.glimpse.train import CHECKPOINTS, PICTURE, RESULT, GlimpseSettings, train_glimpse
 from foveate.measure.loading import load_model
 from foveate.pruners.glimpseprune.sizes import sizes_for
 from tests.models.build import SEEING, build
 
-SETTINGS = Settings(
+SETTINGS = GlimpseSettings(
     batch_size=2, accumulation=2, max_steps=4, learning_rate=1e-3, check_every=2, check_samples=4, save_every=2
 )
 
@@ -224,4 +224,4 @@ def test_mixed_precision(samples, tmp_path, dtype):
 )
 def test_settings_that_make_no_sense(wrong):
     with pytest.raises(TrainingError, match=next(iter(wrong))):
-        Settings(**wrong)
+        GlimpseSettings(**wrong)

@@ -52,7 +52,7 @@ def test_fewer_questions_a_scene():
 
 
 def test_no_scene_is_in_an_evaluation_or_in_the_models_own_training():
-    from foveate.tiny.training.heldout import HELD_OUT_STREAM, TRAINING_STREAM
+    from foveate.tiny.questions import HELD_OUT_STREAM, TRAINING_STREAM
 
     for seed in (0, 1):
         mine = {sample.image().tobytes() for sample in from_scenes(18, seed).items}

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from foveate.learn.data import GroundedSample, GroundedSamples, from_jsonl, split
-from foveate.learn.data.boxes import checked, out_of_square
+from foveate.learn.data.rows import checked, out_of_square
 from foveate.learn.errors import TrainingDataError
 
 OWN = {"image": "a.png", "question": "what?", "answer": "that", "boxes": [[0.1, 0.2, 0.5, 1.0]]}

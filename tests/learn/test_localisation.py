@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from foveate.learn.glimpse.localisation import kept_share, localisation_loss, recall
+from foveate.learn.glimpse.targets import kept_share, localisation_loss, recall
 
 T, F = True, False
 

@@ -17,7 +17,7 @@ import foveate
 from foveate.cli.app import app
 from foveate.errors import FoveateError
 from foveate.learn.errors import RewardError, TrainingError
-from foveate.learn.glimpse.train import Settings
+from foveate.learn.glimpse.train import GlimpseSettings
 from foveate.learn.glimpse_plus.setup import load_samples
 from foveate.learn.glimpse_plus.train import train_plus
 from foveate.learn.glimpse_plus.trainer import PlusTrainer
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings(TRL_IS_LATE)
 LEARNS = dataclasses.replace(
     SETTINGS, max_steps=2, temperature=ANY_WORD, warmup=0.0, lr=1e-3, reward="tests.learn.plus_cases:words"
 )
-PREDICTOR = Settings(max_steps=1, accumulation=2, check_every=0, check_samples=2, max_keep=None)
+PREDICTOR = GlimpseSettings(max_steps=1, accumulation=2, check_every=0, check_samples=2, max_keep=None)
 
 
 def weights(folder):

@@ -5,7 +5,7 @@ import pytest
 
 from foveate.learn.errors import TrainingError
 from foveate.learn.glimpse.step import Weighing
-from foveate.learn.glimpse.train import Settings
+from foveate.learn.glimpse.train import GlimpseSettings
 from foveate.learn.glimpse_plus.config import PlusSettings, read_settings
 from foveate.learn.glimpse_plus.rewards import Judge
 
@@ -21,7 +21,7 @@ def test_the_defaults_are_the_published_ones():
     assert (settings.group, settings.beta, settings.lr, settings.warmup) == (4, 0.04, 1e-4, 0.1)
     assert (settings.lora_rank, settings.lora_alpha, settings.lora_dropout) == (32, 64, 0.05)
     assert (settings.max_completion, settings.max_prompt, settings.temperature) == (128, 6000, 1.0)
-    assert settings.glimpse == Settings()
+    assert settings.glimpse == GlimpseSettings()
     assert (settings.grad_norm, settings.epochs, settings.pruned) == (1.0, 1.0, True)
 
 
@@ -53,7 +53,7 @@ def test_yaml_and_json_say_the_same(tmp_path):
         layer=3,
         judge=settings.judge,
         pruned=False,
-        glimpse=Settings(max_keep=1.0, weighing=Weighing(bce=2.0)),
+        glimpse=GlimpseSettings(max_keep=1.0, weighing=Weighing(bce=2.0)),
     )
 
 

@@ -3,7 +3,7 @@ import contextlib
 import pytest
 import torch
 
-from foveate.learn.glimpse_plus.logps import answer_logps
+from foveate.learn.glimpse_plus.trainer import answer_logps
 from foveate.pruners import FastV, GlimpsePrune, Random
 from tests.models.build import ATTENTIVE, IMAGE, SEEING, VIDEO, build, generate, inputs, visual
 

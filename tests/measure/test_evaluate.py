@@ -4,15 +4,14 @@ import json
 import pytest
 
 from foveate.measure.eval import evaluate as module
-from foveate.measure.eval.evaluate import JOURNAL, Settings, evaluate
-from foveate.measure.eval.journal import JournalMismatch
-from foveate.measure.eval.oracle import NoEvidenceError
+from foveate.measure.eval.arms import NoEvidenceError
+from foveate.measure.eval.evaluate import JOURNAL, EvalSettings, JournalMismatch, evaluate
 from foveate.measure.eval.suites import UnknownSuiteError, is_correct, load_suite
 from foveate.measure.tables import NOT_PRUNED, OFF_BUDGET, markdown, result_notes, result_tables
 from foveate.pruners.spec import parse_methods
 
 pytestmark = pytest.mark.usefixtures("words_suite")
-SETTINGS = Settings(
+SETTINGS = EvalSettings(
     parse_methods("greedyprune,fastv"), (0.5, 0.25), suite="words", samples=5, batch_size=2, max_new_tokens=2
 )
 
@@ -123,8 +122,8 @@ def _without_images(inputs):
 
 def test_the_oracle_keeps_the_evidence(loaded):
     from foveate.measure.eval.answers import run_batch
-    from foveate.measure.eval.oracle import Evidence, evidence_masks
-    from foveate.measure.grid import visual_positions
+    from foveate.measure.eval.arms import Evidence, evidence_masks
+    from foveate.measure.overlay import visual_positions
 
     examples = load_suite("words", 3, 0)
     pruner = Evidence(masks=evidence_masks(examples, 16), keep=0.25, layer=0)
@@ -137,7 +136,7 @@ def test_the_oracle_keeps_the_evidence(loaded):
 
 
 def test_the_oracle_needs_evidence_on_the_models_grid():
-    from foveate.measure.eval.oracle import evidence_masks
+    from foveate.measure.eval.arms import evidence_masks
 
     examples = load_suite("words", 3, 0)
     with pytest.raises(NoEvidenceError):

@@ -5,8 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate.measure.grid import ImageGrid, NoGridError, image_grids
-from foveate.measure.overlay import GAP, HEAD, SMALLEST, draw_overlay
+from foveate.measure.overlay import GAP, HEAD, SMALLEST, ImageGrid, NoGridError, draw_overlay, image_grids
 from tests.models.build import IMAGE, build, inputs
 
 

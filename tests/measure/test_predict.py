@@ -13,9 +13,10 @@ from transformers import MixtralConfig
 from foveate import BTP, DivPrune, FastV, GlimpsePrune, GreedyPrune, PyramidDrop, Random
 from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.measure.predict import selection as choosing
+from foveate.measure.predict.measure_rates import measure_rates
 from foveate.measure.predict.predict import break_even, predict
-from foveate.measure.predict.rates import Curve, Rates, RatesError, Shape, measure_rates
-from foveate.measure.predict.synthetic import grid_of
+from foveate.measure.predict.rates import LayerSizes, RateCurve, Rates, RatesError
+from foveate.measure.predict.selection import grid_of
 from tests.laws.methods import METHODS
 from tests.models.build import build, inputs
 
@@ -23,16 +24,16 @@ SMALL = SimpleNamespace(
     hidden_size=8, intermediate_size=16, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=4
 )
 WEIGHTS = 8 * (2 * 8 + 2 * 4 + 3 * 16)  # of a layer of SMALL
-FREE = Curve(((1, 1e30),))
+FREE = RateCurve(((1, 1e30),))
 
 
 def rates(*pruners, config=SMALL, seconds=1e-9, grows=False, batch=1, **changes) -> Rates:
     """A machine on which only matrix products take time: 1 ms for each token in all layers of SMALL."""
-    curve = seconds if isinstance(seconds, Curve) else Curve(((1, seconds),), grows)
+    curve = seconds if isinstance(seconds, RateCurve) else RateCurve(((1, seconds),), grows)
     own = {
         "device": "cpu",
         "dtype": "float32",
-        "linear": Curve(((1, 2.0 * WEIGHTS * 4 / 1e-3),)),
+        "linear": RateCurve(((1, 2.0 * WEIGHTS * 4 / 1e-3),)),
         **dict.fromkeys(("attention", "pointwise", "bandwidth"), FREE),
         "overhead": 1e-30,
         "choosing": {choosing.key(pruner, config, batch): curve for pruner in pruners},
@@ -102,14 +103,6 @@ def test_cache_and_memory_in_bytes():
     assert found.memory_pruned == 2 * 3 * 50 * token + alive  # before the cut
 
 
-def test_decoding_reads_weights_and_cache():
-    pruner = Random(keep=0.5)
-    slow = rates(pruner, linear=Curve(((1, 2.0),)))  # 4 bytes a second
-    found = predict(SMALL, pruner, 40, slow, text=10)
-    assert found.decode_dense == pytest.approx(4 * (WEIGHTS + 3 * 50 * 32 / 4))
-    assert found.decode_pruned == pytest.approx(4 * (WEIGHTS + 3 * 30 * 32 / 4))
-
-
 def test_gain_grows_with_the_prompt_and_with_what_goes():
     def speedups(pruners, visuals):
         return [predict(SMALL, one, visual, rates(one, seconds=0.02)).speedup for one in pruners for visual in visuals]
@@ -132,7 +125,7 @@ def test_break_even_by_hand():
 
 def test_never_where_choosing_costs_what_it_saves():
     pruner = Random(keep=0.5)
-    dear = Curve(((1, 0.6e-3), (1000, 0.6)), grows=True)
+    dear = RateCurve(((1, 0.6e-3), (1000, 0.6)), grows=True)
     assert break_even(SMALL, pruner, rates(pruner, seconds=dear), text=10) is None
     assert break_even(SMALL, pruner, rates(pruner, seconds=20e-3), text=10, limit=51) is None
 
@@ -192,7 +185,7 @@ def test_choosing_is_not_timed_for_another_machine():
 
 
 def test_a_curve_between_and_beyond_its_points():
-    curve = Curve(((10, 100), (1000, 1)))
+    curve = RateCurve(((10, 100), (1000, 1)))
     assert [curve.at(size) for size in (1, 10, 100, 1000, 10**6)] == pytest.approx([100, 100, 10, 1, 1])
     assert dataclasses.replace(curve, grows=True).at(10**5) == pytest.approx(0.01)
 
@@ -200,13 +193,13 @@ def test_a_curve_between_and_beyond_its_points():
 @pytest.mark.parametrize("points", [(), ((1, 0),), ((2, 1), (1, 1)), ((1, float("nan")),), 3, ((1, "x"),)])
 def test_no_curve(points):
     with pytest.raises(RatesError):
-        Curve(points)
+        RateCurve(points)
 
 
 def test_rates_of_this_machine():
     measured = measure_rates(config=SMALL, seconds=0.05)
     assert measured.here
-    assert measured.shape == Shape(8, 16, 2, 1, 4)
+    assert measured.shape == LayerSizes(8, 16, 2, 1, 4)
     assert Rates.from_dict(json.loads(json.dumps(measured.to_dict()))) == measured
     assert not dataclasses.replace(measured, machine={**measured.machine, "threads": 99}).here
     found = predict(SMALL, DivPrune(keep=0.5), 16, measured)
@@ -214,7 +207,7 @@ def test_rates_of_this_machine():
 
 
 def test_rates_survive_a_file(tmp_path):
-    saved = rates(Random(), machine={"cores": 2}, versions={"torch": "2"}, shape=Shape(8, 16, 2, 1, 4))
+    saved = rates(Random(), machine={"cores": 2}, versions={"torch": "2"}, shape=LayerSizes(8, 16, 2, 1, 4))
     saved.save(tmp_path / "deep" / "rates.json")
     assert Rates.load(tmp_path / "deep" / "rates.json") == saved
 

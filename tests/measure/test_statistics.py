@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from foveate.measure.eval.statistics import accuracy_gap, accuracy_kept, resample_counts
+from foveate.measure.eval.summary import accuracy_gap, accuracy_kept, resample_counts
 
 
 def test_resamples_draw_as_many_questions_as_there_are_and_repeat_with_the_seed():

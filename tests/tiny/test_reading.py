@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from foveate.tiny.reading.lexicon import GLYPHS, GRID, PATCH, SIZE, WORD_ID, pieces, processor, text_ids, tokenizer
+from foveate.tiny.reading.model import GLYPHS, GRID, PATCH, SIZE, WORD_ID, pieces, processor, text_ids, tokenizer
 from foveate.tiny.reading.questions import LONG_TASKS, SHORT_TASKS, TASKS, ask_reading, cover, evidence_tokens
 from foveate.tiny.reading.scenes import LAYOUTS, follow, make_reading_scene, random_text
 from foveate.tiny.vocabulary import COLOURS, KINDS, PLURALS

@@ -10,11 +10,9 @@ import torch
 
 from foveate.tiny.reading.check import answer_right, attention_of, fresh, make_items, selections, verdict
 from foveate.tiny.reading.check import check as check_model
-from foveate.tiny.reading.decoder import run_layers
 from foveate.tiny.reading.language import Batches, evidence_loss, start_layers
-from foveate.tiny.reading.lexicon import GLYPHS, TOKENS, WORD_ID
-from foveate.tiny.reading.model import build
-from foveate.tiny.reading.packing import FEW_OBJECTS, LAYOUT, NO_TARGET, PREFIX, pack, positions, written
+from foveate.tiny.reading.model import GLYPHS, TOKENS, WORD_ID, build
+from foveate.tiny.reading.packing import FEW_OBJECTS, LAYOUT, NO_TARGET, PREFIX, pack, positions, run_layers, written
 from foveate.tiny.reading.plot import plot_log
 from foveate.tiny.reading.pool import LABELS, ReadingPool, patch_labels
 from foveate.tiny.reading.questions import LONG_TASKS, TASKS, cover

@@ -12,7 +12,7 @@ from foveate.tiny.model import build
 from foveate.tiny.questions import ask
 from foveate.tiny.scenes import make_scene
 from foveate.tiny.training.language_stage import run_layers, to_device
-from foveate.tiny.training.optim import orthogonalise, set_rate
+from foveate.tiny.training.optimisers import set_rate
 from foveate.tiny.training.packing import PREFIX, TOKENS, pack
 from foveate.tiny.training.pool import IGNORE, LABELS, Pool, patch_labels
 from foveate.tiny.training.run import Recipe
@@ -121,12 +121,7 @@ def test_patch_labels_name_what_is_there(pool):
         assert set(np.unique(labels[:5])) <= set(range(IGNORE, 12))
 
 
-def test_orthogonalise_and_rate():
-    for shape in ((2, 16, 48), (2, 48, 16)):
-        out = orthogonalise(torch.randn(shape, generator=torch.Generator().manual_seed(3)))
-        values = torch.linalg.svdvals(out.float())
-        assert values.min() > 0.5
-        assert values.max() < 1.5
+def test_the_rate_rises_stays_and_falls():
     weight = torch.nn.Parameter(torch.zeros(1))
     opt = torch.optim.Adam([{"params": [weight], "peak": 1.0}], lr=1.0)
     rates = []
@@ -137,7 +132,7 @@ def test_orthogonalise_and_rate():
 
 
 def test_training_scenes_differ_from_held_out():
-    from foveate.tiny.training.heldout import HELD_OUT_STREAM, TRAINING_STREAM
+    from foveate.tiny.questions import HELD_OUT_STREAM, TRAINING_STREAM
 
     streams = {TRAINING_STREAM, HELD_OUT_STREAM, HELD_OUT_STREAM + 1}
     assert len(streams) == 3

@@ -5,8 +5,19 @@ from typing import Annotated, Any
 
 import typer
 
-from foveate.cli.console import console, progress, quiet_loading, say, show_table, warn, write_json
-from foveate.cli.options import Device, DType, JsonFile, Keeps
+from foveate.cli.console import (
+    Device,
+    DType,
+    JsonFile,
+    Keeps,
+    console,
+    progress,
+    quiet_loading,
+    say,
+    show_table,
+    warn,
+    write_json,
+)
 
 
 def bench(
@@ -47,7 +58,9 @@ def bench(
     ] = None,
     predict: Annotated[
         bool,
-        typer.Option("--predict", help="Do not run the model: predict, from its config and this machine's rates."),
+        typer.Option(
+            "--predict", help="Experimental: predict from the model's config and this machine's rates, without a run."
+        ),
     ] = False,
     measure: Annotated[
         bool, typer.Option("--measure", help="With --predict: also run the model, and compare.")
@@ -66,10 +79,10 @@ def bench(
     from foveate.measure.bench import plot as figure
     from foveate.measure.bench.arms import check_methods
     from foveate.measure.bench.published_shapes import shape_named
+    from foveate.measure.bench.result import WORDS, notes, tables
     from foveate.measure.bench.run import run
     from foveate.measure.bench.run import threads as with_threads
     from foveate.measure.bench.settings import BenchSettings, whole_numbers
-    from foveate.measure.bench.tables import WORDS, notes, tables
     from foveate.measure.loading import LoadError
     from foveate.pruners.budget import parse_keeps
     from foveate.pruners.spec import parse_methods
@@ -197,8 +210,14 @@ def predicted(
     import torch
 
     from foveate.measure.loading import device_named, dtype_named
-    from foveate.measure.predict.bench import config_named, predictions, rates_for
-    from foveate.measure.predict.tables import WORDS, predicted_notes, predicted_tables
+    from foveate.measure.predict.bench import (
+        WORDS,
+        config_named,
+        predicted_notes,
+        predicted_tables,
+        predictions,
+        rates_for,
+    )
 
     place, kind = device_named(device), dtype_named(dtype)
     with console(stderr=True).status("measuring this machine's rates"):
@@ -229,8 +248,7 @@ def predicted(
 
 def show_beside(prediction: dict[str, Any], result: dict[str, Any]) -> list[dict[str, Any]]:
     """Print predicted beside measured speed-ups; the rows."""
-    from foveate.measure.predict.bench import beside
-    from foveate.measure.predict.tables import WORDS, beside_table
+    from foveate.measure.predict.bench import WORDS, beside, beside_table
 
     rows = beside(prediction, result)
     table = beside_table(rows)

@@ -5,8 +5,19 @@ from typing import Annotated, Any
 
 import typer
 
-from foveate.cli.console import complain, console, progress, quiet_loading, say, show_table, warn, write_json
-from foveate.cli.options import Device, DType, JsonFile
+from foveate.cli.console import (
+    Device,
+    DType,
+    JsonFile,
+    complain,
+    console,
+    progress,
+    quiet_loading,
+    say,
+    show_table,
+    warn,
+    write_json,
+)
 
 
 def btp(
@@ -35,11 +46,11 @@ def btp(
     dtype: DType = "auto",
 ) -> None:
     """Measure where and how to prune a model with BTP; no training, no labels. Runs under `accelerate launch`, too."""
-    from foveate.learn.btp.calibrate import Settings, calibrate_btp
+    from foveate.learn.btp.calibrate import CalibrationSettings, calibrate_btp
     from foveate.learn.processes import alone_by_mistake, current
     from foveate.measure.loading import load_model
 
-    settings: Any = Settings(
+    settings: Any = CalibrationSettings(
         keep=keep,
         stages=stages,
         tau=tau,

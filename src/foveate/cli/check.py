@@ -5,8 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from foveate.cli.console import WRONG, console, quiet_loading, say, show_table, write_json
-from foveate.cli.options import Device, DType, JsonFile
+from foveate.cli.console import WRONG, Device, DType, JsonFile, console, quiet_loading, say, show_table, write_json
 
 
 def check(

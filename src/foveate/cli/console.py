@@ -1,12 +1,13 @@
-"""What the commands print with: rich in a terminal, plain text elsewhere."""
+"""What the commands share: printing, with rich in a terminal and plain text elsewhere, and common options."""
 
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -114,3 +115,27 @@ def quiet_loading() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+Method = Annotated[
+    str, typer.Option("--method", "-m", help="A method of `foveate list methods`, or the folder of a saved pruner.")
+]
+# text, in which a count (49) and a share (1.0) differ
+Keep = Annotated[
+    str | None,
+    typer.Option(
+        "--keep", "-k", help="Visual tokens to keep: a share such as 0.22, or a count; a saved pruner has its own."
+    ),
+]
+Keeps = Annotated[
+    str,
+    typer.Option(
+        "--keep", "-k", help="Visual tokens to keep, comma-separated: shares such as 0.22, or counts such as 49."
+    ),
+]
+MethodOptions = Annotated[
+    list[str] | None, typer.Option("--option", "-o", metavar="NAME=VALUE", help="An option of the method; repeatable.")
+]
+Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, mps, …")]
+DType = Annotated[str, typer.Option("--dtype", help="Data type: auto, float32, bfloat16 or float16.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON.")]

@@ -5,8 +5,19 @@ from typing import Annotated, Any
 
 import typer
 
-from foveate.cli.console import WRONG, console, quiet_loading, say, show_table, warn, write_json
-from foveate.cli.options import JsonFile, Keep, Method, MethodOptions
+from foveate.cli.console import (
+    WRONG,
+    JsonFile,
+    Keep,
+    Method,
+    MethodOptions,
+    console,
+    quiet_loading,
+    say,
+    show_table,
+    warn,
+    write_json,
+)
 
 SHIPPED = "glimpseprune-tiny"
 NEXT = "To try your own model: foveate run --model MODEL --image photo.jpg --prompt 'What is this?' --overlay kept.png"

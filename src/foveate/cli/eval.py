@@ -5,8 +5,20 @@ from typing import Annotated, Any
 
 import typer
 
-from foveate.cli.console import complain, console, progress, quiet_loading, say, show_table, warn, write_json
-from foveate.cli.options import Device, DType, JsonFile, Keeps
+from foveate.cli.console import (
+    Device,
+    DType,
+    JsonFile,
+    Keeps,
+    complain,
+    console,
+    progress,
+    quiet_loading,
+    say,
+    show_table,
+    warn,
+    write_json,
+)
 from foveate.errors import BudgetError
 
 
@@ -44,7 +56,7 @@ def eval_(
     dtype: DType = "auto",
 ) -> None:
     """Compare methods and budgets with the dense model, beside random tokens and a smaller image."""
-    from foveate.measure.eval.evaluate import RESULT, TABLES, Settings, evaluate
+    from foveate.measure.eval.evaluate import RESULT, TABLES, EvalSettings, evaluate
     from foveate.measure.loading import load_model
     from foveate.measure.tables import NOT_PRUNED, OFF_BUDGET, OUT_OF_REACH, markdown, result_notes, result_tables
     from foveate.pruners.budget import parse_keeps
@@ -52,7 +64,7 @@ def eval_(
 
     if budget not in ("after", "mean"):
         raise BudgetError(f"--budget is 'after' or 'mean', got '{budget}'")
-    settings: Any = Settings(
+    settings: Any = EvalSettings(
         methods=tuple(parse_methods(methods)),
         keeps=parse_keeps(keep),
         suite=suite,

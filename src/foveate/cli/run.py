@@ -5,8 +5,20 @@ from typing import Annotated, Any
 
 import typer
 
-from foveate.cli.console import console, quiet_loading, say, show_table, warn, write_json
-from foveate.cli.options import Device, DType, JsonFile, Keep, Method, MethodOptions
+from foveate.cli.console import (
+    Device,
+    DType,
+    JsonFile,
+    Keep,
+    Method,
+    MethodOptions,
+    console,
+    quiet_loading,
+    say,
+    show_table,
+    warn,
+    write_json,
+)
 
 
 def run(
@@ -104,8 +116,7 @@ def _errors(loaded: Any, batch: Any, pruner: Any) -> list[dict[str, Any]]:
 
 
 def _draw(prefill: Any, loaded: Any, inputs: Any, images: list[Any], overlay: Path) -> str | None:
-    from foveate.measure.grid import NoGridError, image_grids
-    from foveate.measure.overlay import draw_overlay, seen_image
+    from foveate.measure.overlay import NoGridError, draw_overlay, image_grids, seen_image
 
     try:
         grids = image_grids(loaded.model.config, inputs)

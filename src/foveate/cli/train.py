@@ -5,8 +5,19 @@ from typing import Annotated, Any
 
 import typer
 
-from foveate.cli.console import complain, console, progress, quiet_loading, say, show_table, warn, write_json
-from foveate.cli.options import Device, DType, JsonFile
+from foveate.cli.console import (
+    Device,
+    DType,
+    JsonFile,
+    complain,
+    console,
+    progress,
+    quiet_loading,
+    say,
+    show_table,
+    warn,
+    write_json,
+)
 from foveate.errors import FoveateError
 
 
@@ -57,7 +68,7 @@ def glimpse(
     dtype: DType = "auto",
 ) -> None:
     """Train GlimpsePrune's predictor on images with boxes; the model stays frozen. Runs under `accelerate launch`."""
-    from foveate.learn.glimpse.train import PICTURE, Settings, earlier_run, need_accelerate, train_glimpse
+    from foveate.learn.glimpse.train import PICTURE, GlimpseSettings, earlier_run, need_accelerate, train_glimpse
     from foveate.learn.processes import current
     from foveate.measure.loading import load_model
     from foveate.pruners.glimpseprune.sizes import sizes_for
@@ -73,7 +84,7 @@ def glimpse(
         changes["layer"] = layer
     if vision_layers is not None:
         changes["vision_layers"] = _numbers(vision_layers)
-    settings = Settings(
+    settings = GlimpseSettings(
         batch_size=batch_size,
         accumulation=accumulation,
         epochs=epochs,
@@ -174,11 +185,10 @@ def glimpse_plus(
     json_file: JsonFile = None,
     device: Device = "auto",
 ) -> None:
-    """Fine-tune by GRPO on pruned context, merge, train a predictor. Runs under `accelerate launch`, too."""
+    """Experimental: fine-tune by GRPO on pruned context, merge, train a predictor. Runs under `accelerate launch`."""
     from foveate.learn.glimpse_plus.config import read_settings
     from foveate.learn.glimpse_plus.setup import load_samples
-    from foveate.learn.glimpse_plus.stages import ADAPTER, MODEL, PREDICTOR, STEPS, need_trl
-    from foveate.learn.glimpse_plus.train import train_plus
+    from foveate.learn.glimpse_plus.train import ADAPTER, MODEL, PREDICTOR, STEPS, need_trl, train_plus
     from foveate.learn.processes import current
 
     settings = read_settings(config)

@@ -1,6 +1,11 @@
-"""What calibration and training raise on purpose."""
+"""What calibration and training raise on purpose, and the models that training refuses."""
 
-from foveate.errors import FoveateError
+from __future__ import annotations
+
+from typing import Any
+
+from foveate.engine.flops import STATES
+from foveate.errors import FoveateError, UnsupportedModelError
 
 
 class CalibrationError(FoveateError, ValueError):
@@ -17,3 +22,19 @@ class TrainingError(FoveateError, ValueError):
 
 class RewardError(FoveateError, ValueError):
     """A reward that does not exist, or did not give a figure for each answer; the message says why."""
+
+
+def refuse_states(model: Any) -> None:
+    """Refuse a hybrid model where gradients are to flow through its cache.
+
+    Raises
+    ------
+    UnsupportedModelError
+        When a decoder layer has a running state: transformers writes it in place, and the gradient is lost.
+    """
+    config = model.config.get_text_config(decoder=True)
+    if STATES & set(getattr(config, "layer_types", None) or ()):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be trained with its cache: its layers with linear attention or "
+            "convolutions overwrite their state in place, so that no gradient flows through it"
+        )

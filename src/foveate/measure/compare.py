@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from foveate.measure.bench.timing import PrefillTime, time_prefill
-from foveate.measure.eval.answers import Batch, run_batch
+from foveate.measure.eval.answers import AnsweredBatch, run_batch
 from foveate.measure.eval.suites import Example, is_correct
-from foveate.measure.grid import image_grids
 from foveate.measure.loading import LoadedModel
-from foveate.measure.overlay import draw_panels, overlay_row, seen_image
+from foveate.measure.overlay import draw_panels, image_grids, overlay_row, seen_image
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ class Comparison:
 
     loaded: LoadedModel
     examples: list[Example]
-    dense: Batch
-    pruned: Batch
+    dense: AnsweredBatch
+    pruned: AnsweredBatch
     timed: PrefillTime
 
     @property
@@ -39,7 +38,7 @@ class Comparison:
         """What the pruned run kept."""
         return self.pruned.report.prefills[0]
 
-    def right(self, batch: Batch) -> int:
+    def right(self, batch: AnsweredBatch) -> int:
         """Return how many answers of a batch are right."""
         return sum(is_correct(text, one.answer) for text, one in zip(batch.texts, self.examples, strict=True))
 

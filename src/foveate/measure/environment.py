@@ -63,8 +63,18 @@ def _cpu_name() -> str:
 
 
 def command() -> str:
-    """Return the command line that was given."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """Return the command that was given, as one types it: `foveate …`, `python benchmarks/x.py …`, `python -m …`."""
+    spec, started = sys.modules["__main__"].__spec__, Path(sys.argv[0])
+    module = "" if spec is None else spec.name.removesuffix(".__main__")
+    if module:
+        typed = ["foveate"] if module == "foveate" else ["python", "-m", module]
+    elif started.suffix == ".py":  # of a script outside the current folder two names, as its path may name a person
+        inside = started.resolve().is_relative_to(Path.cwd())
+        path = started.resolve().relative_to(Path.cwd()) if inside else Path(*started.resolve().parts[-2:])
+        typed = ["python", path.as_posix()]
+    else:
+        typed = [started.stem]
+    return shlex.join([*typed, *sys.argv[1:]])
 
 
 def model_fingerprint(model: torch.nn.Module) -> str:

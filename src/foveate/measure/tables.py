@@ -120,8 +120,7 @@ def markdown(result: dict[str, Any]) -> str:
     """Return a result as a Markdown page."""
     lines: list[str] = []
     for table in result_tables(result):
-        lines += [f"## {table.title}", "", markdown_row(table.columns)]
-        lines += [markdown_row([":---", *["---:"] * (len(table.columns) - 1)]), *map(markdown_row, table.rows), ""]
+        lines += [f"## {table.title}", "", *markdown_table(table), ""]
     lines += [f"* {note}" for note in result_notes(result)]
     shared, machine = result["configuration"], result["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in shared["versions"].items())
@@ -135,9 +134,11 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def markdown_row(cells: list[str]) -> str:
-    """Return one line of a Markdown table."""
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+def markdown_table(table: Cells, words: int = 1) -> list[str]:
+    """Return the lines of a table, without its title; the first `words` columns are text."""
+    rule = [":---"] * words + ["---:"] * (len(table.columns) - words)
+    rows = [table.columns, rule, *table.rows]
+    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |" for cells in rows]
 
 
 def where(layer: int) -> str:

@@ -1,4 +1,4 @@
-"""The embedded model: a small, real LLaVA that ships with the package, its scenes, its questions and its training."""
+"""The embedded model: a small, real LLaVA that ships with the package, its scenes and its questions."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from foveate.tiny.questions import ask as ask
     from foveate.tiny.questions import ask_hard as ask_hard
     from foveate.tiny.questions import evidence_tokens as evidence_tokens
+    from foveate.tiny.questions import held_out as held_out
+    from foveate.tiny.questions import held_out_hard as held_out_hard
     from foveate.tiny.scenes import Scene as Scene
     from foveate.tiny.scenes import make_scene as make_scene
-    from foveate.tiny.training.heldout import held_out as held_out
-    from foveate.tiny.training.heldout import held_out_hard as held_out_hard
 
 _WHERE = {
     "HARD_STYLE": "questions",
@@ -29,8 +29,8 @@ _WHERE = {
     "ask": "questions",
     "ask_hard": "questions",
     "evidence_tokens": "questions",
-    "held_out": "training.heldout",
-    "held_out_hard": "training.heldout",
+    "held_out": "questions",
+    "held_out_hard": "questions",
     "load": "model",
     "make_scene": "scenes",
     "prompt": "model",
@@ -42,7 +42,7 @@ __all__ = sorted(_WHERE)
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(import_module(f".{_WHERE[name]}", __name__), name)
-    if name in {"check", "questions", "scenes", "textures", "train", "vocabulary"}:
+    if name in {"questions", "scenes", "textures", "vocabulary"}:
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -1,13 +1,13 @@
-"""Nine kinds of questions about a scene, each with its answer and the boxes that hold the evidence."""
+"""Kinds of questions about a scene, each with its answer and the boxes that hold the evidence; the held-out ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from foveate.tiny.scenes import Scene, Style, Thing
+from foveate.tiny.scenes import TRAINED, Scene, Style, Thing, make_scene
 from foveate.tiny.vocabulary import COLOURS, KINDS, PLURALS, SIZES
 
 TASKS = ("colour", "shape", "size", "read", "find", "relation", "exist", "count", "position")
@@ -281,3 +281,58 @@ def ask_hard(rng: np.random.Generator, scene: Scene, task: str) -> Question | No
     if task not in HARD_TASKS:
         raise ValueError(f"unknown task {task!r}; there are {', '.join(HARD_TASKS)}")
     return _HARD_MAKERS[task](rng, scene) if task in _HARD_MAKERS else ask(rng, scene, task)
+
+
+# Entropy words that keep the streams apart: no seed of one is a seed of another.
+TRAINING_STREAM, HELD_OUT_STREAM, GROUNDED_STREAM = 11, 97, 131
+HARD_HELD_OUT_STREAM, HARD_GROUNDED_STREAM = 151, 173
+
+
+def held_out(n: int, seed: int = 0) -> Iterator[tuple[Scene, Question]]:
+    """Yield `n` held-out items, the nine tasks in turn, every item with a scene of its own.
+
+    Parameters
+    ----------
+    n
+        Number of items.
+    seed
+        Another seed gives other scenes; all of them differ from the training scenes.
+
+    Yields
+    ------
+    tuple of Scene and Question
+    """
+    return _items(n, seed, HELD_OUT_STREAM, TASKS, TRAINED, ask)
+
+
+def held_out_hard(n: int, seed: int = 0) -> Iterator[tuple[Scene, Question]]:
+    """Yield `n` held-out items of the harder split, its tasks in turn, every item with a scene of its own.
+
+    Parameters
+    ----------
+    n, seed
+        See `held_out`.
+
+    Yields
+    ------
+    tuple of Scene and Question
+    """
+    return _items(n, seed, HARD_HELD_OUT_STREAM, HARD_TASKS, HARD_STYLE, ask_hard)
+
+
+def _items(
+    n: int,
+    seed: int,
+    stream: int,
+    tasks: tuple[str, ...],
+    style: Style,
+    asked: Callable[[np.random.Generator, Scene, str], Question | None],
+) -> Iterator[tuple[Scene, Question]]:
+    for index in range(n):
+        rng = np.random.default_rng([stream, seed, index])
+        while True:
+            scene = make_scene(rng, style)
+            question = asked(rng, scene, tasks[index % len(tasks)])
+            if question is not None:
+                yield scene, question
+                break

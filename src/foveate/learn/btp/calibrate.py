@@ -13,14 +13,15 @@ from torch import Tensor
 
 from foveate.errors import BudgetError
 from foveate.families import family_of
-from foveate.learn.btp import candidates, choice
+from foveate.learn.btp import candidates
+from foveate.learn.btp import candidates as choice
 from foveate.learn.btp.candidates import Candidate
 from foveate.learn.btp.curve import Curve, TurnCurve, stages_from_curve
 from foveate.learn.btp.divergence import Forced, dense_answer, divergence, force, next_words
-from foveate.learn.btp.plot import draw
 from foveate.learn.btp.samples import Sample, Samples
 from foveate.learn.btp.sums import PassSums
 from foveate.learn.errors import CalibrationError
+from foveate.learn.plots import draw_calibration
 from foveate.learn.processes import Processes
 from foveate.measure import environment
 from foveate.measure.loading import LoadedModel
@@ -36,7 +37,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Settings:
+class CalibrationSettings:
     """How to calibrate.
 
     Parameters
@@ -87,7 +88,7 @@ class Settings:
 def calibrate_btp(
     loaded: LoadedModel,
     samples: Samples,
-    settings: Settings,
+    settings: CalibrationSettings,
     folder: Path,
     fresh: bool = False,
     progress: Progress | None = None,
@@ -194,7 +195,7 @@ class _Work:
         self,
         loaded: LoadedModel,
         samples: Sequence[Sample],
-        settings: Settings,
+        settings: CalibrationSettings,
         depth: int,
         state: PassSums,
         progress: Progress | None,
@@ -328,7 +329,7 @@ def write(folder: Path, pruner: BTP, result: dict[str, Any]) -> None:
 
     pruner.save_pretrained(folder)
     (folder / RESULT).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    draw(result, folder / PICTURE)
+    draw_calibration(result, folder / PICTURE)
 
 
 def _told(candidate: Candidate) -> dict[str, Any]:
@@ -349,7 +350,7 @@ def _line(text: str | None) -> str:
     return " ".join((text or "").partition("Parameters")[0].split())
 
 
-def _configuration(loaded: LoadedModel, samples: Samples, settings: Settings) -> dict[str, Any]:
+def _configuration(loaded: LoadedModel, samples: Samples, settings: CalibrationSettings) -> dict[str, Any]:
     """What the sums of a run must share."""
     return {
         "model": loaded.name,

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from foveate.learn.data.jsonl import from_jsonl
+from foveate.learn.data.readers import from_datasets, from_jsonl
 from foveate.learn.data.sample import Box, GroundedSample, GroundedSamples, split
 from foveate.learn.data.scenes import from_scenes
-from foveate.learn.data.tables import from_datasets
 
 SUITES: Mapping[str, Callable[..., GroundedSamples]] = {
     "scenes": from_scenes,

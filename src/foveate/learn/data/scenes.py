@@ -7,7 +7,7 @@ import itertools
 
 import numpy as np
 
-from foveate.learn.data.boxes import shares
+from foveate.learn.data.rows import shares
 from foveate.learn.data.sample import GroundedSample, GroundedSamples, Progress, fingerprint
 from foveate.learn.errors import TrainingDataError
 
@@ -38,8 +38,8 @@ def from_scenes(
     if number < 1 or per_scene < 1:
         raise TrainingDataError(f"at least one sample and one question a scene, got {number} and {per_scene}")
     from foveate import tiny
+    from foveate.tiny.questions import GROUNDED_STREAM, HARD_GROUNDED_STREAM
     from foveate.tiny.scenes import TRAINED
-    from foveate.tiny.training.heldout import GROUNDED_STREAM, HARD_GROUNDED_STREAM
 
     stream, tasks, style, ask = GROUNDED_STREAM, tiny.TASKS, TRAINED, tiny.ask
     if hard:

@@ -18,9 +18,8 @@ from foveate.engine.attention_rows import attention_rows, attention_tap
 from foveate.families import Parts, family_of
 from foveate.learn.btp.divergence import IGNORE
 from foveate.learn.data import Box, GroundedSample
-from foveate.learn.glimpse.localisation import kept_share, localisation_loss, recall
-from foveate.learn.glimpse.targets import shown_targets
-from foveate.learn.states import refuse_states
+from foveate.learn.errors import refuse_states
+from foveate.learn.glimpse.targets import kept_share, localisation_loss, recall, shown_targets
 from foveate.measure.loading import LoadedModel
 from foveate.pruners import GlimpsePrune, Pruner, VisualTokens
 from foveate.pruners.glimpseprune.modules import GlimpseConfig, GlimpseModules

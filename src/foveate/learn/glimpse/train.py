@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 from foveate.learn.data import GroundedSample, GroundedSamples
 from foveate.learn.errors import TrainingDataError, TrainingError
 from foveate.learn.glimpse.check import Check, check, told
-from foveate.learn.glimpse.plot import draw
 from foveate.learn.glimpse.step import GlimpseForTraining, Weighing, collate
+from foveate.learn.plots import draw_training
 from foveate.measure import environment
 from foveate.measure.loading import LoadedModel
 from foveate.pruners import GlimpsePrune
@@ -28,7 +28,7 @@ RESULT, PICTURE, CHECKPOINTS = "training.json", "training.png", "checkpoints"
 
 
 @dataclass(frozen=True)
-class Settings:
+class GlimpseSettings:
     """How to train; the defaults are the published ones (table 11 of the paper, one device instead of two).
 
     Attributes
@@ -101,7 +101,7 @@ def train_glimpse(
     loaded: LoadedModel,
     samples: GroundedSamples,
     held_out: Sequence[GroundedSample],
-    settings: Settings,
+    settings: GlimpseSettings,
     folder: Path,
     config: GlimpseConfig | None = None,
     resume: bool = False,
@@ -225,7 +225,7 @@ def train_glimpse(
         }
         pruner.save_pretrained(folder)
         (folder / RESULT).write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        draw(result, folder / PICTURE)
+        draw_training(result, folder / PICTURE)
     return result
 
 

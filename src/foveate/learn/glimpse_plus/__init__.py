@@ -1,1 +1,1 @@
-"""GlimpsePrune+."""
+"""GlimpsePrune+ (experimental): what is in here may still change."""

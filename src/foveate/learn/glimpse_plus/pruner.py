@@ -23,7 +23,7 @@ Size = tuple[int, int]
 
 
 @dataclass
-class Batch:
+class EvidenceBatch:
     """What the batch to come is about; the trainer writes it, the pruner reads it.
 
     Parameters
@@ -67,7 +67,7 @@ class GivenBoxes(Pruner):
     summary: ClassVar[str] = "the tokens under a sample's boxes; knows the truth"
     uses_grids: ClassVar[bool] = True
 
-    batch: Batch = field(default_factory=Batch, compare=False, repr=False)
+    batch: EvidenceBatch = field(default_factory=EvidenceBatch, compare=False, repr=False)
     otherwise: Pruner | None = None
     layer: int | None = None
     place: Callable[[tuple[Grid, ...], Size], tuple[Grid, ...]] | None = field(default=None, compare=False, repr=False)

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from foveate.measure.bench.tables import title
+from foveate.measure.bench.result import title
 from foveate.measure.loading import LoadError
 
 MARKS = "osD^vP*X<>"

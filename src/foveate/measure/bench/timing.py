@@ -174,7 +174,6 @@ class PrefillTime:
         return asdict(self)
 
 
-@torch.inference_mode()
 def time_prefill(model: Any, inputs: Mapping[str, Any], pruner: Any, runs: int = RUNS) -> PrefillTime:
     """Time the prefill of one batch dense and pruned, interleaved, in this process.
 
@@ -189,30 +188,14 @@ def time_prefill(model: Any, inputs: Mapping[str, Any], pruner: Any, runs: int =
     runs
         Pairs to time, after a warm-up.
     """
-    dense: list[float] = []
-    pruned: list[float] = []
-    selection: list[float] = []
+    dense, pruned, selection = Times(), Times(), []
     for turn in range(runs + WARM_UP):
         if turn % 2:  # neither is always the one that finds the caches warm
-            dense.append(_forward(model, inputs))
-        with pruner(model) as handle:
-            pruned.append(_forward(model, inputs))
-        selection.append(handle.report.selection_ms)
+            timed_run(model, inputs, None, 0, dense)
+        selection.append(timed_run(model, inputs, pruner, 0, pruned).report.selection_ms)
         if not turn % 2:
-            dense.append(_forward(model, inputs))
-    ratios = [after / before for before, after in zip(dense[WARM_UP:], pruned[WARM_UP:], strict=True)]
-    times = (1000 * statistics.median(dense[WARM_UP:]), 1000 * statistics.median(pruned[WARM_UP:]))
-    return PrefillTime(statistics.median(ratios), *times, statistics.median(selection[WARM_UP:]), runs)
-
-
-def _forward(model: Any, inputs: Mapping[str, Any]) -> float:
-    _wait(model.device)
-    start = time.perf_counter()
-    model(**inputs, use_cache=True, logits_to_keep=1)
-    _wait(model.device)
-    return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+            timed_run(model, inputs, None, 0, dense)
+    before, after = dense.prefill[WALL][WARM_UP:], pruned.prefill[WALL][WARM_UP:]
+    ratio = statistics.median(new / old for old, new in zip(before, after, strict=True))
+    times = (1000 * statistics.median(before), 1000 * statistics.median(after))
+    return PrefillTime(ratio, *times, statistics.median(selection[WARM_UP:]), runs)

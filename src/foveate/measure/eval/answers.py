@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from foveate.measure.eval.suites import Example
-from foveate.measure.grid import visual_positions
 from foveate.measure.loading import LoadedModel
+from foveate.measure.overlay import visual_positions
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Batch:
+class AnsweredBatch:
     """A batch that was answered.
 
     Parameters
@@ -64,7 +64,7 @@ def run_batch(
     images: list[list[Image.Image]],
     pruner: Any = None,
     max_new_tokens: int = 8,
-) -> Batch:
+) -> AnsweredBatch:
     """Return the greedy answers to a batch of questions.
 
     Parameters
@@ -83,10 +83,10 @@ def run_batch(
     inputs = loaded.inputs(questions, images)
     settings = {"max_new_tokens": max_new_tokens, "do_sample": False}
     if pruner is None:
-        return Batch(_decode(loaded, inputs, loaded.model.generate(**inputs, **settings)), inputs)
+        return AnsweredBatch(_decode(loaded, inputs, loaded.model.generate(**inputs, **settings)), inputs)
     with pruner(loaded.model) as pruned:
         tokens = loaded.model.generate(**inputs, **settings)
-    return Batch(_decode(loaded, inputs, tokens), inputs, pruned.report)
+    return AnsweredBatch(_decode(loaded, inputs, tokens), inputs, pruned.report)
 
 
 def answer_batch(

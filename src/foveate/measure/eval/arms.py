@@ -1,20 +1,77 @@
-"""What is compared: the dense model, the two baselines, and each method at each budget."""
+"""What is compared: the dense model, the two baselines, the oracle, and each method at each budget."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar
 
-from foveate.errors import BudgetError, UnknownMethodError
-from foveate.measure.eval.oracle import Evidence
-from foveate.pruners import Pruner
+import torch
+from torch import Tensor
+
+from foveate import select
+from foveate.errors import BudgetError, FoveateError, UnknownMethodError
+from foveate.measure.eval.suites import Example
+from foveate.pruners import Pruner, SingleStagePruner, VisualTokens
 from foveate.pruners.budget import check_keep
 from foveate.pruners.spec import MethodSpec, build, has_option, method_class
+
+
+class NoEvidenceError(FoveateError, ValueError):
+    """The oracle was asked for where nobody says which visual tokens an answer lies under."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence(SingleStagePruner):
+    """Keep the evidence first, then random tokens until the budget is spent.
+
+    What it loses against the dense model is what any method loses at that budget and stage, even with perfect choice.
+
+    Parameters
+    ----------
+    masks
+        (B, N) bool. The evidence of each sample of the batch to come; one image a sample.
+    seed
+        Seed of the random rest.
+    """
+
+    name: ClassVar[str] = "evidence"
+    paper: ClassVar[str] = "diagnostic"
+    summary: ClassVar[str] = "the tokens under the answer, then random ones; knows the truth"
+
+    masks: Tensor | None = field(default=None, compare=False, repr=False)
+    seed: int = 0
+
+    def choose(self, tokens: VisualTokens, k: Tensor) -> Tensor:
+        if self.masks is None or self.masks.shape != tokens.valid.shape:
+            given = None if self.masks is None else tuple(self.masks.shape)
+            raise NoEvidenceError(f"evidence for {given} (samples, tokens), the batch has {tuple(tokens.valid.shape)}")
+        generator = torch.Generator().manual_seed(self.seed)
+        draw = torch.rand(self.masks.shape, generator=generator)
+        return select.top_k((draw + self.masks).to(tokens.features.device), k, tokens.valid)
+
+
+def evidence_masks(examples: list[Example], visual_tokens: int) -> Tensor:
+    """Return the evidence of a batch, `(B, visual_tokens) bool`.
+
+    Raises
+    ------
+    NoEvidenceError
+        The suite names no evidence, or names it on another grid than the model's.
+    """
+    masks = torch.zeros(len(examples), visual_tokens, dtype=torch.bool)
+    for row, example in zip(masks, examples, strict=True):
+        if example.evidence is None or (example.evidence.numel() and int(example.evidence.max()) >= visual_tokens):
+            raise NoEvidenceError("the oracle needs the embedded scenes and a model with their grid of visual tokens")
+        row[example.evidence] = True
+    return masks
+
 
 DENSE, DOWNSAMPLE, RANDOM = "dense", "downsample", "random"
 
 
 @dataclass(frozen=True)
-class Arm:
+class EvalArm:
     """One line of the result.
 
     Parameters
@@ -96,7 +153,7 @@ def plan_arms(
     oracle: bool,
     config: Any = None,
     out_of_reach: list[str] | None = None,
-) -> list[Arm]:
+) -> list[EvalArm]:
     """Return the arms of an evaluation: dense first, the baselines always, then the methods.
 
     The baselines are a smaller image, and random tokens at each stage that a method cuts at.
@@ -133,13 +190,13 @@ def plan_arms(
     if oracle and Evidence.name not in [spec.name for spec in wanted]:
         wanted.append(_placed(MethodSpec(Evidence.name), layer))
     wanted = [*_baselines(wanted, layer, same_cost=config is not None), *wanted]
-    arms = [Arm(DENSE)] + [Arm(DOWNSAMPLE, keep) for keep in dict.fromkeys(keeps)]
+    arms = [EvalArm(DENSE)] + [EvalArm(DOWNSAMPLE, keep) for keep in dict.fromkeys(keeps)]
     for spec in {str(spec): spec for spec in wanted}.values():
         arms += _budgets(spec, keeps, config)
     return [arm for arm in arms if _makes_sense(arm, out_of_reach)]
 
 
-def _makes_sense(arm: Arm, out_of_reach: list[str] | None) -> bool:
+def _makes_sense(arm: EvalArm, out_of_reach: list[str] | None) -> bool:
     """A wrong option is said now, not after an hour; a mean share out of reach concerns this arm alone."""
     replace(arm, config=None).pruner()
     try:
@@ -182,12 +239,12 @@ def _placed(spec: MethodSpec, layer: int | None) -> MethodSpec:
     return MethodSpec(spec.name, {"layer": layer, **spec.options})
 
 
-def _budgets(spec: MethodSpec, keeps: Sequence[float | int], config: Any) -> list[Arm]:
+def _budgets(spec: MethodSpec, keeps: Sequence[float | int], config: Any) -> list[EvalArm]:
     written, method = str(spec), _class(spec)
     if method.finds_budget or method.brings_budget(spec.options):
-        return [Arm(written, 1.0, spec, own_budget=True)]
+        return [EvalArm(written, 1.0, spec, own_budget=True)]
     if "keep" in spec.options:
         raise UnknownMethodError(f"'{written}': budgets are given by --keep, for every method the same")
     if not has_option(method, "keep"):
-        return [Arm(written, 1.0, spec, own_budget=True)]
-    return [Arm(written, keep, spec, config=config) for keep in dict.fromkeys(keeps)]
+        return [EvalArm(written, 1.0, spec, own_budget=True)]
+    return [EvalArm(written, keep, spec, config=config) for keep in dict.fromkeys(keeps)]

@@ -1,27 +1,92 @@
-"""Accuracy kept: the dense model beside every method at every budget, on the same questions."""
+"""Accuracy kept: the dense model beside every method at every budget, on the same questions; it resumes."""
 
 import datetime
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from foveate.errors import FoveateError
 from foveate.measure import environment
 from foveate.measure.eval.answers import Answer, answer_batch
-from foveate.measure.eval.arms import Arm, plan_arms
-from foveate.measure.eval.journal import Journal
-from foveate.measure.eval.oracle import Evidence, evidence_masks
+from foveate.measure.eval.arms import EvalArm, Evidence, evidence_masks, plan_arms
 from foveate.measure.eval.suites import Example, is_correct, load_suite, suite_fingerprint
 from foveate.measure.eval.summary import summarise
 from foveate.measure.loading import LoadedModel
+from foveate.measure.resume import differences
 from foveate.pruners.spec import MethodSpec
+
+
+class JournalMismatch(FoveateError, ValueError):
+    """The folder holds answers of another configuration; mixing the two would make a result of neither."""
+
+
+class Journal:
+    """Answers on disk, by arm and question.
+
+    Parameters
+    ----------
+    path
+        A JSONL file: the configuration on the first line, then one line an answer.
+    configuration
+        What every answer in the file has in common. A file of another configuration is refused.
+    fresh
+        Throw away what is there.
+    """
+
+    def __init__(self, path: Path, configuration: dict[str, Any], fresh: bool = False) -> None:
+        self.path = path
+        self.rows: dict[tuple[str, int], dict[str, Any]] = {}
+        configuration = json.loads(json.dumps(configuration))
+        if path.exists() and not fresh:
+            self._read(configuration)
+        if not self.path.exists() or fresh or not self.path.stat().st_size:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"configuration": configuration}) + "\n", encoding="utf-8")
+
+    def _read(self, configuration: dict[str, Any]) -> None:
+        text = self.path.read_text(encoding="utf-8")
+        if not text.endswith("\n"):  # stopped in the middle of a line: that answer is asked again
+            text = text[: text.rfind("\n") + 1]
+            self.path.write_text(text, encoding="utf-8")
+        lines = text.splitlines()
+        if not lines:
+            return
+        try:
+            earlier = json.loads(lines[0])["configuration"]
+            rows = [json.loads(line) for line in lines[1:]]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise JournalMismatch(f"{self.path} is not a journal of foveate eval: give another --out") from error
+        was = differences(earlier, configuration)
+        if was:
+            raise JournalMismatch(
+                f"{self.path} was made with another configuration: {was}. Give another --out, or --fresh to start over"
+            )
+        self.rows = {(row["arm"], row["index"]): row for row in rows}
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Append finished answers; they are on disk when this returns."""
+        rows = list(rows)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self.rows.update({(row["arm"], row["index"]): row for row in rows})
+
+    def missing(self, arm: str, indices: Iterable[int]) -> bool:
+        """Say whether any of these questions has no answer of this arm yet."""
+        return any((arm, index) not in self.rows for index in indices)
+
+    def arm(self, arm: str, indices: Iterable[int]) -> list[dict[str, Any]]:
+        """Return an arm's answers in the order of `indices`."""
+        return [self.rows[arm, index] for index in indices]
+
 
 JOURNAL, RESULT, TABLES = "answers.jsonl", "result.json", "result.md"
 SEEDS_APART = 100_003  # so that two seeds of an evaluation share no seed of a batch
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvalSettings:
     """What is evaluated.
 
     Parameters
@@ -61,7 +126,7 @@ class Settings:
 
 def evaluate(
     loaded: LoadedModel,
-    settings: Settings,
+    settings: EvalSettings,
     folder: Path,
     fresh: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
@@ -124,7 +189,7 @@ def evaluate(
     }
 
 
-def _configuration(loaded: LoadedModel, settings: Settings, examples: list[Example]) -> dict[str, Any]:
+def _configuration(loaded: LoadedModel, settings: EvalSettings, examples: list[Example]) -> dict[str, Any]:
     """Return what answers must share to stand in one table; arms may be added, this may not change."""
     return {
         "model": loaded.name,
@@ -145,7 +210,9 @@ def _configuration(loaded: LoadedModel, settings: Settings, examples: list[Examp
     }
 
 
-def _answer(loaded: LoadedModel, settings: Settings, arm: Arm, batch: list[Example], seed: int) -> list[Answer]:
+def _answer(
+    loaded: LoadedModel, settings: EvalSettings, arm: EvalArm, batch: list[Example], seed: int
+) -> list[Answer]:
     masks = None
     if arm.spec is not None and arm.spec.name == Evidence.name:
         masks = evidence_masks(batch, _visual_tokens(loaded, batch))
@@ -153,13 +220,13 @@ def _answer(loaded: LoadedModel, settings: Settings, arm: Arm, batch: list[Examp
 
 
 def _visual_tokens(loaded: LoadedModel, batch: list[Example]) -> int:
-    from foveate.measure.grid import visual_positions
+    from foveate.measure.overlay import visual_positions
 
     ids = loaded.inputs([batch[0].question], [[batch[0].image]])["input_ids"]
     return visual_positions(loaded.model.config, ids[0]).numel()
 
 
-def _row(arm: Arm, example: Example, answer: Answer) -> dict[str, Any]:
+def _row(arm: EvalArm, example: Example, answer: Answer) -> dict[str, Any]:
     return {
         "arm": arm.label,
         "index": example.index,

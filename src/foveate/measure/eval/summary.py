@@ -1,10 +1,13 @@
-"""From answers to figures: accuracy, accuracy kept, and the budget that was really spent."""
+"""From answers to figures: accuracy, accuracy kept with a paired bootstrap, and the budget that was really spent."""
 
 from collections import Counter
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from foveate.measure.eval.arms import DOWNSAMPLE, RANDOM, Arm, stage
-from foveate.measure.eval.statistics import LEVEL, RESAMPLES, accuracy_gap, accuracy_kept
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from foveate.measure.eval.arms import DOWNSAMPLE, RANDOM, EvalArm, stage
 
 SHARES = ("mean_tokens_per_layer", "kv_share", "flops_share")
 Rows = list[dict[str, Any]]
@@ -14,7 +17,7 @@ DOWNSAMPLE_NOTE = (
 )
 
 
-def summarise(answered: list[tuple[Arm, Rows]], seed: int) -> dict[str, Any]:
+def summarise(answered: list[tuple[EvalArm, Rows]], seed: int) -> dict[str, Any]:
     """Return the summary of all arms, the dense one first.
 
     Parameters
@@ -35,12 +38,12 @@ def summarise(answered: list[tuple[Arm, Rows]], seed: int) -> dict[str, Any]:
     }
 
 
-def _place(arm: Arm) -> tuple[int | None, float]:
+def _place(arm: EvalArm) -> tuple[int | None, float]:
     """Stage and budget: what a fair comparison shares."""
     return (None if arm.spec is None else stage(arm.spec)), arm.keep
 
 
-def _arm(arm: Arm, rows: Rows, dense: Rows, random: Rows | None, tasks: list[str], seed: int) -> dict[str, Any]:
+def _arm(arm: EvalArm, rows: Rows, dense: Rows, random: Rows | None, tasks: list[str], seed: int) -> dict[str, Any]:
     skipped = Counter(row["skipped"] for row in rows if row["skipped"])
     return {
         "arm": arm.label,
@@ -57,7 +60,7 @@ def _arm(arm: Arm, rows: Rows, dense: Rows, random: Rows | None, tasks: list[str
     }
 
 
-def _measured(arm: Arm, rows: Rows, dense: Rows) -> dict[str, float | None]:
+def _measured(arm: EvalArm, rows: Rows, dense: Rows) -> dict[str, float | None]:
     share = _ratio(sum(row["kept"] for row in rows), sum(row["visual"] for row in dense))
     measured = {"visual_tokens": _mean([row["kept"] for row in rows]), "visual_tokens_share": share}
     measured |= {name: _mean([row[name] for row in rows]) for name in SHARES}
@@ -91,3 +94,92 @@ def _mean(values: list[float | None]) -> float | None:
 
 def _ratio(top: float, bottom: float) -> float:
     return top / bottom if bottom else 1.0
+
+
+LEVEL = 0.95
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and its bootstrap interval; `None` where the figure is undefined (a share of nothing)."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Return plain data for JSON."""
+        return asdict(self)
+
+
+def resample_counts(questions: int, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.int64]:
+    """Return how often each question is drawn in each bootstrap resample.
+
+    Parameters
+    ----------
+    questions
+        Number of questions `n`.
+    resamples
+        Number of resamples `R`.
+    seed
+        Seed of the resampling; the same seed gives the same resamples for every arm.
+
+    Returns
+    -------
+    ndarray of int, shape (R, n)
+        Each row sums to `n`.
+    """
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(questions, np.full(questions, 1.0 / questions), size=resamples)
+
+
+def _percentiles(draws: NDArray[np.float64]) -> tuple[float, float]:
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(draws, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def accuracy_kept(method: ArrayLike, dense: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Return the accuracy of an arm as a share of the dense model's, with its paired bootstrap interval.
+
+    Parameters
+    ----------
+    method, dense
+        (n,) of 0 and 1. Which questions each got right, in the same order.
+    resamples, seed
+        See `resample_counts`.
+    """
+    right, reference = _paired(method, dense)
+    if right.size == 0 or reference.sum() == 0:
+        return Interval(None, None, None)
+    counts = resample_counts(right.size, resamples, seed)
+    bottom = counts @ reference
+    top = (counts @ right)[bottom > 0]
+    low, high = _percentiles(top / bottom[bottom > 0])
+    return Interval(float(right.sum() / reference.sum()), low, high)
+
+
+def accuracy_gap(method: ArrayLike, other: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Return the accuracy of one arm minus another's, in shares of the questions, with its paired interval.
+
+    Parameters
+    ----------
+    method, other
+        (n,) of 0 and 1. Which questions each got right, in the same order.
+    resamples, seed
+        See `resample_counts`.
+    """
+    right, reference = _paired(method, other)
+    if right.size == 0:
+        return Interval(None, None, None)
+    gap = right - reference
+    low, high = _percentiles(resample_counts(gap.size, resamples, seed) @ gap / gap.size)
+    return Interval(float(gap.mean()), low, high)
+
+
+def _paired(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    left, right = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if left.shape != right.shape or left.ndim != 1:
+        raise ValueError(f"paired arms need the same questions, got shapes {left.shape} and {right.shape}")
+    return left, right

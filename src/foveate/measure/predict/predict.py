@@ -1,22 +1,115 @@
-"""What pruning would gain, from a model's config and a machine's rates, before anything is run."""
+"""What pruning would gain, from a model's config and a machine's rates, before anything is run (experimental)."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from foveate.engine.flops import prefill_flops
 from foveate.errors import BudgetError, UnsupportedModelError
-from foveate.measure.predict import selection as choosing
-from foveate.measure.predict.parts import Pricer
-from foveate.measure.predict.prediction import Prediction, Times
+from foveate.measure.predict import selection
+from foveate.measure.predict.prices import Pricer, overhead, peaks, per_layer
 from foveate.measure.predict.rates import Rates
-from foveate.measure.predict.stages import overhead, peaks, per_layer
-from foveate.measure.predict.synthetic import extra_tokens
+from foveate.measure.predict.selection import extra_tokens
 from foveate.pruners.base import Pruner
 
-__all__ = ["Prediction", "Times", "break_even", "predict"]
+
+@dataclass(frozen=True)
+class PrefillSeconds:
+    """Seconds of a prefill.
+
+    Parameters
+    ----------
+    vision
+        Of the vision encoder, as it was given.
+    before, behind
+        Of the decoder layers before the first stage and after it.
+    rest
+        Of embedding the prompt, of the next token's logits, and of reading the prompt for what may be pruned.
+    choosing, compaction
+        Of showing the method its tokens and its choice; of removing tokens, from the KV cache too.
+    """
+
+    vision: float
+    before: float
+    behind: float
+    rest: float
+    choosing: float = 0.0
+    compaction: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Seconds to the first token."""
+        return sum(dataclasses.astuple(self))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A setting's predicted cost beside the dense run's.
+
+    Parameters
+    ----------
+    visual, text, batch
+        Visual and text tokens of each prompt, and prompts.
+    stages
+        (layer, visual tokens left) of each stage.
+    tokens_per_layer
+        Visual tokens that enter each decoder layer.
+    dense, pruned
+        Seconds of the prefill.
+    flops_dense, flops_pruned
+        Of the decoder layers for one prompt, as the report has them.
+    kv_share
+        Visual tokens in the KV cache as a share of the dense run's, as the report has it.
+    kv_dense, kv_pruned
+        Bytes of the KV cache after the prefill, text too.
+    weights
+        Bytes of the language model's weights.
+    memory_dense, memory_pruned
+        Bytes at the peak of the prefill above the weights: KV cache, and what is alive in a layer.
+    skipped
+        Why nothing would be pruned.
+    """
+
+    visual: int
+    text: int
+    batch: int
+    stages: tuple[tuple[int, int], ...]
+    tokens_per_layer: tuple[int, ...]
+    dense: PrefillSeconds
+    pruned: PrefillSeconds
+    flops_dense: float
+    flops_pruned: float
+    kv_share: float
+    kv_dense: float
+    kv_pruned: float
+    weights: float
+    memory_dense: float
+    memory_pruned: float
+    skipped: str | None = None
+
+    @property
+    def speedup(self) -> float:
+        """Dense time to the first token over the pruned run's."""
+        return self.dense.total / self.pruned.total
+
+    @property
+    def implied(self) -> float:
+        """Speed-up of the prefill by FLOPs alone."""
+        return self.flops_dense / self.flops_pruned
+
+    @property
+    def memory_share(self) -> float:
+        """Peak memory above the weights as a share of the dense run's."""
+        return self.memory_pruned / self.memory_dense
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        ratios = {name: getattr(self, name) for name in ("speedup", "implied", "memory_share")}
+        return {**dataclasses.asdict(self), **ratios}
+
 
 MARGIN = 0.1  # how much faster a prediction must be to be believed; see benchmarks/results/predicted.md
 LIMIT = 8192
@@ -33,7 +126,7 @@ def predict(
     share: float | None = None,
     vision: float = 0.0,
 ) -> Prediction:
-    """Predict prefill, decode, memory and FLOPs of a setting beside the dense run.
+    """Predict prefill, KV cache, memory and FLOPs of a setting beside the dense run (experimental).
 
     Prompts are taken to be alike, with one image each, attention to be causal and of full length. The selection time
     is read in the rates; where it is not there, the method's `select` is timed on made-up tokens of that number.
@@ -74,7 +167,7 @@ def predict(
     if skipped:
         stages, left = (), []
     else:
-        left = choosing.kept(pruner, config, visual, text, share)
+        left = selection.kept(pruner, config, visual, text, share)
     rows = per_layer(visual, stages, left, depth)
     extra = [extra_tokens(pruner) if stages and layer < stages[-1] else 0 for layer in range(depth)]
     held = [
@@ -84,7 +177,7 @@ def predict(
     first = stages[0] if stages else depth
     seconds = [price.layer(text + rows[layer] + extra[layer]) for layer in range(depth)]
     plain = price.layer(text + visual)
-    dense = Times(vision, first * plain, (depth - first) * plain, price.ends(text + visual))
+    dense = PrefillSeconds(vision, first * plain, (depth - first) * plain, price.ends(text + visual))
     pruned = dataclasses.replace(dense, before=sum(seconds[:first]), behind=sum(seconds[first:]))
     if stages:
         pruned = dataclasses.replace(pruned, **overhead(price, pruner, visual, text, stages, left))
@@ -100,9 +193,6 @@ def predict(
         tokens_per_layer=tuple(rows),
         dense=dense,
         pruned=pruned,
-        decode_dense=depth * price.decode_layer(text + visual, False) + price.head(),
-        decode_pruned=sum(price.decode_layer(text + now, layer >= first) for layer, now in enumerate(held))
-        + price.head(),
         flops_dense=_flops(config, [text + visual] * depth),
         flops_pruned=_flops(config, [text + now for now in rows]),
         kv_share=sum(held) / (visual * depth) if visual else 1.0,
@@ -127,7 +217,7 @@ def break_even(
     margin: float = MARGIN,
     limit: int = LIMIT,
 ) -> int | None:
-    """Return the least number of visual tokens from which on pruning is predicted to be faster than dense.
+    """Return the least number of visual tokens from which pruning is predicted to be faster (experimental).
 
     Faster by more than `margin`, which stands for the error of the prediction. Put it into the pruner:
     `dataclasses.replace(pruner, min_visual=break_even(...))`.
@@ -156,9 +246,9 @@ def break_even(
     _check(limit=limit)
     pruner = dataclasses.replace(pruner, min_visual=0).resolved(config)
     config = text_config(config)
-    if choosing.key(pruner, config, batch) not in rates.choosing:
-        sizes = [size for size in choosing.SIZES if size <= limit] or [limit]
-        rates = choosing.measure_choosing(rates, pruner, config, batch, text, sizes)
+    if selection.key(pruner, config, batch) not in rates.choosing:
+        sizes = [size for size in selection.SIZES if size <= limit] or [limit]
+        rates = selection.measure_choosing(rates, pruner, config, batch, text, sizes)
 
     def faster(visual: int) -> bool:
         found = predict(config, pruner, visual, rates, text=text, batch=batch, share=share, vision=vision)

@@ -22,7 +22,7 @@ class RatesError(FoveateError, ValueError):
 
 
 @dataclass(frozen=True)
-class Curve:
+class RateCurve:
     """Measured points with straight lines between them, both axes logarithmic.
 
     Parameters
@@ -70,7 +70,7 @@ class Curve:
         return {"points": [list(point) for point in self.points], "grows": self.grows}
 
     @classmethod
-    def from_dict(cls, data: Any) -> Curve:
+    def from_dict(cls, data: Any) -> RateCurve:
         """Return the curve that `to_dict` gave.
 
         Raises
@@ -83,13 +83,11 @@ class Curve:
         return cls(tuple(map(tuple, data["points"])), bool(data.get("grows", False)))
 
 
-__all__ = ["Curve", "Rates", "RatesError", "Shape", "measure_rates"]
-
 CURVES = ("linear", "attention", "pointwise", "bandwidth")
 
 
 @dataclass(frozen=True)
-class Shape:
+class LayerSizes:
     """Sizes of one decoder layer.
 
     Parameters
@@ -122,7 +120,7 @@ class Shape:
         return 4 * self.hidden + self.width + self.query + self.key
 
     @classmethod
-    def of(cls, config: Any) -> Shape:
+    def of(cls, config: Any) -> LayerSizes:
         """Return the sizes in a text config."""
         heads = config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -143,7 +141,7 @@ class Rates:
     attention
         Tokens of a sample -> FLOP/s of causal attention, counted as a full map.
     pointwise
-        Tokens -> numbers a second (`Shape.pointwise`) of all the rest of a layer: norms, activation, rotation, sums.
+        Tokens -> numbers a second (`LayerSizes.pointwise`) of the rest of a layer: norms, activation, rotation, sums.
     bandwidth
         Bytes of a tensor -> bytes a second, read and written, of gathering its rows.
     overhead
@@ -163,13 +161,13 @@ class Rates:
 
     device: str
     dtype: str
-    linear: Curve
-    attention: Curve
-    pointwise: Curve
-    bandwidth: Curve
+    linear: RateCurve
+    attention: RateCurve
+    pointwise: RateCurve
+    bandwidth: RateCurve
     overhead: float
-    shape: Shape = field(default_factory=Shape)
-    choosing: dict[str, Curve] = field(default_factory=dict)
+    shape: LayerSizes = field(default_factory=LayerSizes)
+    choosing: dict[str, RateCurve] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -177,8 +175,8 @@ class Rates:
         if isinstance(self.overhead, bool) or not isinstance(self.overhead, (int, float)) or not self.overhead > 0:
             raise RatesError(f"overhead must be seconds above 0, got {self.overhead!r}")
         for name in CURVES:
-            if not isinstance(getattr(self, name), Curve):
-                raise RatesError(f"{name} must be a Curve, got {getattr(self, name)!r}")
+            if not isinstance(getattr(self, name), RateCurve):
+                raise RatesError(f"{name} must be a RateCurve, got {getattr(self, name)!r}")
         self.torch_dtype  # noqa: B018  says what is wrong with it
 
     @property
@@ -222,10 +220,10 @@ class Rates:
         known = {item.name for item in dataclasses.fields(cls)}
         if not isinstance(data, dict) or set(data) - known or {*CURVES, "device", "dtype", "overhead"} - set(data):
             raise RatesError(f"rates are an object with {', '.join(sorted(known))}")
-        made = {**data, **{name: Curve.from_dict(data[name]) for name in CURVES}}
+        made = {**data, **{name: RateCurve.from_dict(data[name]) for name in CURVES}}
         try:
-            made["shape"] = Shape(**data.get("shape", {}))
-            made["choosing"] = {name: Curve.from_dict(one) for name, one in data.get("choosing", {}).items()}
+            made["shape"] = LayerSizes(**data.get("shape", {}))
+            made["choosing"] = {name: RateCurve.from_dict(one) for name, one in data.get("choosing", {}).items()}
         except (TypeError, AttributeError) as error:
             raise RatesError(f"these rates are not complete: {error}") from None
         return cls(**made)
@@ -250,34 +248,3 @@ class Rates:
             if isinstance(error, RatesError):
                 raise RatesError(f"{path}: {error}") from None
             raise RatesError(f"{path} holds no rates: {error}") from None
-
-
-def measure_rates(
-    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, config: Any = None, seconds: float = 5.0
-) -> Rates:
-    """Measure the rates of a device and a type, for the decoder layers of a text config.
-
-    Parameters
-    ----------
-    device
-        Where.
-    dtype
-        Of weights and hidden states.
-    config
-        A text config, whose shapes are measured; None: `Shape()`.
-    seconds
-        About how long it may take; sizes that do not fit in are left out, and the largest that was measured stands
-        for those above it.
-    """
-    from foveate.measure.predict.timing import curves
-
-    device = torch.device(device)
-    shape = Shape() if config is None else Shape.of(config)
-    return Rates(
-        device=str(device),
-        dtype=str(dtype).removeprefix("torch."),
-        shape=shape,
-        machine=environment.machine(device),
-        versions=environment.versions(),
-        **curves(device, dtype, shape, seconds),
-    )

@@ -17,12 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from foveate.tiny.reading.decoder import run_layers
-from foveate.tiny.reading.lexicon import TOKENS
-from foveate.tiny.reading.packing import NO_TARGET, PREFIX, positions, single
+from foveate.tiny.reading.model import TOKENS
+from foveate.tiny.reading.packing import NO_TARGET, PREFIX, positions, run_layers, single
 from foveate.tiny.reading.pool import FRESH_STREAM
-from foveate.tiny.reading.questions import LONG_TASKS, SHORT_TASKS, TASKS, Question, ask_reading, cover
-from foveate.tiny.reading.scenes import Scene, make_reading_scene
+from foveate.tiny.reading.questions import LONG_TASKS, SHORT_TASKS, TASKS, ReadingQuestion, ask_reading, cover
+from foveate.tiny.reading.scenes import ReadingScene, make_reading_scene
 from foveate.tiny.reading.train import read_recipe, trained_model
 from foveate.tiny.training.run import Run
 from foveate.tiny.training.vision_stage import see, to_pixels
@@ -33,7 +32,7 @@ Select = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 questions (B,) to what is kept, bool (B, 256)."""
 
 
-def fresh(n: int, seed: int) -> Iterator[tuple[Scene, Question]]:
+def fresh(n: int, seed: int) -> Iterator[tuple[ReadingScene, ReadingQuestion]]:
     """`n` items of scenes that no training sees, the tasks in turn, every item with a scene of its own."""
     for index in range(n):
         rng = np.random.default_rng([FRESH_STREAM, seed, index])
@@ -46,7 +45,7 @@ def fresh(n: int, seed: int) -> Iterator[tuple[Scene, Question]]:
 
 
 @dataclass
-class Items:
+class ReadingItems:
     """Questions of one answer each: visual tokens (Q, 256, D), text (Q, T), place of the last prompt token (Q,)."""
 
     tokens: torch.Tensor
@@ -59,7 +58,9 @@ class Items:
 
 
 @torch.no_grad()
-def visual_tokens(model: torch.nn.Module, scenes: list[Scene], dtype: torch.dtype, keep: float = 1.0) -> torch.Tensor:
+def visual_tokens(
+    model: torch.nn.Module, scenes: list[ReadingScene], dtype: torch.dtype, keep: float = 1.0
+) -> torch.Tensor:
     """The model's visual tokens, (Q, 256, D); `keep` below 1 gives images with that share of the pixels."""
     from foveate.measure.eval.answers import downsample
 
@@ -74,7 +75,7 @@ def visual_tokens(model: torch.nn.Module, scenes: list[Scene], dtype: torch.dtyp
     return torch.cat(out)
 
 
-def make_items(tokens: torch.Tensor, questions: list[Question]) -> Items:
+def make_items(tokens: torch.Tensor, questions: list[ReadingQuestion]) -> ReadingItems:
     """Questions as tensors."""
     rows = single(questions)
     length = max(len(ids) for ids, _ in rows)
@@ -84,7 +85,7 @@ def make_items(tokens: torch.Tensor, questions: list[Question]) -> Items:
         targets[number, : len(wanted)] = torch.from_numpy(wanted)
     last = (targets != NO_TARGET).int().argmax(1)
     evidence = torch.from_numpy(np.stack([cover(q.boxes) >= 0.1 for q in questions]))
-    return Items(tokens, ids, targets, last, evidence, np.array([q.task for q in questions]))
+    return ReadingItems(tokens, ids, targets, last, evidence, np.array([q.task for q in questions]))
 
 
 def attention_of(
@@ -110,7 +111,7 @@ def attention_of(
 
 @torch.no_grad()
 def answer_right(
-    model: torch.nn.Module, items: Items, select: Select | None = None, layer: int = 0, batch: int = 32
+    model: torch.nn.Module, items: ReadingItems, select: Select | None = None, layer: int = 0, batch: int = 32
 ) -> np.ndarray:
     """Which questions are answered exactly, bool (Q,), if `select` drops visual tokens before `layer`."""
     right = []
@@ -146,7 +147,7 @@ def answer_right(
 
 
 @torch.no_grad()
-def hit_rates(model: torch.nn.Module, items: Items, batch: int = 32) -> dict[str, list[float]]:
+def hit_rates(model: torch.nn.Module, items: ReadingItems, batch: int = 32) -> dict[str, list[float]]:
     """By layer: mass of the last prompt token on the image, share of it on evidence, recall of evidence at 22 %."""
     layers = len(model.model.language_model.layers)
     mass, share, recall = (np.zeros(layers) for _ in range(3))
@@ -178,7 +179,7 @@ def hit_rates(model: torch.nn.Module, items: Items, batch: int = 32) -> dict[str
     return out
 
 
-def selections(items: Items, count: int, seed: int) -> dict[str, Select]:
+def selections(items: ReadingItems, count: int, seed: int) -> dict[str, Select]:
     """Keep `count` tokens by chance, by max-min diversity of the states, by attention in the layer before."""
     from foveate.select import max_min_diversity, top_k
 

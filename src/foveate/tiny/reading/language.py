@@ -18,20 +18,29 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from foveate.tiny.reading.decoder import logits_at, run_layers
-from foveate.tiny.reading.lexicon import TOKENS
-from foveate.tiny.reading.optimisers import optimisers
-from foveate.tiny.reading.packing import FEW_OBJECTS, LAYOUT, NO_TARGET, PREFIX, Packed, pack, positions
+from foveate.tiny.reading.model import TOKENS
+from foveate.tiny.reading.packing import (
+    FEW_OBJECTS,
+    LAYOUT,
+    NO_TARGET,
+    PREFIX,
+    PackedReading,
+    logits_at,
+    pack,
+    positions,
+    run_layers,
+)
 from foveate.tiny.reading.pool import ReadingPool
 from foveate.tiny.reading.questions import LONG_TASKS, SHORT_TASKS, TASKS, Step, cover
 from foveate.tiny.reading.recipe import ReadingRecipe
 from foveate.tiny.reading.vision import LABEL_IDS
+from foveate.tiny.training.optimisers import optimisers
 from foveate.tiny.training.run import Run
 from foveate.tiny.training.vision_stage import TEXTURE, see, to_pixels
 
 
 @dataclass(frozen=True)
-class Phase:
+class ReadingPhase:
     """A part of stage B: up to which step, how many objects a scene may have, how many visual tokens are shown."""
 
     until: int
@@ -39,9 +48,9 @@ class Phase:
     visual: int = TOKENS
 
 
-def phase_at(recipe: ReadingRecipe, step: int) -> Phase:
+def phase_at(recipe: ReadingRecipe, step: int) -> ReadingPhase:
     """The phase that a step belongs to; the last one has no end."""
-    phases = [Phase(*values) for values in recipe.phases]
+    phases = [ReadingPhase(*values) for values in recipe.phases]
     return next((phase for phase in phases if step < phase.until), phases[-1])
 
 
@@ -75,7 +84,7 @@ class Batches:
         signs = np.array([any(len(t.text) > 2 or t.arrow for t in objects) for objects in pool.objects])
         self.weight = np.where(signs, recipe.signs_weight, 1.0)
 
-    def __call__(self, step: int) -> tuple[np.ndarray, Packed]:
+    def __call__(self, step: int) -> tuple[np.ndarray, PackedReading]:
         """Scene numbers (B,) and packed questions of a step."""
         rng = np.random.default_rng([7, self.recipe.seed, step])
         phase = phase_at(self.recipe, step)
@@ -94,7 +103,9 @@ def gather(cache: torch.Tensor, chosen: np.ndarray, keep: np.ndarray) -> torch.T
     return rows.gather(1, torch.from_numpy(keep)[..., None].expand(-1, -1, rows.shape[2]))
 
 
-def answer_loss(model: nn.Module, hidden: torch.Tensor, packed: Packed) -> tuple[torch.Tensor, dict[str, float]]:
+def answer_loss(
+    model: nn.Module, hidden: torch.Tensor, packed: PackedReading
+) -> tuple[torch.Tensor, dict[str, float]]:
     """Weighted cross entropy of the answers, and the share of short and of long ones that are right, in per cent."""
     targets, weights = torch.from_numpy(packed.targets), torch.from_numpy(packed.weights())
     asked = targets != NO_TARGET
@@ -111,7 +122,7 @@ def answer_loss(model: nn.Module, hidden: torch.Tensor, packed: Packed) -> tuple
 
 
 def evidence_loss(
-    model: nn.Module, inputs: dict[int, torch.Tensor], where: torch.Tensor, packed: Packed
+    model: nn.Module, inputs: dict[int, torch.Tensor], where: torch.Tensor, packed: PackedReading
 ) -> torch.Tensor:
     """How little the rows that are about to speak look at the evidence of what they say: mean of -log(share).
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from foveate.tiny.reading.lexicon import GLYPHS, GRID, PATCH, SIZE, TOKENS
+from foveate.tiny.reading.model import GLYPHS, GRID, PATCH, SIZE, TOKENS
 from foveate.tiny.reading.questions import cover
-from foveate.tiny.reading.scenes import Scene, Thing, make_reading_scene
+from foveate.tiny.reading.scenes import ReadingScene, ReadingThing, make_reading_scene
 from foveate.tiny.training.pool import IGNORE
 from foveate.tiny.vocabulary import COLOURS, KINDS, SIZES
 
@@ -20,7 +20,7 @@ LABELS = ("kind", "colour", "size", "glyph", "place", "more", "centre")
 _COLOURS = tuple(COLOURS)
 
 
-def patch_labels(objects: list[Thing]) -> np.ndarray:
+def patch_labels(objects: list[ReadingThing]) -> np.ndarray:
     """What each patch shows.
 
     Returns
@@ -63,21 +63,21 @@ class ReadingPool:
 
     images: np.ndarray | None
     labels: np.ndarray
-    objects: list[list[Thing]]
+    objects: list[list[ReadingThing]]
 
     def __len__(self) -> int:
         return len(self.objects)
 
-    def scene(self, index: int) -> Scene:
+    def scene(self, index: int) -> ReadingScene:
         """The scene with this number; without its image where the pool has lost it."""
         image = np.zeros((SIZE, SIZE, 3), np.uint8) if self.images is None else self.images[index]
-        return Scene(image, self.objects[index])
+        return ReadingScene(image, self.objects[index])
 
 
 def read_pool(folder: Path) -> ReadingPool:
     """Open a rendered pool."""
     with open(folder / "objects.jsonl") as file:
-        objects = [[Thing(**{**o, "box": tuple(o["box"])}) for o in json.loads(line)] for line in file]
+        objects = [[ReadingThing(**{**o, "box": tuple(o["box"])}) for o in json.loads(line)] for line in file]
     images = folder / "images.npy"
     return ReadingPool(
         np.load(images, mmap_mode="r") if images.is_file() else None, np.load(folder / "labels.npy"), objects
@@ -87,7 +87,7 @@ def read_pool(folder: Path) -> ReadingPool:
 def render_pool(folder: Path, count: int, seed: int, stream: int = TRAINING_STREAM) -> ReadingPool:
     """Render `count` scenes into `folder`, or open them where they are there already.
 
-    Scene `i` depends on the stream, the seed and on `i` alone.
+    ReadingScene `i` depends on the stream, the seed and on `i` alone.
     """
     what = {"count": count, "seed": seed, "stream": stream}
     done = folder / "pool.json"

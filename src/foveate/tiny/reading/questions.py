@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from foveate.tiny.questions import alone, direction, overlap, pick
-from foveate.tiny.reading.lexicon import GRID, ROWS, SIZE, pieces
-from foveate.tiny.reading.scenes import Box, Scene, Thing, follow
+from foveate.tiny.reading.model import GRID, ROWS, SIZE, pieces
+from foveate.tiny.reading.scenes import Box, ReadingScene, ReadingThing, follow
 from foveate.tiny.vocabulary import COLOURS, KINDS, PLURALS
 
 SHORT_TASKS = ("colour", "shape", "size", "read", "find", "relation", "exist", "count", "position")
@@ -36,7 +36,7 @@ class Step:
 
 
 @dataclass
-class Question:
+class ReadingQuestion:
     """One question about one scene.
 
     `boxes` (x0, y0, x1, y1 in pixels) hold all that the answer needs. Where the answer says that something is
@@ -56,63 +56,63 @@ def article(word: str) -> str:
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
-def _listed(task: str, text: str, parts: list[str], boxes: list[list[Box]], joint: str = ", ") -> Question:
+def _listed(task: str, text: str, parts: list[str], boxes: list[list[Box]], joint: str = ", ") -> ReadingQuestion:
     """A question whose answer is a list, with one step for each part; a separator belongs to the part before it."""
     steps, first = [], 0
     for number, (_part, own) in enumerate(zip(parts, boxes, strict=True)):
         last = len(pieces(joint.join(parts[: number + 1]) + (joint if number + 1 < len(parts) else "")))
         steps.append(Step(first, last, own))
         first = last
-    return Question(task, text, joint.join(parts), list(dict.fromkeys(b for own in boxes for b in own)), steps)
+    return ReadingQuestion(task, text, joint.join(parts), list(dict.fromkeys(b for own in boxes for b in own)), steps)
 
 
-def _pairs(scene: Scene) -> list[Thing]:
+def _pairs(scene: ReadingScene) -> list[ReadingThing]:
     """Things that colour and kind name without doubt."""
     return alone(scene.objects, lambda t: (t.colour, t.kind))
 
 
-def _ordered(things: Iterable[Thing]) -> list[Thing] | None:
+def _ordered(things: Iterable[ReadingThing]) -> list[ReadingThing] | None:
     """From left to right; None where two are as good as one above the other."""
     out = sorted(things, key=lambda t: t.centre[0])
     clear = all(b.centre[0] - a.centre[0] >= _MARGIN for a, b in itertools.pairwise(out))
     return out if clear else None
 
 
-def _place(thing: Thing) -> str | None:
+def _place(thing: ReadingThing) -> str | None:
     x, y = thing.centre
     if min(abs(x - SIZE / 2), abs(y - SIZE / 2)) <= _MARGIN:
         return None
     return f"{'top' if y < SIZE / 2 else 'bottom'} {'left' if x < SIZE / 2 else 'right'}"
 
 
-def _colour(rng: np.random.Generator, scene: Scene) -> Question | None:
+def _colour(rng: np.random.Generator, scene: ReadingScene) -> ReadingQuestion | None:
     named = [(t, t.kind) for t in alone(scene.objects, lambda t: t.kind) if t.size]
     named += [(t, f"{t.size} {t.kind}") for t in alone(scene.objects, lambda t: (t.kind, t.size)) if t.size]
     if not named:
         return None
     thing, name = pick(rng, named)
-    return Question("colour", f"what colour is the {name}?", thing.colour, [thing.box])
+    return ReadingQuestion("colour", f"what colour is the {name}?", thing.colour, [thing.box])
 
 
-def _shape(rng: np.random.Generator, scene: Scene) -> Question | None:
+def _shape(rng: np.random.Generator, scene: ReadingScene) -> ReadingQuestion | None:
     named = [(t, t.colour) for t in alone(scene.objects, lambda t: t.colour) if t.size]
     named += [(t, f"{t.size} {t.colour}") for t in alone(scene.objects, lambda t: (t.colour, t.size)) if t.size]
     if not named:
         return None
     thing, name = pick(rng, named)
-    return Question("shape", f"what shape is the {name} object?", thing.kind, [thing.box])
+    return ReadingQuestion("shape", f"what shape is the {name} object?", thing.kind, [thing.box])
 
 
-def _size(rng: np.random.Generator, scene: Scene) -> Question | None:
+def _size(rng: np.random.Generator, scene: ReadingScene) -> ReadingQuestion | None:
     options = [t for t in _pairs(scene) if t.size]
     if not options:
         return None
     size = pick(rng, sorted({t.size for t in options}))  # every answer about equally often
     thing = pick(rng, [t for t in options if t.size == size])
-    return Question("size", f"what size is the {thing.colour} {thing.kind}?", thing.size, [thing.box])
+    return ReadingQuestion("size", f"what size is the {thing.colour} {thing.kind}?", thing.size, [thing.box])
 
 
-def _signs(scene: Scene, form: str) -> list[Thing]:
+def _signs(scene: ReadingScene, form: str) -> list[ReadingThing]:
     """Signs that their colour names: with a `short` or a `long` number, or a `word`."""
     fits = {
         "short": lambda text: text.isdigit() and len(text) < 3,
@@ -122,42 +122,42 @@ def _signs(scene: Scene, form: str) -> list[Thing]:
     return [t for t in _pairs(scene) if t.text and fits(t.text)]
 
 
-def _read(rng: np.random.Generator, scene: Scene) -> Question | None:
+def _read(rng: np.random.Generator, scene: ReadingScene) -> ReadingQuestion | None:
     signs = _signs(scene, "short")
     if not signs:
         return None
     sign = pick(rng, signs)
-    return Question("read", f"what does the {sign.colour} sign say?", " ".join(sign.text), [sign.box])
+    return ReadingQuestion("read", f"what does the {sign.colour} sign say?", " ".join(sign.text), [sign.box])
 
 
-def _find(rng: np.random.Generator, scene: Scene) -> Question | None:
+def _find(rng: np.random.Generator, scene: ReadingScene) -> ReadingQuestion | None:
     signs = list(alone((t for t in scene.objects if t.text), lambda t: t.text))
     signs = [t for t in signs if t.text.isdigit() and len(t.text) < 4]
     if not signs:
         return None
     sign = pick(rng, signs)
-    return Question("find", f"what colour is the sign with {sign.text}?", sign.colour, [sign.box])
+    return ReadingQuestion("find", f"what colour is the sign with {sign.text}?", sign.colour, [sign.box])
 
 
-def _relation(rng: np.random.Generator, scene: Scene) -> Question | None:
+def _relation(rng: np.random.Generator, scene: ReadingScene) -> ReadingQuestion | None:
     options = _pairs(scene)
     for _ in range(8 if len(options) > 1 else 0):
         first, second = (options[i] for i in rng.choice(len(options), 2, replace=False))
         answer = direction(first, second)
         if answer is not None:
             text = f"where is the {first.colour} {first.kind} from the {second.colour} {second.kind}?"
-            return Question("relation", text, answer, [first.box, second.box])
+            return ReadingQuestion("relation", text, answer, [first.box, second.box])
     return None
 
 
-def _exist(rng: np.random.Generator, scene: Scene) -> Question | None:
+def _exist(rng: np.random.Generator, scene: ReadingScene) -> ReadingQuestion | None:
     present = sorted({(t.colour, t.kind) for t in scene.objects})
     if not present:
         return None
     if rng.random() < 0.5:
         colour, kind = pick(rng, present)
         boxes = [t.box for t in scene.objects if (t.colour, t.kind) == (colour, kind)]
-        return Question("exist", f"is there {article(colour)} {kind}?", "yes", boxes)
+        return ReadingQuestion("exist", f"is there {article(colour)} {kind}?", "yes", boxes)
     # Hard negatives: the colour is there and the kind is there, but not in one object.
     crossed = [(c, k) for c in sorted({c for c, _ in present}) for k in sorted({k for _, k in present})]
     absent = [pair for pair in crossed if pair not in present]
@@ -165,34 +165,34 @@ def _exist(rng: np.random.Generator, scene: Scene) -> Question | None:
         absent = [(c, k) for c in COLOURS for k in KINDS if (c, k) not in present]
     colour, kind = pick(rng, absent)
     boxes = [t.box for t in scene.objects if t.colour == colour or t.kind == kind]
-    return Question("exist", f"is there {article(colour)} {kind}?", "no", boxes)
+    return ReadingQuestion("exist", f"is there {article(colour)} {kind}?", "no", boxes)
 
 
-def _count(rng: np.random.Generator, scene: Scene) -> Question | None:
+def _count(rng: np.random.Generator, scene: ReadingScene) -> ReadingQuestion | None:
     groups = [(PLURALS[k], [t for t in scene.objects if t.kind == k]) for k in KINDS]
     groups += [(f"{c} objects", [t for t in scene.objects if t.colour == c]) for c in COLOURS]
     groups = [(name, members) for name, members in groups if len(members) <= 9]
     count = pick(rng, sorted({len(members) for _, members in groups}))  # small counts must not dominate
     name, members = pick(rng, [group for group in groups if len(group[1]) == count])
-    return Question("count", f"how many {name} are there?", str(count), [t.box for t in members])
+    return ReadingQuestion("count", f"how many {name} are there?", str(count), [t.box for t in members])
 
 
-def _position(rng: np.random.Generator, scene: Scene) -> Question | None:
+def _position(rng: np.random.Generator, scene: ReadingScene) -> ReadingQuestion | None:
     options = [(t, _place(t)) for t in _pairs(scene)]
     options = [(t, place) for t, place in options if place]
     if not options:
         return None
     thing, place = pick(rng, options)
-    return Question("position", f"where is the {thing.colour} {thing.kind}?", place, [thing.box])
+    return ReadingQuestion("position", f"where is the {thing.colour} {thing.kind}?", place, [thing.box])
 
 
-def _characters(task: str, text: str, sign: Thing) -> Question:
+def _characters(task: str, text: str, sign: ReadingThing) -> ReadingQuestion:
     boxes = [sign.glyph_box(i) for i in range(len(sign.text))]
     steps = [Step(i, i + 1, [box]) for i, box in enumerate(boxes)]
-    return Question(task, text, " ".join(sign.text), [sign.box], steps)
+    return ReadingQuestion(task, text, " ".join(sign.text), [sign.box], steps)
 
 
-def _number(rng: np.random.Generator, scene: Scene) -> Question | None:
+def _number(rng: np.random.Generator, scene: ReadingScene) -> ReadingQuestion | None:
     signs = _signs(scene, "long")
     if not signs:
         return None
@@ -200,7 +200,7 @@ def _number(rng: np.random.Generator, scene: Scene) -> Question | None:
     return _characters("number", f"read the number on the {sign.colour} sign digit by digit.", sign)
 
 
-def _spell(rng: np.random.Generator, scene: Scene) -> Question | None:
+def _spell(rng: np.random.Generator, scene: ReadingScene) -> ReadingQuestion | None:
     signs = _signs(scene, "word")
     if not signs:
         return None
@@ -209,10 +209,13 @@ def _spell(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 
 def _groups(
-    scene: Scene, key: Callable[[Thing], Hashable], most: int, things: Callable[[Thing], bool] = lambda t: True
-) -> list[tuple[Hashable, list[Thing]]]:
+    scene: ReadingScene,
+    key: Callable[[ReadingThing], Hashable],
+    most: int,
+    things: Callable[[ReadingThing], bool] = lambda t: True,
+) -> list[tuple[Hashable, list[ReadingThing]]]:
     """Groups of 2 to `most` things from left to right that share `key`."""
-    groups: dict[Hashable, list[Thing]] = {}
+    groups: dict[Hashable, list[ReadingThing]] = {}
     for thing in scene.objects:
         if things(thing):
             groups.setdefault(key(thing), []).append(thing)
@@ -220,13 +223,13 @@ def _groups(
     return [(name, group) for name, group in ordered if group]
 
 
-def _in_rows(scene: Scene) -> list[tuple[str, list[Thing]]]:
+def _in_rows(scene: ReadingScene) -> list[tuple[str, list[ReadingThing]]]:
     rows = [(f"in the {row} row", [t for t in scene.objects if t.row == row]) for row in ROWS]
     ordered = [(name, _ordered(group)) for name, group in rows if 2 <= len(group) <= 5]
     return [(name, group) for name, group in ordered if group]
 
 
-def _colours(rng: np.random.Generator, scene: Scene) -> Question | None:
+def _colours(rng: np.random.Generator, scene: ReadingScene) -> ReadingQuestion | None:
     options = [(f"of the {PLURALS[str(kind)]}", group) for kind, group in _groups(scene, lambda t: t.kind, 5)]
     options += _in_rows(scene)
     if not options:
@@ -236,7 +239,7 @@ def _colours(rng: np.random.Generator, scene: Scene) -> Question | None:
     return _listed("colours", text, [t.colour for t in group], [[t.box] for t in group])
 
 
-def _shapes(rng: np.random.Generator, scene: Scene) -> Question | None:
+def _shapes(rng: np.random.Generator, scene: ReadingScene) -> ReadingQuestion | None:
     options = [(f"of the {colour} objects", group) for colour, group in _groups(scene, lambda t: t.colour, 5)]
     options += _in_rows(scene)
     if not options:
@@ -246,7 +249,7 @@ def _shapes(rng: np.random.Generator, scene: Scene) -> Question | None:
     return _listed("shapes", text, [t.kind for t in group], [[t.box] for t in group])
 
 
-def _each(rng: np.random.Generator, scene: Scene) -> Question | None:
+def _each(rng: np.random.Generator, scene: ReadingScene) -> ReadingQuestion | None:
     options = [
         (kind, group)
         for kind, group in _groups(scene, lambda t: t.kind, 4)
@@ -259,7 +262,7 @@ def _each(rng: np.random.Generator, scene: Scene) -> Question | None:
     return _listed("each", f"where is each {kind}?", parts, [[t.box] for t in group])
 
 
-def _row(rng: np.random.Generator, scene: Scene) -> Question | None:
+def _row(rng: np.random.Generator, scene: ReadingScene) -> ReadingQuestion | None:
     options = _in_rows(scene)
     if not options:
         return None
@@ -271,7 +274,7 @@ def _row(rng: np.random.Generator, scene: Scene) -> Question | None:
     return out
 
 
-def _compare(rng: np.random.Generator, scene: Scene) -> Question | None:
+def _compare(rng: np.random.Generator, scene: ReadingScene) -> ReadingQuestion | None:
     options = [t for t in _pairs(scene) if t.size]
     sizes = ("small", "medium", "large")
     for _ in range(8 if len(options) > 1 else 0):
@@ -285,11 +288,11 @@ def _compare(rng: np.random.Generator, scene: Scene) -> Question | None:
         text = f"compare the {first.colour} {first.kind} with the {second.colour} {second.kind}."
         both, length = [first.box, second.box], len(size.split())
         steps = [Step(0, length + 1, both), Step(length + 1, length + 3, both), Step(length + 3, length + 5, both)]
-        return Question("compare", text, f"{size}, {height} and further {side}", both, steps)
+        return ReadingQuestion("compare", text, f"{size}, {height} and further {side}", both, steps)
     return None
 
 
-def _follow(rng: np.random.Generator, scene: Scene) -> Question | None:
+def _follow(rng: np.random.Generator, scene: ReadingScene) -> ReadingQuestion | None:
     starts = [t for t in alone((t for t in scene.objects if t.text), lambda t: t.colour) if t.arrow]
     walks = []
     for start in starts:
@@ -305,7 +308,7 @@ def _follow(rng: np.random.Generator, scene: Scene) -> Question | None:
     return _listed("follow", text, [t.colour for t in walk[1:]], boxes, ", then ")
 
 
-_MAKERS: dict[str, Callable[[np.random.Generator, Scene], Question | None]] = {
+_MAKERS: dict[str, Callable[[np.random.Generator, ReadingScene], ReadingQuestion | None]] = {
     "colour": _colour,
     "shape": _shape,
     "size": _size,
@@ -326,7 +329,7 @@ _MAKERS: dict[str, Callable[[np.random.Generator, Scene], Question | None]] = {
 }
 
 
-def ask_reading(rng: np.random.Generator, scene: Scene, task: str) -> Question | None:
+def ask_reading(rng: np.random.Generator, scene: ReadingScene, task: str) -> ReadingQuestion | None:
     """Make a question of a task about a scene; None where the scene does not allow one without doubt.
 
     Parameters

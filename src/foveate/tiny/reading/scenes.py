@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from foveate.tiny.reading.lexicon import ARROWS, CONSONANTS, PATCH, ROWS, SIZE, VOWELS
+from foveate.tiny.reading.model import ARROWS, CONSONANTS, PATCH, ROWS, SIZE, VOWELS
 from foveate.tiny.scenes import _PALETTE, _paint_shape, _some, _touch
 from foveate.tiny.textures import background
 from foveate.tiny.vocabulary import COLOURS, SHAPES
@@ -30,7 +30,7 @@ Box = tuple[int, int, int, int]
 
 
 @dataclass
-class Thing:
+class ReadingThing:
     """One object; `size` is empty for signs, `text` (1-6 digits, or 3-6 letters) and `arrow` for shapes.
 
     `row` is "top", "middle" or "bottom" where the scene has rows.
@@ -62,12 +62,12 @@ class Thing:
 
 
 @dataclass
-class Scene:
+class ReadingScene:
     """A picture and what is in it."""
 
     image: np.ndarray
     """uint8 (256, 256, 3)."""
-    objects: list[Thing]
+    objects: list[ReadingThing]
 
     def pil(self) -> Image.Image:
         """The picture as a Pillow image."""
@@ -91,7 +91,7 @@ def _glyph(name: str) -> np.ndarray:
     return np.asarray(image.resize((width, _GLYPH_HEIGHT), Image.Resampling.BOX), dtype=np.float32)[..., None] / 255
 
 
-def _paint_sign(rng: np.random.Generator, region: np.ndarray, thing: Thing, fill: np.ndarray) -> None:
+def _paint_sign(rng: np.random.Generator, region: np.ndarray, thing: ReadingThing, fill: np.ndarray) -> None:
     """Paint a plate with its characters into `region`."""
     ink = np.float32(16 if thing.colour in ("yellow", "cyan", "white", "orange") else 248)
     region[:] = ink
@@ -127,9 +127,9 @@ class _Painter:
     def __init__(self, rng: np.random.Generator, clutter: tuple[int, int], hidden: float):
         self.rng, self.hidden = rng, hidden
         self.image = background(rng, SIZE, _PALETTE, clutter)
-        self.objects: list[Thing] = []
+        self.objects: list[ReadingThing] = []
 
-    def put(self, thing: Thing) -> bool:
+    def put(self, thing: ReadingThing) -> bool:
         """Paint a thing unless it would touch another."""
         if any(_touch(thing.box, other.box) for other in self.objects):
             return False
@@ -143,13 +143,13 @@ class _Painter:
         self.objects.append(thing)
         return True
 
-    def finish(self) -> Scene:
+    def finish(self) -> ReadingScene:
         """Light and grain over everything."""
         rng = self.rng
         ramp = np.linspace(-1, 1, SIZE, dtype=np.float32)
         light = rng.uniform(0.82, 1.08) + rng.uniform(-0.14, 0.14) * ramp[:, None] + rng.uniform(-0.14, 0.14) * ramp
         grain = rng.integers(-6, 7, (SIZE, SIZE, 1), dtype=np.int8) if rng.random() < 0.5 else 0
-        return Scene(np.clip(self.image * light[..., None] + grain, 0, 255).astype(np.uint8), self.objects)
+        return ReadingScene(np.clip(self.image * light[..., None] + grain, 0, 255).astype(np.uint8), self.objects)
 
 
 def _side(rng: np.random.Generator, chances: tuple[float, float, float]) -> tuple[str, int]:
@@ -178,12 +178,12 @@ def _scattered(rng: np.random.Generator, paint: _Painter, most: int) -> None:
         if rng.random() < sign_share:
             text = random_text(rng, _form(rng))
             column, row = int(rng.integers(0, 17 - len(text))), int(rng.integers(0, 16))
-            paint.put(Thing("sign", colour, "", text, _sign_box(rng, len(text), column, row)))
+            paint.put(ReadingThing("sign", colour, "", text, _sign_box(rng, len(text), column, row)))
         else:
             size, side = _side(rng, chances)
             x, y = (int(v) for v in rng.integers(1, SIZE - side - 1, 2))
             kind = shapes[rng.integers(len(shapes))]
-            paint.put(Thing(kind, colour, size, "", (x, y, x + side, y + side)))
+            paint.put(ReadingThing(kind, colour, size, "", (x, y, x + side, y + side)))
 
 
 def _rows(rng: np.random.Generator, paint: _Painter, most: int) -> None:
@@ -217,7 +217,7 @@ def _rows(rng: np.random.Generator, paint: _Painter, most: int) -> None:
             else:
                 left, top = round(x + 3), round(middle - width / 2 + rng.uniform(-5, 5))
                 box = (left, top, left + width, top + width)
-            paint.put(Thing(kind, colour, size, text, box, row=name))
+            paint.put(ReadingThing(kind, colour, size, text, box, row=name))
             x += wide + gap
 
 
@@ -245,7 +245,9 @@ def _trail(rng: np.random.Generator, paint: _Painter, most: int) -> None:
         text = random_text(rng, "short")
         column = _CELL * cell[1] + int(rng.integers(0, 3 - len(text)))
         row = _CELL * cell[0] + int(rng.integers(1, 3))
-        paint.put(Thing("sign", colour, "", text, _sign_box(rng, len(text) + 1, column, row), arrow=taken[cell]))
+        paint.put(
+            ReadingThing("sign", colour, "", text, _sign_box(rng, len(text) + 1, column, row), arrow=taken[cell])
+        )
     for _ in range(int(rng.integers(0, 6)) if most > count else 0):
         cell = (int(rng.integers(cells)), int(rng.integers(cells)))
         size, side = _side(rng, (0.4, 0.35, 0.25))
@@ -253,7 +255,7 @@ def _trail(rng: np.random.Generator, paint: _Painter, most: int) -> None:
             continue
         x, y = (PATCH * _CELL * c + int(rng.integers(1, PATCH * _CELL - side)) for c in (cell[1], cell[0]))
         colour, kind = _NAMES[rng.integers(len(_NAMES))], SHAPES[rng.integers(len(SHAPES))]
-        paint.put(Thing(kind, colour, size, "", (x, y, x + side, y + side)))
+        paint.put(ReadingThing(kind, colour, size, "", (x, y, x + side, y + side)))
 
 
 def _step(cell: tuple[int, int], arrow: str) -> tuple[int, int]:
@@ -274,7 +276,7 @@ def make_reading_scene(
     most: int = 14,
     clutter: tuple[int, int] = (4, 18),
     hidden: float = 0.2,
-) -> Scene:
+) -> ReadingScene:
     """Render one scene.
 
     Parameters
@@ -299,13 +301,13 @@ def make_reading_scene(
     return paint.finish()
 
 
-def follow(objects: list[Thing], sign: Thing) -> Thing | None:
+def follow(objects: list[ReadingThing], sign: ReadingThing) -> ReadingThing | None:
     """The sign that a sign's arrow leads to: the nearest with an arrow about that way; None where there is none."""
     if not sign.arrow:
         return None
     down, right = _STEPS[sign.arrow]
     x, y = sign.glyph_box(len(sign.text))[:2]
-    best: tuple[float, Thing] | None = None
+    best: tuple[float, ReadingThing] | None = None
     for other in objects:
         if other is sign or not other.arrow:
             continue

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from foveate.tiny.reading.language import cache_tokens, train_language
-from foveate.tiny.reading.lexicon import processor
+from foveate.tiny.reading.model import processor
 from foveate.tiny.reading.pool import POOL_CHECK_STREAM, render_pool
 from foveate.tiny.reading.recipe import ReadingRecipe
 from foveate.tiny.reading.vision import train_vision

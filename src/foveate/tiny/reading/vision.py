@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from foveate.tiny.reading.lexicon import GLYPHS, GRID, PLACES, WORD_ID
-from foveate.tiny.reading.model import build
-from foveate.tiny.reading.optimisers import optimisers, set_rate
+from foveate.tiny.reading.model import GLYPHS, GRID, PLACES, WORD_ID, build
 from foveate.tiny.reading.pool import LABELS, ReadingPool
+from foveate.tiny.training.optimisers import optimisers, set_rate
 from foveate.tiny.training.pool import IGNORE
 from foveate.tiny.training.run import Run
 from foveate.tiny.training.vision_stage import (
@@ -39,7 +38,7 @@ LABEL_IDS = tuple(torch.tensor([WORD_ID[word] for word in group]) for group in _
 _WEIGHTS = {"kind": 1.0, "colour": 1.0, "size": 1.0, "glyph": 2.0, "place": 1.0, "more": 0.5}
 
 
-class PatchHeads(nn.Module):
+class ReadingPatchHeads(nn.Module):
     """What stage A asks of the visual tokens."""
 
     def __init__(
@@ -124,7 +123,7 @@ def batch_of(pool: ReadingPool, chosen: np.ndarray) -> tuple[torch.Tensor, torch
 
 
 @torch.no_grad()
-def check_vision(model: nn.Module, heads: PatchHeads, pool: ReadingPool, scenes: int = 128) -> dict[str, float]:
+def check_vision(model: nn.Module, heads: ReadingPatchHeads, pool: ReadingPool, scenes: int = 128) -> dict[str, float]:
     """The figures of stage A on held-out scenes."""
     totals: dict[str, list[float]] = {}
     words = model.model.language_model.embed_tokens.weight
@@ -144,7 +143,7 @@ def train_vision(run: Run, pool: ReadingPool, held_out: ReadingPool) -> nn.Modul
     basis = principal_patches(np.asarray(pool.images[: min(400, len(pool))]))
     model = build(recipe)
     start_tower(model, *basis[1:], grid=GRID)
-    heads = PatchHeads(recipe.hidden, recipe.vision_hidden, *basis)
+    heads = ReadingPatchHeads(recipe.hidden, recipe.vision_hidden, *basis)
     tower = [
         *model.model.vision_tower.named_parameters(),
         *model.model.multi_modal_projector.named_parameters("projector"),

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from foveate.tiny.questions import SINGLE_EVIDENCE, TASKS, overlap
-from foveate.tiny.training.heldout import held_out
+from foveate.tiny.questions import SINGLE_EVIDENCE, TASKS, held_out, overlap
 from foveate.tiny.training.language_stage import decoder_layer, layer_weights
 from foveate.tiny.training.packing import PREFIX, TOKENS, masks
 from foveate.tiny.vocabulary import ASSISTANT, EOS, NEWLINE, WORD_ID, question_ids

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from foveate.tiny.questions import overlap
+from foveate.tiny.questions import HELD_OUT_STREAM, TRAINING_STREAM, overlap
 from foveate.tiny.scenes import SIZE, Scene, Thing, make_scene
-from foveate.tiny.training.heldout import HELD_OUT_STREAM, TRAINING_STREAM
 from foveate.tiny.vocabulary import COLOURS, KINDS, SIZES
 
 LABELS = ("kind", "colour", "size", "digit", "next_digit", "centre")

@@ -1,11 +1,15 @@
-"""The price of each part of a forward pass, by the rates of a machine."""
+"""The price of each part of a forward pass by a machine's rates, and what a method's stages add and save."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foveate.measure.predict.rates import Rates, Shape
+from foveate.measure.predict import selection
+from foveate.measure.predict.rates import LayerSizes, Rates
+from foveate.measure.predict.selection import MadeUpPrompt, extra_tokens, rows_wanted
+from foveate.pruners.base import Pruner
 
 # In operations that have nothing to do. Counted on tiny models of real classes, the Python between them with it:
 LAYER = 75  # a decoder layer of transformers
@@ -13,8 +17,6 @@ PROMPT = 100  # reading a prompt: where its images are
 SHOW = 60  # gathering what a method is shown
 CUT = 120  # removing tokens, and picking positions and masks for the next layers
 ROWS = 20  # reading attention rows
-STEP = 6  # a pruned layer while decoding
-KV_PASSES = 3  # a decode step joins the new token to the KV cache (a read, a write) and attends to it (a read)
 EMBED_PASSES = 4  # over the hidden states of a prompt: words, image features put between them, the last norm
 # Numbers alive at once: hidden states with residual and norm, and gate, up and their product in the MLP; beside these
 # the embeddings of the whole prompt.
@@ -40,9 +42,9 @@ class Pricer:
     batch: int
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> LayerSizes:
         """Sizes of a decoder layer."""
-        return Shape.of(self.config)
+        return LayerSizes.of(self.config)
 
     @property
     def layer_weights(self) -> int:
@@ -75,14 +77,6 @@ class Pricer:
         """Seconds of the next token's logits."""
         vocabulary = getattr(self.config, "vocab_size", None) or 0
         return 2 * self.batch * self.shape.hidden * vocabulary / self.rates.linear.at(self.batch)
-
-    def decode_layer(self, held: float, pruned: bool) -> float:
-        """Seconds of a decoder layer for one more token a prompt, `held` tokens being in its KV cache."""
-        rates = self.rates
-        linear = 2 * self.batch * self.layer_weights / rates.linear.at(self.batch)
-        cache = KV_PASSES * self.batch * held * self.kv_bytes / self.stream
-        point = self.batch * self.shape.pointwise / rates.pointwise.at(self.batch)
-        return self._with_dispatch(linear + cache + point, LAYER + (STEP if pruned else 0))
 
     @property
     def kv_bytes(self) -> int:
@@ -130,3 +124,57 @@ class Pricer:
         """On a CPU Python and kernels take turns; an accelerator computes while the next launches are on their way."""
         waiting = self.dispatch(operations)
         return seconds + waiting if self.rates.device.startswith("cpu") else max(seconds, waiting)
+
+
+def per_layer(visual: int, stages: Sequence[int], left: Sequence[int], depth: int) -> list[int]:
+    """Return the visual tokens that enter each of `depth` layers, of `visual` and what each stage leaves."""
+    cuts, now, rows = dict(zip(stages, left, strict=True)), visual, []
+    for layer in range(depth):
+        now = cuts.get(layer, now)
+        rows.append(now)
+    return rows
+
+
+def overhead(
+    price: Pricer, pruner: Pruner, visual: int, text: int, stages: Sequence[int], left: Sequence[int]
+) -> dict[str, float]:
+    """Seconds of what pruning adds; the pruner is one that was worked out for the model."""
+    rates = price.rates
+    name = selection.key(pruner, price.config, price.batch)
+    if name not in rates.choosing:
+        rates = selection.measure_choosing(rates, pruner, price.config, price.batch, text, [visual])
+    chose, cut, now = rates.choosing[name].at(visual), 0.0, visual
+    extra = extra_tokens(pruner)
+    for layer, behind in zip(stages, left, strict=True):
+        if not now:
+            break
+        asked = rows_wanted(pruner, layer, MadeUpPrompt(now, text))
+        chose += price.show(text + now + extra, now, asked)
+        if behind < now or extra:
+            cut += price.cut(text + behind)
+        now = behind
+    if pruner.compact_cache:
+        cut += price.compact(text + now, stages[-1])
+    return {"choosing": chose, "compaction": cut, "rest": price.ends(text + visual) + price.dispatch(PROMPT)}
+
+
+def peaks(
+    price: Pricer,
+    rows: Sequence[int],
+    extra: Sequence[int],
+    visual: int,
+    text: int,
+    stages: Sequence[int],
+    compact: bool,
+) -> list[float]:
+    """Bytes alive in each layer, weights apart: the KV cache so far and what the layer works on."""
+    found, cache = [], 0.0
+    for layer, now in enumerate(rows):
+        if layer in stages:  # hidden states as they come, as the method is shown them in float32, and as they leave
+            whole = text + (rows[layer - 1] if layer else visual)
+            found.append(cache + price.batch * whole * price.shape.hidden * (2 * price.rates.itemsize + 8))
+            if compact:
+                cache = layer * price.batch * (text + now) * price.kv_bytes
+        cache += price.batch * (text + now + extra[layer]) * price.kv_bytes
+        found.append(cache + price.alive(text + now + extra[layer], text + visual))
+    return found

@@ -1,4 +1,4 @@
-"""The calibration as a figure."""
+"""Figures of a calibration and of a training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 
-def draw(result: dict[str, Any], picture: Path) -> bool:
+def draw_calibration(result: dict[str, Any], picture: Path) -> bool:
     """Draw the curve with the stages, and the scan of the drop; without matplotlib nothing is drawn, and False given.
 
     Parameters
@@ -60,5 +60,43 @@ def draw(result: dict[str, Any], picture: Path) -> bool:
     changed.set(ylabel="% of answer tokens changed", ylim=(0, None))
     changed.yaxis.label.set_color("tab:orange")
     lower.legend(fontsize=8)
+    figure.savefig(picture, dpi=110)
+    return True
+
+
+def draw_training(result: dict[str, Any], picture: Path) -> bool:
+    """Draw losses and held-out figures over the updates; without matplotlib nothing is drawn, and False given.
+
+    Parameters
+    ----------
+    result
+        As in training.json.
+    picture
+        PNG.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    for name, title in (("answer_loss", "answer"), ("dice", "Dice"), ("bce", "BCE")):
+        points = [(row["step"], row[name]) for row in result["history"] if name in row]
+        if points:
+            upper.plot(*zip(*points, strict=True), label=title)
+    upper.set(ylabel="loss", ylim=(0, None), title="training")
+    if upper.lines:
+        upper.legend()
+    checks = result["checks"]
+    for name, title in (("recall", "evidence tokens kept"), ("accuracy", "accuracy"), ("kept", "visual tokens kept")):
+        if checks:
+            known = [row for row in checks if row[name] is not None]
+            lower.plot([row["step"] for row in known], [100 * row[name] for row in known], marker=".", label=title)
+    cap = result["configuration"]["max_keep"]
+    lower.set(
+        xlabel="updates", ylabel="%", ylim=(0, 103), title="held out" + (f", at most {cap:.1%} kept" if cap else "")
+    )
+    if lower.lines:
+        lower.legend()
     figure.savefig(picture, dpi=110)
     return True

@@ -1,4 +1,4 @@
-"""Muon for the matrices inside layers, Adam for the rest; rates by step."""
+"""Muon for the matrices inside layers, Adam for the rest, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ from collections.abc import Iterable
 
 import torch
 
-from foveate.tiny.training.optim import set_rate
-
-__all__ = ["optimisers", "set_rate"]
-
 
 def optimisers(
     named: Iterable[tuple[str, torch.nn.Parameter]], muon: float, adam: float, decay: float = 0.02
 ) -> list[torch.optim.Optimizer]:
-    """`torch.optim.Muon` on the matrices inside layers and projector, Adam on embeddings, norms, biases, heads.
+    """Muon on the matrices inside layers and projector, Adam on embeddings, norms, biases and heads.
 
     Parameters
     ----------
     named
+        What is trained.
     muon, adam
         Peak rates.
     decay
@@ -31,8 +28,20 @@ def optimisers(
             (matrices if hidden else rest).append(param)
     out: list[torch.optim.Optimizer] = [torch.optim.Adam(rest, lr=adam, betas=(0.9, 0.99))]
     if matrices:
+        # Of torch from 2.9 on. Its Newton-Schulz steps are in bfloat16: about 50 times as slow on a CPU without
+        # instructions for that type.
         out.append(torch.optim.Muon(matrices, lr=muon, weight_decay=decay))
     for optimiser in out:
         for group in optimiser.param_groups:
             group["peak"] = group["lr"]
     return out
+
+
+def set_rate(optimisers: list[torch.optim.Optimizer], step: int, steps: int, decay: float) -> float:
+    """Warm up for 60 steps, stay, fall linearly to 1 % over the last share `decay`; return the factor used."""
+    left = (steps - step) / max(1, steps)
+    factor = min(1.0, (step + 1) / 60) * min(1.0, max(0.01, left / decay))
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = group["peak"] * factor
+    return factor

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foveate.measure.predict.rates import Curve, Shape
+from foveate.measure import environment
+from foveate.measure.bench.timing import synchronize
+from foveate.measure.predict.rates import LayerSizes, RateCurve, Rates
 
 TOKENS = (1, 8, 64, 256, 1024, 4096)
 BYTES = (2**16, 2**20, 2**24, 2**27)
@@ -23,7 +25,36 @@ PASSES = 2
 ENOUGH = 2e10  # operations of a run on a CPU
 
 
-def curves(device: torch.device, dtype: torch.dtype, shape: Shape, seconds: float) -> dict[str, Any]:
+def measure_rates(
+    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, config: Any = None, seconds: float = 5.0
+) -> Rates:
+    """Measure the rates of a device and a type, for the decoder layers of a text config.
+
+    Parameters
+    ----------
+    device
+        Where.
+    dtype
+        Of weights and hidden states.
+    config
+        A text config, whose shapes are measured; None: `LayerSizes()`.
+    seconds
+        About how long it may take; sizes that do not fit in are left out, and the largest that was measured stands
+        for those above it.
+    """
+    device = torch.device(device)
+    shape = LayerSizes() if config is None else LayerSizes.of(config)
+    return Rates(
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        shape=shape,
+        machine=environment.machine(device),
+        versions=environment.versions(),
+        **curves(device, dtype, shape, seconds),
+    )
+
+
+def curves(device: torch.device, dtype: torch.dtype, shape: LayerSizes, seconds: float) -> dict[str, Any]:
     """Return the measured fields of `Rates`."""
     with torch.inference_mode():
         return {
@@ -48,15 +79,15 @@ def clock(run: Callable[[], Any], device: torch.device, seconds: float) -> float
         About how long to go on.
     """
     now = _now(device)
-    _wait(device)
+    synchronize(device)
     begin = now()
     run()
-    _wait(device)
+    synchronize(device)
     first = now() - begin
     if first > seconds or device.type != "cpu":  # something may have been made ready: a kernel, a table
         begin = now()
         run()
-        _wait(device)
+        synchronize(device)
         first = min(first, now() - begin)
         if first > seconds:
             return first
@@ -68,7 +99,7 @@ def clock(run: Callable[[], Any], device: torch.device, seconds: float) -> float
         start = now()
         for _ in range(together):
             run()
-        _wait(device)
+        synchronize(device)
         found.append((now() - start) / together)
     found.sort()
     return found[len(found) // 4]
@@ -76,7 +107,7 @@ def clock(run: Callable[[], Any], device: torch.device, seconds: float) -> float
 
 def _curve(
     sizes: Iterable[int], at: Callable[[int], tuple[Callable[[], Any], float]], device: torch.device, seconds: float
-) -> Curve:
+) -> RateCurve:
     """Rates of `at(size) -> (run, what a run does)`, as far as the seconds go: the best of two passes."""
     sizes = tuple(sizes)
     best: dict[int, float] = {}
@@ -90,10 +121,10 @@ def _curve(
                 break
             taken = clock(run, device, left / (len(sizes) - number) / 2)
             best[size] = max(best.get(size, 0.0), work / taken)
-    return Curve(tuple(sorted(best.items())))
+    return RateCurve(tuple(sorted(best.items())))
 
 
-def _linear(device: torch.device, dtype: torch.dtype, shape: Shape) -> Callable:
+def _linear(device: torch.device, dtype: torch.dtype, shape: LayerSizes) -> Callable:
     sides = [
         (shape.hidden, shape.query),
         (shape.hidden, shape.width),
@@ -123,7 +154,7 @@ def _linear(device: torch.device, dtype: torch.dtype, shape: Shape) -> Callable:
     return at
 
 
-def _attention(device: torch.device, dtype: torch.dtype, shape: Shape) -> Callable:
+def _attention(device: torch.device, dtype: torch.dtype, shape: LayerSizes) -> Callable:
     def at(tokens: int) -> tuple[Callable[[], Any], float]:
         # as a model has them: heads are a view of the projections
         query, key, value = (
@@ -140,7 +171,7 @@ def _attention(device: torch.device, dtype: torch.dtype, shape: Shape) -> Callab
     return at
 
 
-def _pointwise(device: torch.device, dtype: torch.dtype, shape: Shape) -> Callable:
+def _pointwise(device: torch.device, dtype: torch.dtype, shape: LayerSizes) -> Callable:
     def at(tokens: int) -> tuple[Callable[[], Any], float]:
         hidden = torch.randn(1, tokens, shape.hidden, device=device, dtype=dtype)
         gate = torch.randn(1, tokens, shape.width, device=device, dtype=dtype)
@@ -166,7 +197,7 @@ def _pointwise(device: torch.device, dtype: torch.dtype, shape: Shape) -> Callab
     return at
 
 
-def _gather(device: torch.device, dtype: torch.dtype, shape: Shape) -> Callable:
+def _gather(device: torch.device, dtype: torch.dtype, shape: LayerSizes) -> Callable:
     def at(size: int) -> tuple[Callable[[], Any], float]:
         rows = max(1, size // (shape.hidden * dtype.itemsize))
         source = torch.zeros(1, rows, shape.hidden, device=device, dtype=dtype)
@@ -219,8 +250,3 @@ class _Norm(nn.Module):
 def _now(device: torch.device) -> Callable[[], float]:
     """A clock; with one thread CPU time is what it took, whatever else the machine was doing."""
     return time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
