@@ -7,7 +7,7 @@ from foveate.measure.eval import evaluate as module
 from foveate.measure.eval.arms import NoEvidenceError
 from foveate.measure.eval.evaluate import JOURNAL, EvalSettings, JournalMismatch, evaluate
 from foveate.measure.eval.suites import UnknownSuiteError, is_correct, load_suite
-from foveate.measure.tables import NOT_PRUNED, OFF_BUDGET, markdown, result_notes, result_tables
+from foveate.measure.eval.tables import NOT_PRUNED, OFF_BUDGET, markdown, result_notes, result_tables
 from foveate.pruners.spec import parse_methods
 
 pytestmark = pytest.mark.usefixtures("words_suite")

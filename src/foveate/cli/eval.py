@@ -57,8 +57,8 @@ def eval_(
 ) -> None:
     """Compare methods and budgets with the dense model, beside random tokens and a smaller image."""
     from foveate.measure.eval.evaluate import RESULT, TABLES, EvalSettings, evaluate
+    from foveate.measure.eval.tables import NOT_PRUNED, OFF_BUDGET, OUT_OF_REACH, markdown, result_notes, result_tables
     from foveate.measure.loading import load_model
-    from foveate.measure.tables import NOT_PRUNED, OFF_BUDGET, OUT_OF_REACH, markdown, result_notes, result_tables
     from foveate.pruners.budget import parse_keeps
     from foveate.pruners.spec import parse_methods
 
