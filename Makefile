@@ -12,6 +12,7 @@ style: ## format, lint, type-check
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 test: ## FAST=1 leaves out the slow tests
 	$(BIN)/pytest $(if $(FAST),-m "not slow",)

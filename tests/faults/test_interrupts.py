@@ -84,14 +84,14 @@ PRUNERS = {
 def test_in_a_forward_pass(name, training):
     model, batch, pruner = build("llava"), inputs("llava", "one image"), PRUNERS[name]
     expected = answer(model, batch)  # transformers registers hooks of its own in the first one
-    before = traces(model)
     if training:
         model.train()
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    before = traces(model)
     try:
         with attach(model, pruner), Interrupt(0) as whole:
             model(**batch)
-        for at in points(whole.lines):
+        for at in points(whole.lines, 20 if training else 60):
             with contextlib.suppress(KeyboardInterrupt):
                 handle = attach(model, pruner)
                 try:
