@@ -101,8 +101,8 @@ def test_a_method(tree):
     assert found.startswith(str(tree))
     assert found.count("Norm(compact_cache=False, min_visual=0, keep=0.22, layer=2, per='prompt', power=2.0)") == 2
     files = ("tests/laws/test_laws.py", "tests/pruners/test_options.py", "tests/test_docs.py", "tests/test_import.py")
-    laws = "norm and (llava-sdpa or qwen2_5_vl-eager or gemma3-sdpa or test_options)"
-    assert passed(tree, files, f"({laws}) or {PAGES} or public_name or is_public or registry") > 100
+    laws = "norm and (llava-sdpa or qwen2_5_vl-eager or test_options)"
+    assert passed(tree, files, f"({laws}) or {PAGES} or public_name or is_public or registry") > 80
     assert "| `norm` | the largest hidden states |" in (tree / "README.md").read_text(encoding="utf-8")
 
 
