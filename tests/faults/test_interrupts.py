@@ -73,27 +73,27 @@ def answer(model, batch):
 
 
 PRUNERS = {
-    "attention": FastV(layer=3, keep=0.3),
-    "tokens": METHODS["glimpseprune two tokens"],
-    "vision": Look(attended=(1,)),
+    "attention": lambda: FastV(layer=3, keep=0.3),
+    "tokens": lambda: METHODS["glimpseprune two tokens"],
+    "vision": lambda: Look(attended=(1,)),  # it keeps all that it sees
 }
 
 
 @pytest.mark.parametrize("name", list(PRUNERS))
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "checkpointing"])
 def test_in_a_forward_pass(name, training):
-    model, batch, pruner = build("llava"), inputs("llava", "one image"), PRUNERS[name]
+    model, batch, make = build("llava"), inputs("llava", "one image"), PRUNERS[name]
     expected = answer(model, batch)  # transformers registers hooks of its own in the first one
     if training:
         model.train()
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     before = traces(model)
     try:
-        with attach(model, pruner), Interrupt(0) as whole:
+        with attach(model, make()), Interrupt(0) as whole:
             model(**batch)
         for at in points(whole.lines, 20 if training else 60):
             with contextlib.suppress(KeyboardInterrupt):
-                handle = attach(model, pruner)
+                handle = attach(model, make())
                 try:
                     with Interrupt(at):
                         model(**batch)
@@ -110,19 +110,19 @@ def test_in_a_forward_pass(name, training):
 
 @pytest.mark.parametrize("name", ["attention", "vision"])
 def test_while_attaching_or_detaching(name):
-    model, batch, pruner = build("llava"), inputs("llava", "one image"), PRUNERS[name]
+    model, batch, make = build("llava"), inputs("llava", "one image"), PRUNERS[name]
     expected = answer(model, batch)
     before = traces(model)
     with Interrupt(0) as whole:
-        attach(model, pruner).detach()
-    for at in points(whole.lines):
+        attach(model, make()).detach()
+    for at in points(whole.lines, 30):
         with contextlib.suppress(KeyboardInterrupt), Interrupt(at):
-            attach(model, pruner).detach()
+            attach(model, make()).detach()
         foveate.detach(model)
         assert traces(model) == before, at
         assert AttentionInterface.get_interface is ORIGINAL, at
     assert torch.equal(answer(model, batch), expected)
-    with attach(model, pruner):  # and it can be used again
+    with attach(model, make()):  # and it can be used again
         answer(model, batch)
 
 
