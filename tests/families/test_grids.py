@@ -67,7 +67,7 @@ def by_hand(seen):
             for row in range(grid.height):
                 places += [(image, number, row, column) for column in range(grid.width)]
                 places += [(image, -1, -1, -1)] * grid.row_ends
-            places += [(image, -1, -1, -1)] * grid.behind
+            places += [(image, -1, -1, -1)] * grid.after
             number += 1
     return places
 
@@ -191,7 +191,7 @@ def test_runs():
 
 
 def test_lengths():
-    grid = Grid(3, 4, row_ends=1, behind=2)
+    grid = Grid(3, 4, row_ends=1, after=2)
     assert (grid.cells, grid.length) == (12, 17)
     assert Grid.square(16) == Grid(4, 4)
     assert Grid.square(17) == Grid(1, 17, known=False)

@@ -77,7 +77,7 @@ def test_llava_onevision(onevision):
     tokens = grids_of("llava_onevision", onevision([*images, several], text))
     assert [row[0] for row in tokens.grids[:5]] == [SIDE] * 5
     assert [row[1] for row in tokens.grids[:5]] == [Grid(*size, row_ends=1) for size in ALONE.values()]
-    assert tokens.grids[5] == (Grid(4, 4, behind=1),) * 3
+    assert tokens.grids[5] == (Grid(4, 4, after=1),) * 3
     assert tokens.image[5].unique().tolist() == [0, 1, 2]
 
 
@@ -184,7 +184,7 @@ def test_videos(family):
     )
     tokens = grids_of(family, {"input_ids": ids, "attention_mask": torch.ones_like(ids), **films})
     ends = 1 if family == "llava_onevision" else 0
-    assert tokens.grids == ((Grid(2, 2), Grid(2, 2), Grid(2, 2, behind=ends)),) * 2
+    assert tokens.grids == ((Grid(2, 2), Grid(2, 2), Grid(2, 2, after=ends)),) * 2
     assert tokens.image.unique().tolist() == [0]
 
 

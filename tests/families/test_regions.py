@@ -83,7 +83,7 @@ def test_llava_sees_the_middle_or_the_padded_whole(size, options):
 def test_llava_onevision_pads_one_of_several(size):
     processor = transformers.LlavaOnevisionImageProcessorPil(**PLAIN, size={"height": 64, "width": 64})
     pixels = processor([[ramp(*size), ramp(8, 8)]], return_tensors="np")["pixel_values"][0][0]
-    (grid,) = FAMILIES["llava_onevision"].place((Grid(8, 8, behind=1),), size, settings(processor))
+    (grid,) = FAMILIES["llava_onevision"].place((Grid(8, 8, after=1),), size, settings(processor))
     x1, y1, x2, y2 = grid.region
     there = pixels[2] > 0.75  # blue: no padding
     assert [there.any(0).mean(), there.any(1).mean()] == pytest.approx([1 / (x2 - x1), 1 / (y2 - y1)], abs=0.04)

@@ -163,7 +163,7 @@ def rows_of_an_image_are_one(monkeypatch):
 def nothing_stands_behind_an_image(monkeypatch):
     """The newline behind an image that shares its prompt is not counted."""
     monkeypatch.setattr(
-        llava_onevision, "Grid", lambda *size, row_ends=0, behind=0, **options: Grid(*size, row_ends=row_ends)
+        llava_onevision, "Grid", lambda *size, row_ends=0, after=0, **options: Grid(*size, row_ends=row_ends)
     )
 
 

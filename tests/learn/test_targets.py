@@ -38,7 +38,7 @@ def boxes(draw):
 @given(st.lists(boxes(), max_size=3), side, side, st.integers(0, 1), st.integers(0, 2))
 def test_a_cell_is_a_target_exactly_if_a_box_touches_it(found, height, width, row_ends, behind):
     """Cell by cell: a cell from a to b is touched where the box starts before b and does not end before a."""
-    grid = Grid(height, width, row_ends=row_ends, behind=behind)
+    grid = Grid(height, width, row_ends=row_ends, after=behind)
     expected = []
     for row in range(height):
         for column in range(width):

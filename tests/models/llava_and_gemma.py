@@ -175,7 +175,7 @@ def more_picture(family: str, number: int, generator: Generator, several: bool) 
     alone = base.picture("llava_next", number, generator)
     if family == "llava_next_video" or not several:
         return alone
-    return Picture([IMAGE] * 17, alone.pixels[:1], (Grid(4, 4, behind=1),), alone.size)
+    return Picture([IMAGE] * 17, alone.pixels[:1], (Grid(4, 4, after=1),), alone.size)
 
 
 def more_film(family: str, generator: Generator) -> Picture:
@@ -183,7 +183,7 @@ def more_film(family: str, generator: Generator) -> Picture:
     frames = torch.randn(1, 2, 3, 32, 32, generator=generator)
     if family == "llava_next_video":
         return Picture([VIDEO] * 8, frames, (Grid(2, 2), Grid(2, 2)), video=True)
-    return Picture([VIDEO] * 9, frames, (Grid(2, 2), Grid(2, 2, behind=1)), video=True)
+    return Picture([VIDEO] * 9, frames, (Grid(2, 2), Grid(2, 2, after=1)), video=True)
 
 
 def more_inputs(family: str, samples: Sequence[Sequence[Picture]]) -> dict[str, Tensor]:

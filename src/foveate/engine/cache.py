@@ -99,7 +99,7 @@ def compact(cache: Cache, groups: list[int], survivors: Tensor, lengths: list[in
     groups
         For each layer to cut, a number that tells which of them hold the same positions.
     survivors
-        (B, positions) bool, over the whole conversation and the method's own tokens behind it.
+        (B, positions) bool, over the whole conversation and the method's own tokens after it.
     lengths
         How many survivors each sample has in a layer that holds all positions; None: the device is asked.
     """

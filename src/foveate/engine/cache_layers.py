@@ -12,7 +12,7 @@ from foveate.errors import UnsupportedCacheError
 
 
 class PrunedLayer(DynamicLayer):
-    """`DynamicLayer` whose `slots` (B, n) long tell the dense position of each key, -1 for padding."""
+    """`DynamicLayer` whose `slots` (B, n) long give the position of each key, -1 for padding."""
 
     keys: Tensor
     values: Tensor
@@ -164,7 +164,7 @@ STEP = 64  # buffers grow in steps, so that prompts that keep nearly as many tok
 
 
 class PrunedStaticLayer(StaticLayer):
-    """`StaticLayer` that holds fewer tokens than it reports; `slots` (B, size) tell whose they are, -1 for nobody's.
+    """`StaticLayer` that holds fewer tokens than it reports; `slots` (B, size) give positions, -1 for free.
 
     `cumulative_length` counts the slots in use, `dense_cumulative` the tokens of the dense run.
     """
@@ -212,7 +212,7 @@ class PrunedStaticLayer(StaticLayer):
     # -- a prompt
 
     def joined(self, rows: Tensor, dense: int) -> Tensor:
-        """Slots with `rows` (B, n) behind those in use, and as many free ones as the rest of the answer can need."""
+        """Slots with `rows` (B, n) after those in use, and as many free ones as the rest of the answer can need."""
         used = int(self.cumulative_length)
         size = self.slots.shape[1]
         if not used:

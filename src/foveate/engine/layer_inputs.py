@@ -189,7 +189,7 @@ def pick_state_inputs(
     Raises
     ------
     UnsupportedCacheError
-        Where padding would come behind a state that is not zero: samples that kept different numbers of tokens, in a
+        Where padding would come after a state that is not zero: samples that kept different numbers of tokens, in a
         later turn.
     UnsupportedModelError
         Where the mask is none of (B, L).

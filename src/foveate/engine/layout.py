@@ -90,7 +90,7 @@ def _places(images: Sequence[Image]) -> Tensor:
             column = torch.arange(grid.width + grid.row_ends).expand(grid.height, -1)
             place = torch.stack([torch.full_like(row, number), row, column])
             place = place.masked_fill(column >= grid.width, -1).flatten(1)
-            place = torch.nn.functional.pad(place, (0, grid.behind), value=-1)
+            place = torch.nn.functional.pad(place, (0, grid.after), value=-1)
             found.append(torch.nn.functional.pad(place, (0, 0, 1, 0), value=index))
             number += 1
     return torch.cat(found, -1)

@@ -27,7 +27,7 @@ def pick_mask(
         additive, or what flex attention takes. Its columns are the newest positions: all, or a sliding window's.
     rows
         (B, n) long, dense positions of the query tokens, -1 for padding; positions from `length` on are tokens that
-        the method added behind the prompt.
+        the method added after the prompt.
     slots
         (B, m) long, dense positions of the keys, -1 for padding.
     length
@@ -42,7 +42,7 @@ def pick_mask(
     first
         Dense position from which on the cache of the dense run holds keys: not 0 for a sliding window.
     column
-        Which slot is the first row's; those behind the rows are free. By default the rows are the last slots.
+        Which slot is the first row's; those after the rows are free. By default the rows are the last slots.
     """
     queries, keys = rows.shape[1], slots.shape[1]
     column = keys - queries if column is None else column
@@ -104,9 +104,9 @@ def pick_block_mask(
 
     def picked(sample: Tensor, head: Tensor, row: Tensor, key: Tensor) -> Tensor:
         visible = mask.mask_mod(sample, head, seen_from[sample, row], columns[sample, key])
-        if last is not None:  # the method's own tokens: for the rows behind them alone
-            behind = slots[sample, key] <= rows[sample, row]
-            visible = torch.where(added[sample, key], behind, visible)
+        if last is not None:  # the method's own tokens: for the rows after them alone
+            after = slots[sample, key] <= rows[sample, row]
+            visible = torch.where(added[sample, key], after, visible)
         own = key == row + column
         return torch.where(alive[sample, row], visible & there[sample, key], own)
 

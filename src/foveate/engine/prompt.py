@@ -85,7 +85,7 @@ def read_prompt(
 
 
 def _is_answer(kwargs: Mapping[str, Any]) -> bool:
-    """True for several tokens behind a cache without an image: placeholder ids among them are words.
+    """True for several tokens after a cache without an image: placeholder ids among them are words.
 
     Prompt lookup and assistants propose such ids, and an answer that is passed on to the next turn may hold some.
     """

@@ -66,7 +66,7 @@ class VisionFeatures:
 
 @dataclass
 class _Call:
-    """One call of the encoder and of the projector behind it, `projections` times for the images in it."""
+    """One call of the encoder and of the projector after it, `projections` times for the images in it."""
 
     sizes: Tensor | None
     blocks: dict[int, Tensor] = field(default_factory=dict)

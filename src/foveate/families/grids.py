@@ -22,7 +22,7 @@ class Grid:
         Rows and columns of tokens.
     row_ends
         Separator tokens after each row: visual tokens that lie on no grid (LLaVA-NeXT's newline).
-    behind
+    after
         Separator tokens after the whole grid.
     known
         False where only the number of tokens is known: they then stand in one row.
@@ -34,7 +34,7 @@ class Grid:
     height: int
     width: int
     row_ends: int = 0
-    behind: int = 0
+    after: int = 0
     known: bool = True
     region: Region | None = WHOLE
 
@@ -46,7 +46,7 @@ class Grid:
     @property
     def length(self) -> int:
         """All tokens, separators too."""
-        return self.height * (self.width + self.row_ends) + self.behind
+        return self.height * (self.width + self.row_ends) + self.after
 
     @classmethod
     def square(cls, length: int) -> Grid:

@@ -92,7 +92,7 @@ def fits(raster: tuple[int, int], side: int, large: Grid) -> bool:
 
 def _order(high: int, wide: int, side: int, image: tuple[Grid, ...], first: int) -> Tensor:
     """(N,) tokens of one image: its first tile, then the others as one grid without its padding; -1: separators."""
-    whole = torch.nn.functional.pad(torch.arange(side * side), (0, image[0].behind), value=-1)
+    whole = torch.nn.functional.pad(torch.arange(side * side), (0, image[0].after), value=-1)
     if len(image) == 1:
         return torch.where(whole < 0, whole, whole + first * side * side)
     large = image[1]

@@ -42,11 +42,11 @@ class LlavaOnevision(Family):
             images = _from_sizes(config, kwargs, side)
         frame = Grid(math.ceil(side / 2), math.ceil(side / 2))
         number, frames = frames_of(kwargs, frame.cells)
-        video = (frame,) * (frames - 1) + (dataclasses.replace(frame, behind=1),)
+        video = (frame,) * (frames - 1) + (dataclasses.replace(frame, after=1),)
         return in_turn(runs, images, [video] * number, config.video_token_id)
 
     def place(self, image: tuple[Grid, ...], size: tuple[int, int], processor: Any) -> tuple[Grid, ...]:
-        if len(image) > 1 or not image[0].behind:
+        if len(image) > 1 or not image[0].after:
             return image
         return (dataclasses.replace(image[0], region=padded_to_square(size)),)
 
@@ -84,7 +84,7 @@ def _from_features(side: int, features: Sequence[Tensor]) -> list[tuple[Grid, ..
     lengths = [len(image) for image in features]
     ends = torch.cat([(image == image[-1]).all(-1) for image in features]).cpu().split(lengths)
     return [
-        (Grid(side, side, behind=1),) if len(image) == side * side + 1 else from_row_ends(Grid(side, side), image)
+        (Grid(side, side, after=1),) if len(image) == side * side + 1 else from_row_ends(Grid(side, side), image)
         for image in ends
     ]
 
@@ -98,7 +98,7 @@ def _from_sizes(config: Any, kwargs: Mapping[str, Any], side: int) -> list[tuple
     return [
         (Grid(side, side), _scaled_down(config, large_grid(config, size, side), side))
         if one
-        else (Grid(side, side, behind=1),)
+        else (Grid(side, side, after=1),)
         for size, one in zip(sizes.tolist(), alone, strict=False)
     ]
 

@@ -88,8 +88,8 @@ class MiniCPMV(Qwen3_5):
 
 def _sides(config: Any) -> tuple[int, int]:
     """Patches along the side of a visual token: with the merger in the encoder's middle, and without it."""
-    behind = config.merge_kernel_size[0] ** config.merger_times
-    return 2 * behind, behind
+    after = config.merge_kernel_size[0] ** config.merger_times
+    return 2 * after, after
 
 
 def _together(pieces: Sequence[Piece], at: Mapping[tuple[int, int], Run], video: int) -> list[list[list[Piece]]]:

@@ -54,7 +54,7 @@ def find_vision_parts(model: Any, projectors: Sequence[str] = PROJECTORS) -> Vis
         for what, there in (
             ("a vision encoder (get_encoder(modality='image'))", encoder is not None),
             (f"a list of its blocks ({', '.join(BLOCKS)})", blocks is not None),
-            (f"a projector behind it ({', '.join(projectors)})", projector is not None),
+            (f"a projector after it ({', '.join(projectors)})", projector is not None),
         )
         if not there
     ]

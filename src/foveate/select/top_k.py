@@ -96,9 +96,9 @@ def rebalanced_top_k(
     order = descending(scores, valid)
     candidate = torch.arange(scores.shape[1], device=scores.device) < candidates[:, None]
     front = candidate & ((valid.cumsum(-1) - 1).gather(1, order) < back[:, None])
-    behind = candidate & ~front
+    after = candidate & ~front
     left = (budget - front.sum(-1)).clamp(min=0)
-    kept = front & (front.cumsum(-1) <= budget[:, None]) | behind & (behind.cumsum(-1) <= left[:, None])
+    kept = front & (front.cumsum(-1) <= budget[:, None]) | after & (after.cumsum(-1) <= left[:, None])
     return torch.zeros_like(valid).scatter_(1, order, kept)
 
 

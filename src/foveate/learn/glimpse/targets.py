@@ -157,7 +157,7 @@ def _on_grid(boxes: Sequence[Box], grid: Grid) -> Tensor:
         rows = _cells((y1 - top) / (bottom - top), (y2 - top) / (bottom - top), grid.height)
         columns = _cells((x1 - left) / (right - left), (x2 - left) / (right - left), grid.width)
         touched[:, : grid.width][rows, columns] = True
-    return torch.nn.functional.pad(touched.flatten(), (0, grid.behind))
+    return torch.nn.functional.pad(touched.flatten(), (0, grid.after))
 
 
 def _cells(start: float, end: float, count: int) -> slice:

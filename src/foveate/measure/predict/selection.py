@@ -183,7 +183,7 @@ def grid_of(visual: int) -> Grid:
     """Return a grid of about as many rows as columns; what fills no row stands after it, as separators."""
     side = math.isqrt(visual)
     height = next((rows for rows in range(side, side // 2, -1) if visual % rows == 0), side)
-    return Grid(height, visual // height, behind=visual % height)
+    return Grid(height, visual // height, after=visual % height)
 
 
 def visual_tokens(prompt: MadeUpPrompt, pruner: Pruner, layer: int) -> VisualTokens:
