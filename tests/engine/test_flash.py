@@ -74,7 +74,9 @@ def test_flat_masks(family, method, layout):
     assert all(mask is None or mask.ndim == 2 for mask in MASKS)
     gone = hidden_from(pruned.report, batch["input_ids"] == IMAGE)
     compacted = METHODS[method].compact_cache
-    expected = reference_logits(build(family, "sdpa"), batch, out.sequences[:, :-1], gone, compacted)
+    expected = reference_logits(
+        build(family, "sdpa"), batch, out.sequences[:, :-1], gone, compacted, stages=pruned.report.stages
+    )
     torch.testing.assert_close(torch.stack(out.logits, 1), expected, atol=1e-4, rtol=0)
 
 

@@ -28,6 +28,7 @@ METHODS_HERE = [
     "glimpseprune",
     "ladder",
     "ladder from 0 compacted",
+    "merging",
 ]
 CASES = [
     (name, attention, layout, method)
@@ -49,7 +50,10 @@ def check(name, attention, layout, method, steps=STEPS, **options):
     length = batch["input_ids"].shape[1]
     steps = len(out.logits)
     for step in (0, 1, steps // 2, steps - 1):
-        expected = reference_logits(model, batch, out.sequences[:, : length + step], gone, method.compact_cache)[:, -1]
+        sequences = out.sequences[:, : length + step]
+        expected = reference_logits(model, batch, sequences, gone, method.compact_cache, stages=pruned.report.stages)[
+            :, -1
+        ]
         torch.testing.assert_close(out.logits[step], expected, atol=1e-4, rtol=0)
     return out
 

@@ -20,6 +20,10 @@ UNSEEN = (
     "no visual token in the prompt, as far as embeddings tell: with images merged into inputs_embeds already, pass "
     "mm_token_type_ids, 1 where an image is"
 )
+SCORED = (
+    "logits of the last {} tokens were asked for: the question was taken to end at the first of these, as while "
+    "generating the answer after it; with labels, it ends before the first label"
+)
 LABELLED = "the labels begin before any visual token: what they ask for must not be predicted from a dropped one"
 
 
@@ -30,6 +34,7 @@ def read_prompt(
     parts: Parts,
     config: Any,
     asked: Tensor | None = None,
+    scored: Any = None,
 ) -> ForwardPass | None:
     """The forward of a forward pass of the base model; None if it has no tokens (the model says what it misses).
 
@@ -42,6 +47,9 @@ def read_prompt(
     asked
         (1, P) ids of the conversation up to the end of the question, where proposals for the answer come after it.
         They may be of a call that failed before it came here: then they are not what this prompt begins with.
+    scored
+        `logits_to_keep` of the whole model's forward: logits of several last tokens are those of an answer, and its
+        question ends at the first of them.
     """
     tokens = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
     if tokens is None:
@@ -61,6 +69,9 @@ def read_prompt(
         new = asked[:, past:].to(ids.device)
         if new.shape[1] and torch.equal(new, ids[:, : new.shape[1]]):
             query = query.clamp(max=new.shape[1] - 1)
+    answers = _answer_rows(scored, forward.length) if labels is None and asked is None else 1
+    if answers > 1:
+        query = query.clamp(max=forward.length - answers)
     # The last prompt token speaks the answer's first word: it stays, even if it is part of an image.
     before = visual & (torch.arange(forward.length, device=visual.device) < query[:, None])
     there = torch.ones_like(visual) if real is None else real
@@ -75,6 +86,8 @@ def read_prompt(
         unseen = UNSEEN if ids is None and kwargs.get("mm_token_type_ids") is None else NONE
         forward.record.skipped = LABELLED if labelled else unseen
         return forward
+    if answers > 1:
+        forward.record.notes.append(SCORED.format(answers))
     runs = find_runs(everywhere.bool(), words[0] if words else None)
     layout = lay_out(everywhere.bool(), runs, family.image_grids(config, kwargs, runs))
     layout = dataclasses.replace(layout, places=layout.places.to(visual.device).masked_fill(~before, -1))
@@ -82,6 +95,13 @@ def read_prompt(
     encoded = bool(kwargs.get("mm_encoder_outputs"))
     forward.prompt = Prompt(before, layout, real, query, counts, forward.record, placeholders, ids, encoded)
     return forward
+
+
+def _answer_rows(scored: Any, length: int) -> int:
+    """How many of the last tokens logits are asked for, as `logits_to_keep` says it: a count, or their indices."""
+    if isinstance(scored, Tensor):
+        scored = length - int(scored.min()) if scored.ndim and scored.numel() else 1
+    return scored if isinstance(scored, int) and 1 < scored < length else 1  # of all tokens: that says nothing
 
 
 def _is_answer(kwargs: Mapping[str, Any]) -> bool:
@@ -105,10 +125,10 @@ def _flat(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def last_prompt_token(length: int, prompt: Tensor | None, labels: Tensor | None, tokens: Tensor) -> Tensor:
-    """(B,) place of the last prompt token.
+    """(B,) dense position of the last prompt token.
 
     With labels (training, scoring an answer) the prompt ends before the first label: the same token that is last
-    while generating, so that both choose the same visual tokens.
+    while generating, so that both keep the same visual tokens.
 
     Parameters
     ----------

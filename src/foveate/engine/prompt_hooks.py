@@ -63,20 +63,21 @@ class PromptHooks:
         here.thread.asked = input_ids if len(input_ids) == 1 else None  # transformers refuses more, after this
 
     def before_model(self, kwargs: Mapping[str, Any]) -> None:
-        """Before the model: labels do not reach the base model."""
-        self.attachment.thread.labels = kwargs.get("labels")
+        """Before the model: labels and the tokens that logits are asked for do not reach the base model."""
+        self.attachment.thread.whole = kwargs.get("labels"), kwargs.get("logits_to_keep")
 
     def before_base(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """Read the prompt; from here on this thread has a forward pass."""
         here = self.attachment
         thread = here.thread
-        labels, thread.labels = getattr(thread, "labels", None), None
+        labels, scored = getattr(thread, "whole", (None, None))
+        thread.whole = None, None
         if module is here.model:  # one that calls its decoder itself: `before_model` comes after this
-            labels = kwargs.get("labels")
+            labels, scored = kwargs.get("labels"), kwargs.get("logits_to_keep")
         asked, thread.asked = getattr(thread, "asked", None), None
         here.end()  # one that was interrupted
         given = {"input_ids": args[0], **kwargs} if args else kwargs
-        here.begin(read_prompt(given, labels, here.family, here.parts, here.config, asked))
+        here.begin(read_prompt(given, labels, here.family, here.parts, here.config, asked, scored))
         reason = PAUSED if here.paused else self._too_short(here.forward)
         if reason is not None:
             self._run_dense(reason)
