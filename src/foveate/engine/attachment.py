@@ -145,6 +145,11 @@ class Attachment:
         """Whether a stage takes tokens out of the KV cache of the layers before it."""
         return self.method.compact_cache or self.extra is not None
 
+    def __reduce__(self) -> Any:
+        raise UnsupportedModelError(
+            "a model cannot be copied or pickled while a pruner is attached to it: detach first"
+        )
+
 
 def _own_tokens(method: Pruner, model: nn.Module) -> Tensor | None:
     extra = method.extra_tokens(model)

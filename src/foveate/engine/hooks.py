@@ -28,7 +28,6 @@ from foveate.engine.layer_hooks import LayerHooks
 from foveate.engine.layer_inputs import static_step
 from foveate.engine.prompt_hooks import PromptHooks
 from foveate.engine.tap_hooks import TapHooks
-from foveate.errors import UnsupportedModelError
 
 
 class Hooks:
@@ -127,8 +126,3 @@ class Hooks:
             self.undo[-1]()
             self.undo.pop()
         self.attachment.close()
-
-    def __reduce__(self) -> Any:
-        raise UnsupportedModelError(
-            "a model cannot be copied or pickled while a pruner is attached to it: detach first"
-        )
