@@ -34,7 +34,7 @@ from foveate.tiny.reading.pool import ReadingPool
 from foveate.tiny.reading.questions import LONG_TASKS, SHORT_TASKS, TASKS, Step, cover
 from foveate.tiny.reading.recipe import ReadingRecipe
 from foveate.tiny.reading.vision import LABEL_IDS
-from foveate.tiny.training.optimisers import optimisers
+from foveate.tiny.training.optimisers import FAST, optimisers
 from foveate.tiny.training.run import Run
 from foveate.tiny.training.vision_stage import TEXTURE, see, to_pixels
 
@@ -58,7 +58,7 @@ def phase_at(recipe: ReadingRecipe, step: int) -> ReadingPhase:
 def cache_tokens(model: nn.Module, pool: ReadingPool, path: Path) -> torch.Tensor:
     """Projected visual tokens of all scenes of a pool, bfloat16 (N, 256, D), kept in `path`."""
     if not path.is_file():
-        parts = [see(model, to_pixels(pool.images[i : i + 32]))[0] for i in range(0, len(pool), 32)]
+        parts = [see(model, to_pixels(pool.images[i : i + 32]))[0].bfloat16() for i in range(0, len(pool), 32)]
         torch.save(torch.cat(parts), path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)
     return torch.load(path, weights_only=True, mmap=True)
@@ -97,7 +97,7 @@ class Batches:
 
 def gather(cache: torch.Tensor, chosen: np.ndarray, keep: np.ndarray) -> torch.Tensor:
     """The cached tokens that are shown, (B, V, D)."""
-    rows = cache[torch.from_numpy(chosen)]
+    rows = cache[torch.from_numpy(chosen)].to(FAST)
     if keep.shape[1] == rows.shape[1]:
         return rows
     return rows.gather(1, torch.from_numpy(keep)[..., None].expand(-1, -1, rows.shape[2]))

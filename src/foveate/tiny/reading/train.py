@@ -1,6 +1,7 @@
 """`python -m foveate.tiny.reading.train FOLDER`: scenes, stage A (vision), stage B (language), weights.
 
-The same command continues where a run stopped. A run folder keeps its recipe in `recipe.json`; each start writes the
+The same command continues where a run stopped, or begins with weights of an earlier one: `start.safetensors` in the
+folder, which `--write-start` makes. A run folder keeps its recipe in `recipe.json`; each start writes the
 recipe that it runs with to the log, so a change made on the way is on record.
 """
 
@@ -103,7 +104,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--checkpoint-seconds", type=float, default=180.0)
+    parser.add_argument(
+        "--write-start", type=Path, help="write the weights so far for another folder, and train no more"
+    )
     asked = parser.parse_args()
+    if asked.write_start:
+        run = Run(asked.folder, read_recipe(asked.folder), torch.device("cpu"))
+        stages = [stage for stage in ("vision", "language") if (asked.folder / f"{stage}.pt").is_file()]
+        run.write_start(asked.write_start, stages)
+        return
     train(asked.folder, threads=asked.threads, checkpoint_seconds=asked.checkpoint_seconds)
 
 

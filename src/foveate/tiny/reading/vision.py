@@ -15,7 +15,7 @@ from torch import nn
 
 from foveate.tiny.reading.model import GLYPHS, GRID, PLACES, WORD_ID, build
 from foveate.tiny.reading.pool import LABELS, ReadingPool
-from foveate.tiny.training.optimisers import optimisers, set_rate
+from foveate.tiny.training.optimisers import FAST, optimisers, set_rate
 from foveate.tiny.training.pool import IGNORE
 from foveate.tiny.training.run import Run
 from foveate.tiny.training.vision_stage import (
@@ -129,7 +129,7 @@ def check_vision(model: nn.Module, heads: ReadingPatchHeads, pool: ReadingPool, 
     words = model.model.language_model.embed_tokens.weight
     for first in range(0, min(len(pool), scenes), 32):
         pixels, labels, present = batch_of(pool, np.arange(first, min(first + 32, len(pool))))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=FAST is torch.bfloat16):
             _, logs = heads(*see(model, pixels), words, pixels, labels, present)
         for name, value in logs.items():
             totals.setdefault(name, []).append(float(value))
@@ -159,7 +159,7 @@ def train_vision(run: Run, pool: ReadingPool, held_out: ReadingPool) -> nn.Modul
             len(pool), min(recipe.batch_vision, len(pool)), replace=False
         )
         pixels, labels, present = batch_of(pool, np.sort(chosen))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=FAST is torch.bfloat16):
             loss, logs = heads(*see(model, pixels), words, pixels, labels, present)
         loss.backward()
         for opt in opts:

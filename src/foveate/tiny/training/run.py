@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+START = "start.safetensors"
+LANGUAGE = ("model.language_model.", "lm_head.")
 
 
 @dataclass(frozen=True)
@@ -83,13 +89,44 @@ class Run:
         """Load a stage's checkpoint if there is one; gives the number of steps done."""
         path = self.folder / f"{stage}.pt"
         if not path.is_file():
-            return 0
+            return self._start(stage, modules)
         state = torch.load(path, map_location=self.device, weights_only=True)
         for module, values in zip(modules, state["modules"], strict=True):
             module.load_state_dict(values)
         for optimiser, values in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(values)
         return state["step"]
+
+    def _start(self, stage: str, modules: list[torch.nn.Module]) -> int:
+        """Take the weights of `START`, where a run begins with those of an earlier one; its optimisers begin anew."""
+        path = self.folder / START
+        if not path.is_file():
+            return 0
+        with safe_open(path, "pt") as file:
+            steps = json.loads(file.metadata()["steps"])
+            if stage not in steps:
+                return 0
+            for number, module in enumerate(modules):
+                prefix = f"{stage}.{number}."
+                names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+                values = {name.removeprefix(prefix): file.get_tensor(name).float() for name in names}
+                missing, unknown = module.load_state_dict(values, strict=False)
+                if unknown or any(not name.startswith(LANGUAGE) for name in missing):
+                    raise ValueError(f"{path} is of another recipe: {[*missing, *unknown][:3]} do not fit")
+        return int(steps[stage])
+
+    def write_start(self, path: Path, stages: Sequence[str]) -> None:
+        """Write the weights of a run so far, in float16 and without optimisers, as a `START` for another folder."""
+        tensors, steps = {}, {}
+        for stage in stages:
+            state = torch.load(self.folder / f"{stage}.pt", map_location="cpu", weights_only=True)
+            steps[stage] = state["step"]
+            for number, values in enumerate(state["modules"]):
+                for name, value in values.items():
+                    later = "language" in stages and stage == "vision" and name.startswith(LANGUAGE)
+                    if not later:  # what the later stage has trained is of no use to begin with
+                        tensors[f"{stage}.{number}.{name}"] = value.half().contiguous()
+        save_file(tensors, path, {"steps": json.dumps(steps)})
 
 
 class Threads:

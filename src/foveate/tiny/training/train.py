@@ -20,7 +20,7 @@ from foveate.tiny.training.language_stage import (
     run_layers,
     to_device,
 )
-from foveate.tiny.training.optimisers import optimisers, set_rate
+from foveate.tiny.training.optimisers import FAST, optimisers, set_rate
 from foveate.tiny.training.plot import plot_log
 from foveate.tiny.training.pool import Pool, render_pool
 from foveate.tiny.training.run import Recipe, Run, Threads
@@ -48,7 +48,7 @@ def check_vision(model: torch.nn.Module, heads: PatchHeads, pool: Pool, device: 
     for i in range(0, min(len(pool), 256), 64):
         pixels = to_pixels(pool.images[i : i + 64], device)
         labels = torch.from_numpy(pool.labels[i : i + 64]).long().to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=FAST is torch.bfloat16):
             _, logs = heads(*see(model, pixels), words, pixels, labels, seen[i : i + 64])
         for name, value in logs.items():
             totals.setdefault(name, []).append(float(value))
@@ -92,7 +92,7 @@ def train_vision(
         pace.begin()
         set_rate(opts, step, recipe.steps_vision, recipe.decay_vision)
         pixels, labels, present = batches(step)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=FAST is torch.bfloat16):
             digit_weight = 2.5 if step >= recipe.signs_from else 1.5
             loss, logs = heads(*see(model, pixels), words, pixels, labels, present, digit_weight)
         loss.backward()

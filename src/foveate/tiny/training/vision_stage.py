@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from foveate.tiny.scenes import Thing
+from foveate.tiny.training.optimisers import FAST
 from foveate.tiny.training.pool import GRID, IGNORE, Pool
 from foveate.tiny.vocabulary import COLOURS, DIGITS, KINDS, NEXT_DIGITS, SIZES, WORD_ID
 
@@ -77,9 +78,7 @@ def start_tower(model: nn.Module, axes: torch.Tensor, variance: torch.Tensor, gr
     model.model.language_model.embed_tokens.weight[:, -TEXTURE:] = 0
 
 
-def see(
-    model: nn.Module, pixels: torch.Tensor, dtype: torch.dtype = torch.bfloat16
-) -> tuple[torch.Tensor, torch.Tensor]:
+def see(model: nn.Module, pixels: torch.Tensor, dtype: torch.dtype = FAST) -> tuple[torch.Tensor, torch.Tensor]:
     """Projected visual tokens (B, N, D) and the tower's pooled CLS (B, E) of images (B, 3, H, W).
 
     The same function as the model's own, written lean: it computes in `dtype` whatever the weights are stored in.
