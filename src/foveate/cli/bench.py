@@ -87,6 +87,7 @@ def bench(
     from foveate.pruners.budget import parse_keeps
     from foveate.pruners.spec import parse_methods
 
+    # 1. options that do not go together, before anything is loaded
     if model is not None and random_weights is not None:
         raise LoadError("either --model or --random-weights, not both")
     if random_weights is None and (layers is not None or width is not None):
@@ -107,6 +108,7 @@ def bench(
     check_methods(settings.methods, settings.keeps, None if shape is None else shape.config())
     if plot is not None:
         figure.need_matplotlib()
+    # 2. predict, and measure
     with with_threads(threads):
         prediction = None
         if predict:
@@ -124,6 +126,7 @@ def bench(
                 bar.update(task, description=what, completed=done, total=total)
 
             result = run(loaded, settings, advance, about)
+    # 3. show, and write what was asked for
     for table in tables(result):
         show_table(table.title, table.columns, table.rows, WORDS)
     for note in notes(result):

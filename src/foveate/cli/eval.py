@@ -62,6 +62,7 @@ def eval_(
     from foveate.pruners.budget import parse_keeps
     from foveate.pruners.spec import parse_methods
 
+    # 1. options
     if budget not in ("after", "mean"):
         raise BudgetError(f"--budget is 'after' or 'mean', got '{budget}'")
     settings: Any = EvalSettings(
@@ -76,6 +77,7 @@ def eval_(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
     )
+    # 2. load, and answer
     with console(stderr=True).status(f"loading {model}"):
         quiet_loading()
         loaded = load_model(model, device, dtype)
@@ -90,6 +92,7 @@ def eval_(
         except KeyboardInterrupt:
             complain(f"stopped; what was answered is in {out}, and the same command continues there")
             raise typer.Exit(130) from None
+    # 3. write, and show
     write_json(out / RESULT, result)
     (out / TABLES).write_text(markdown(result), encoding="utf-8")
     for table in result_tables(result):

@@ -73,12 +73,14 @@ def glimpse(
     from foveate.measure.loading import load_model
     from foveate.pruners.glimpseprune.sizes import sizes_for
 
+    # 1. what can be refused before anything is loaded
     need_accelerate()
     earlier_run(out, resume)  # said before anything is loaded or drawn
     processes = current()
     with console(stderr=True).status(f"loading {model}"):
         quiet_loading()
         loaded = load_model(model, processes.device(device), dtype)
+    # 2. sizes and settings
     changes: dict[str, Any] = {"size": size, "condition_size": condition_size, "attention": attention}
     if layer is not None:
         changes["layer"] = layer
@@ -96,6 +98,7 @@ def glimpse(
         max_keep=max_keep,
         max_new_tokens=max_new_tokens,
     )
+    # 3. read the samples, and train
     with progress() as bar:
         bar.disable = bar.disable or not processes.main
         task = bar.add_task("preparing", total=None)
@@ -110,6 +113,7 @@ def glimpse(
         except KeyboardInterrupt:
             complain(f"stopped; the same command with --resume continues from the last checkpoint in {out}")
             raise typer.Exit(130) from None
+    # 4. show the result
     if not processes.main:
         return
     rows = [

@@ -94,6 +94,7 @@ def _show(
     visual: Tensor,
 ) -> VisualTokens:
     """The method's view of the tokens in `columns` (B, N)."""
+    # 1. where the tokens are: in the prompt, in their images
     valid = visual.gather(1, columns)
     position = dense_positions.gather(1, columns)
     image, grid, row, column = (
@@ -106,6 +107,7 @@ def _show(
     )
     text = text.to(hidden.dtype)
     features = gather_positions(hidden, columns, 1)
+    # 2. what was read in the layer before, at these tokens
     tapped, forward.tapped = forward.tapped or Tapped(), None
     attention = tapped.attention
     if attention is not None:
@@ -117,6 +119,7 @@ def _show(
     previous = tapped.previous
     if previous is not None:
         previous = gather_positions(previous, columns, 1).masked_fill(~valid[..., None], 0)
+    # 3. what the vision encoder's blocks put out for them
     seen, blocks = prompt.vision, 0 if prompt.vision is None else prompt.vision.blocks
     vision = () if seen is None else seen.at(position.masked_fill(~valid, -1))
     return VisualTokens(

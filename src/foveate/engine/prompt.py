@@ -58,6 +58,7 @@ def read_prompt(
     visual = visual_mask(parts, kwargs)
     if visual is None or _is_answer(kwargs):
         return forward
+    # 1. which tokens are real, and where the question ends
     placeholders = visual
     real = real_tokens(kwargs.get("attention_mask"), forward.length, cache_of(kwargs))
     if real is not None:
@@ -76,6 +77,7 @@ def read_prompt(
     before = visual & (torch.arange(forward.length, device=visual.device) < query[:, None])
     there = torch.ones_like(visual) if real is None else real
     ids = kwargs.get("input_ids")
+    # 2. what may be pruned, and how much of it there is
     facts = [visual, before, there, *([] if ids is None else [ids])]
     everywhere, counted, present, *words = torch.stack([fact.long() for fact in facts]).cpu()  # one sync a prefill
     counts = counted.sum(-1).tolist()
@@ -88,6 +90,7 @@ def read_prompt(
         return forward
     if answers > 1:
         forward.record.notes.append(SCORED.format(answers))
+    # 3. where each visual token lies in its image
     runs = find_runs(everywhere.bool(), words[0] if words else None)
     layout = lay_out(everywhere.bool(), runs, family.image_grids(config, kwargs, runs))
     layout = dataclasses.replace(layout, places=layout.places.to(visual.device).masked_fill(~before, -1))

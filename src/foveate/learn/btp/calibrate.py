@@ -142,20 +142,24 @@ def calibrate_btp(
     BudgetError
         No candidate reaches the budget.
     """
+    # 1. where a run that was stopped had come to
     processes = processes or Processes()
     depth = len(family_of(loaded.model).parts(loaded.model).layers)
     configuration = _configuration(loaded, samples, settings)
     state = PassSums(folder / STATE, configuration, fresh, processes)
     work = _Work(loaded, samples.items, settings, depth, state, progress)
+    # 2. look at the model: the curve, and how deep it reads the image
     curve, drops = work.look()
     harmless = choice.depth_of_harmless_drop(drops["kl"], drops["same"], settings.tolerance, settings.agreement)
     reading = choice.reading_depth(drops["kl"])
     layers = stages_from_curve(curve.turned, settings.stages)
+    # 3. candidates against one another, the best of them on all samples
     best, rounds, left_out = work.heats(layers, reading, harmless)
     final = _finalists(best, rounds)
     found = work.measure("final", final, samples.items)
     chosen = choice.choose(found, [candidate.layers for candidate in final])
     pruner = final[chosen].pruner
+    # 4. the record
     result = {
         "format": "foveate-calibration-1",
         "command": environment.command(),

@@ -138,9 +138,11 @@ def train_glimpse(
 
     from foveate.learn.glimpse.trainer import GlimpseTrainer
 
+    # 1. what can be refused before anything is made
     if not any(sample.boxes for sample in samples.items):
         raise TrainingDataError(f"no sample of {samples.name} has a box: there is nothing to learn where to look")
     checkpoints, there = folder / CHECKPOINTS, earlier_run(folder, resume)
+    # 2. the modules, and how they are trained
     set_seed(settings.seed)
     model = loaded.model
     config = config or sizes_for(model)
@@ -182,6 +184,7 @@ def train_glimpse(
         max_keep=settings.max_keep,
         report=progress,
     )
+    # 3. train, with the model frozen
     try:
         for weight in frozen:
             weight.requires_grad_(False)
@@ -189,6 +192,7 @@ def train_glimpse(
     finally:
         for weight, wanted in frozen.items():
             weight.requires_grad_(wanted)
+    # 4. what there is to tell of the run
     modules.eval()
     result = {
         "format": "foveate-glimpse-1",
@@ -209,6 +213,7 @@ def train_glimpse(
         "history": trainer.history,
         "checks": trainer.checks,
     }
+    # 5. the trained predictor on held-out questions, saved
     if trainer.is_world_process_zero():
         pruner = GlimpsePrune(weights=modules)
         result["held_out"] = {

@@ -101,6 +101,7 @@ def run(
     """
     from foveate.families import family_of
 
+    # 1. the arms
     model, started = loaded.model, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     arms = make_arms(model, settings.methods, settings.keeps, settings.vision)
     arms = [arm for arm in arms if settings.again or arm.label != AGAIN]
@@ -108,6 +109,7 @@ def run(
     sizes = settings.visual or (None,)
     steps = len(sizes) * len(settings.batch) * (len(arms) + settings.rounds + 1 + settings.splits)
     done, found, notes = 0, [], []
+    # 2. each number of visual tokens and batch size
     for visual in sizes:
         for batch in settings.batch:
             prompts, left_out = _prompts(loaded, arms, visual, batch, settings)
@@ -122,6 +124,7 @@ def run(
 
             measured = measure(model, family_of(model), here, prompts, settings, step)
             found += entries(measured, visual, batch, clock)
+    # 3. the record
     result: dict[str, Any] = {
         "format": FORMAT,
         "command": environment.command(),

@@ -109,6 +109,7 @@ def split_run(model: Any, inputs: Mapping[str, Any], pruner: Any, family: Any) -
 
         return note
 
+    # 1. one run with a mark at each part's beginning and end
     parts = family.parts(model)
     hooks = []
     with contextlib.ExitStack() as stack:
@@ -128,6 +129,7 @@ def split_run(model: Any, inputs: Mapping[str, Any], pruner: Any, family: Any) -
         mark("start")()
         prefill(model, inputs, new_cache(model))
         mark("end")()
+    # 2. the marks as milliseconds of each part
     layers = [marks[f"out of {number}"][0] - marks[f"into {number}"][0] for number in range(len(parts.layers))]
     report = None if handle is None else handle.report
     stages = report.stages if report is not None else []

@@ -155,6 +155,7 @@ def predict(
     RatesError
         The selection time is not in the rates, which are of another machine.
     """
+    # 1. the method's stages, and what each leaves
     _check(visual=visual, text=text, batch=batch)
     pruner, least = dataclasses.replace(pruner, min_visual=0).resolved(config), pruner.min_visual
     config = text_config(config)
@@ -168,12 +169,14 @@ def predict(
         stages, left = (), []
     else:
         left = selection.kept(pruner, config, visual, text, share)
+    # 2. tokens in each layer and in its cache
     rows = per_layer(visual, stages, left, depth)
     extra = [extra_tokens(pruner) if stages and layer < stages[-1] else 0 for layer in range(depth)]
     held = [
         rows[stages[-1]] if stages and pruner.compact_cache and layer < stages[-1] else rows[layer]
         for layer in range(depth)
     ]
+    # 3. seconds, then bytes
     first = stages[0] if stages else depth
     seconds = [price.layer(text + rows[layer] + extra[layer]) for layer in range(depth)]
     plain = price.layer(text + visual)
