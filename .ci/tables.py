@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from foveate.cli.list import DEPTH, methods, models
+from foveate.pruners import METHODS as METHODS_BY_NAME
 
 ROOT = Path(__file__).parents[1]
 README, METHODS = ROOT / "README.md", ROOT / "docs" / "methods" / "README.md"
@@ -19,7 +20,7 @@ def tables() -> dict[Path, list[str]]:
     """The tables of each page."""
     rows = methods()
     papers = [
-        (f"`{row['name']}`", row["summary"], f"{_link(row)}; its [page](docs/methods/{row['name']}.md)")
+        (f"[`{row['name']}`]({_source(row['name'])})", row["summary"], f"{_link(row)}; its [page](docs/methods/{row['name']}.md)")
         for row in rows
     ]
     families = [(row["family"], f"`{row['model_type']}`", f"`{row['example']}`") for row in models()]
@@ -62,6 +63,10 @@ def stale() -> dict[Path, str]:
         if page != there:
             found[path] = page
     return found
+
+
+def _source(name: str) -> str:
+    return f"src/{METHODS_BY_NAME[name].__module__.replace('.', '/')}.py"
 
 
 def _link(row: dict) -> str:

@@ -72,7 +72,7 @@ def test_tables_list_what_exists():
     module = tables()
     assert not module.stale(), "run `python .ci/tables.py --write`"
     methods, families = module.tables()[ROOT / "README.md"]
-    assert re.findall(r"^\| `(\w+)` \|", methods, flags=re.MULTILINE) == [*METHODS]
+    assert re.findall(r"^\| \[`(\w+)`\]", methods, flags=re.MULTILINE) == [*METHODS]
     assert re.findall(r"^\| [^|]+ \| `(\w+)` \|", families, flags=re.MULTILINE) == ["model_type", *FAMILIES]
 
 
