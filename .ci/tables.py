@@ -20,7 +20,11 @@ def tables() -> dict[Path, list[str]]:
     """The tables of each page."""
     rows = methods()
     papers = [
-        (f"[`{row['name']}`]({_source(row['name'])})", row["summary"], f"{_link(row)}; its [page](docs/methods/{row['name']}.md)")
+        (
+            f"[`{row['name']}`]({_source(row['name'])})",
+            row["summary"],
+            f"{_link(row)}; its [page](docs/methods/{row['name']}.md)",
+        )
         for row in rows
     ]
     families = [(row["family"], f"`{row['model_type']}`", f"`{row['example']}`") for row in models()]

@@ -103,7 +103,9 @@ def test_a_method(tree):
     files = ("tests/laws/test_laws.py", "tests/pruners/test_options.py", "tests/test_docs.py", "tests/test_import.py")
     laws = "norm and (llava-sdpa or qwen2_5_vl-eager or test_options)"
     assert passed(tree, files, f"({laws}) or {PAGES} or public_name or is_public or registry") > 80
-    assert "[`norm`](src/foveate/pruners/norm.py) | the largest hidden states |" in (tree / "README.md").read_text(encoding="utf-8")
+    assert "[`norm`](src/foveate/pruners/norm.py) | the largest hidden states |" in (tree / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 @pytest.mark.slow
