@@ -18,7 +18,7 @@ class ImageError(FoveateError, OSError):
 
 
 def open_image(source: str) -> Image.Image:
-    """Return an image in RGB, turned as its camera meant.
+    """Return an image in 8-bit RGB; see `as_rgb`.
 
     Parameters
     ----------
@@ -30,12 +30,12 @@ def open_image(source: str) -> Image.Image:
     ImageError
         It is missing, out of reach, no image, or broken.
     """
-    from PIL import ImageOps
+    from foveate.measure.images import as_rgb
 
     data = _fetch(source) if source.startswith(("http://", "https://")) else _read(source)
     try:
         image = Image.open(io.BytesIO(data))
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return as_rgb(image)
     except UnidentifiedImageError as error:
         raise ImageError(f"{source} is not an image that Pillow can read") from error
     except Image.DecompressionBombError as error:

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from foveate.errors import FoveateError
 from foveate.learn.errors import CalibrationError
 from foveate.measure.eval.suites import load_suite, suite_fingerprint
+from foveate.measure.images import as_rgb
 
 DESCRIBE = "Describe the image."
 
@@ -66,7 +67,7 @@ def read_image(path: Path, failure: type[FoveateError] = CalibrationError) -> Im
     """
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return as_rgb(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise failure(f"cannot read the image {path}: {error}") from error
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from foveate.learn.data.rows import Row, Size, read_row
 from foveate.learn.data.sample import GroundedSample, GroundedSamples, Source, fingerprint
 from foveate.learn.errors import TrainingDataError
+from foveate.measure.images import as_rgb
 
 # Visual-CoT keeps the images of one of its parts with those of another
 IMAGES_ELSEWHERE = {"textcap": "textvqa"}
@@ -176,7 +177,7 @@ class Cell:
     def __call__(self) -> Image.Image:
         """The image in RGB, turned as its camera meant."""
         try:
-            return ImageOps.exif_transpose(self.table[self.number]["image"]).convert("RGB")
+            return as_rgb(self.table[self.number]["image"])
         except UNREADABLE as error:
             raise TrainingDataError(f"cannot read the image of {self.name}, row {self.number}: {error}") from error
 

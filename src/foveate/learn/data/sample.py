@@ -13,6 +13,7 @@ from PIL import Image
 
 from foveate.learn.btp.samples import read_image
 from foveate.learn.errors import TrainingDataError
+from foveate.measure.images import as_rgb
 
 Box = tuple[float, float, float, float]
 Source = Image.Image | Path | Callable[[], Image.Image]
@@ -53,7 +54,7 @@ class GroundedSample:
         if isinstance(self.source, Path):
             return read_image(self.source, TrainingDataError)
         image = self.source if isinstance(self.source, Image.Image) else self.source()
-        return image if image.mode == "RGB" else image.convert("RGB")
+        return as_rgb(image)
 
 
 @dataclass(frozen=True)
