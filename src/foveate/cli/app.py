@@ -7,7 +7,7 @@ from typer.core import TyperGroup
 
 from foveate import __version__
 from foveate.cli import bench, calibrate, check, demo, eval, list, run, train
-from foveate.cli.console import complain
+from foveate.cli.console import complain, speak_any_encoding
 from foveate.errors import FoveateError
 
 
@@ -64,4 +64,5 @@ app.add_typer(calibration, name="calibrate")
 
 def main() -> None:
     """Run the command line."""
+    speak_any_encoding()
     app()

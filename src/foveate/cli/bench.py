@@ -8,7 +8,6 @@ import typer
 from foveate.cli.console import (
     Device,
     DType,
-    JsonFile,
     Keeps,
     console,
     progress,
@@ -16,8 +15,8 @@ from foveate.cli.console import (
     say,
     show_table,
     warn,
-    write_json,
 )
+from foveate.cli.outputs import JsonFile, file_option, write_json, written
 
 
 def bench(
@@ -54,7 +53,8 @@ def bench(
     dtype: DType = "auto",
     json_file: JsonFile = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw realised against implied speed-up (PNG).")
+        Path | None,
+        file_option("Draw realised against implied speed-up (PNG)."),
     ] = None,
     predict: Annotated[
         bool,
@@ -67,9 +67,7 @@ def bench(
     ] = False,
     rates: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="With --predict: file to read the machine's rates from, or to save them to."
-        ),
+        file_option("With --predict: file to read the machine's rates from, or to save them to."),
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Exit code 1 if anything is slower or larger than dense.")
@@ -136,7 +134,8 @@ def bench(
     if json_file:
         write_json(json_file, result)
     if plot is not None:
-        figure.draw(result, plot)
+        with written(plot) as new:
+            figure.draw(result, new)
         say(f"figure: {plot}")
     if check:
         _judge(result)
@@ -239,7 +238,8 @@ def predicted(
 
         result, rates = predictions(name, config, settings, rates, advance)
     if file is not None and (rates.here or not file.exists()):
-        rates.save(file)
+        with written(file) as new:
+            rates.save(new)
     for table in predicted_tables(result):
         show_table(table.title, table.columns, table.rows, WORDS)
     for note in predicted_notes(result):

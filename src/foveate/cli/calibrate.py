@@ -8,7 +8,6 @@ import typer
 from foveate.cli.console import (
     Device,
     DType,
-    JsonFile,
     complain,
     console,
     progress,
@@ -16,12 +15,12 @@ from foveate.cli.console import (
     say,
     show_table,
     warn,
-    write_json,
 )
+from foveate.cli.outputs import JsonFile, folder_option, write_json
 
 
 def btp(
-    out: Annotated[Path, typer.Option(help="Folder for foveate.load; a stopped run continues there.")],
+    out: Annotated[Path, folder_option("Folder for foveate.load; a stopped run continues there.")],
     model: Annotated[str, typer.Option(help="A Hub id, a folder, or `tiny`, the embedded model.")] = "tiny",
     images: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of images; instead of --suite.")] = None,
     suite: Annotated[str | None, typer.Option(help="Suite of questions: scenes; instead of --images.")] = None,

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from foveate.cli.console import WRONG, Device, DType, JsonFile, console, quiet_loading, say, show_table, write_json
+from foveate.cli.console import WRONG, Device, DType, console, quiet_loading, say, show_table
+from foveate.cli.outputs import JsonFile, write_json
 
 
 def check(

@@ -1,11 +1,11 @@
 """What the commands share: printing, with rich in a terminal and plain text elsewhere, and common options."""
 
-import json
+import codecs
+import io
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich import box
@@ -16,16 +16,52 @@ from rich.table import Table
 from rich.text import Text
 
 WRONG = "(wrong)"  # ends a cell that is to be seen at once
+_left = False
+NARROW = 20  # columns; a width under that is none
+INSTEAD = {
+    "λ": "lambda", "τ": "tau", "×": "x", "–": "-", "—": "-", "…": "...", "→": "->", "≤": "<=", "≥": ">=", "⌊": "",
+    "⌋": "", "“": '"', "”": '"', "’": "'", "·": "*", "⌈": "", "⌉": "",
+}  # fmt: skip
 PLAIN_WIDTH = 200  # a file or a pipe has no width; tables take what they need up to this
 
 
 def console(stderr: bool = False) -> Console:
     """Return where to print to."""
+    stderr = stderr or _left
     stream = sys.stderr if stderr else sys.stdout
     if stream.isatty():
         return Console(stderr=stderr, highlight=False)
-    width = int(os.environ["COLUMNS"]) if os.environ.get("COLUMNS", "").isdigit() else PLAIN_WIDTH
+    given = os.environ.get("COLUMNS", "")
+    width = int(given) if _sensible(given) else PLAIN_WIDTH
     return Console(stderr=stderr, highlight=False, width=width, no_color=True)
+
+
+def _sensible(size: str) -> bool:
+    return size.isascii() and size.isdigit() and NARROW <= int(size) <= 10_000
+
+
+def leave_standard_output(wanted: bool) -> None:
+    """Print what is for people on standard error instead: standard output is for the JSON of `--json -`."""
+    global _left
+    _left = wanted
+
+
+def carried(error: UnicodeError) -> tuple[str, int]:
+    """For a stream whose encoding lacks a character: one that it has, see `codecs.register_error`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(INSTEAD.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
+
+
+def speak_any_encoding() -> None:
+    """Let output fall back to what its streams can carry, such as cp1252 of Windows or ASCII; ignore odd widths."""
+    for name in ("COLUMNS", "LINES"):
+        if not _sensible(os.environ.get(name, "")):
+            os.environ.pop(name, None)  # rich would read it
+    codecs.register_error("foveate", carried)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="foveate")
 
 
 def say(text: str, style: str | None = None) -> None:
@@ -103,12 +139,6 @@ def progress() -> Progress:
     )
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write what a command measured."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def quiet_loading() -> None:
     """Keep transformers' own bars and hints out of a command's output."""
     from transformers.utils import logging
@@ -138,4 +168,3 @@ MethodOptions = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, mps, …")]
 DType = Annotated[str, typer.Option("--dtype", help="Data type: auto, float32, bfloat16 or float16.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON.")]

@@ -7,7 +7,6 @@ import typer
 
 from foveate.cli.console import (
     WRONG,
-    JsonFile,
     Keep,
     Method,
     MethodOptions,
@@ -16,8 +15,8 @@ from foveate.cli.console import (
     say,
     show_table,
     warn,
-    write_json,
 )
+from foveate.cli.outputs import JsonFile, file_option, write_json, written
 
 SHIPPED = "glimpseprune-tiny"
 NEXT = "To try your own model: foveate run --model MODEL --image photo.jpg --prompt 'What is this?' --overlay kept.png"
@@ -29,9 +28,7 @@ def demo(
     option: MethodOptions = None,
     questions: Annotated[int, typer.Option(min=1, max=90, help="Number of questions.")] = 9,
     seed: Annotated[int, typer.Option(min=0, help="Random seed for scenes and questions.")] = 1,
-    picture: Annotated[Path, typer.Option(metavar="FILE", help="File for the image of the kept tokens.")] = Path(
-        "foveate-demo.png"
-    ),
+    picture: Annotated[Path, file_option("File for the image of the kept tokens.")] = Path("foveate-demo.png"),
     json_file: JsonFile = None,
 ) -> None:
     """Answer questions about sample images, dense and pruned, on the embedded model; needs no network."""
@@ -65,7 +62,8 @@ def demo(
             warn(note)
         show_table("Cost and saving", ["", "dense", "pruned", "share"], cost_lines(found.prefill, found.timed))
         say(time_note(found.timed))
-        found.draw(picture)
+        with written(picture) as new:
+            found.draw(new)
         say(f"Saved image of the kept tokens: {picture}\n")
     glance = _glimpse(loaded, seed, picture.with_stem(f"{picture.stem}-glimpse"))
     say(NEXT)
@@ -92,7 +90,8 @@ def _glimpse(loaded: Any, seed: int, picture: Path) -> Any:
     show_table(
         "GlimpsePrune, trained for this model: the number of kept tokens depends on the question", columns, rows, 3
     )
-    found.draw(picture)
+    with written(picture) as new:
+        found.draw(new)
     say(f"Saved comparison image: {picture}\n")
     return found
 

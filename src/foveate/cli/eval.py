@@ -8,7 +8,6 @@ import typer
 from foveate.cli.console import (
     Device,
     DType,
-    JsonFile,
     Keeps,
     complain,
     console,
@@ -17,8 +16,8 @@ from foveate.cli.console import (
     say,
     show_table,
     warn,
-    write_json,
 )
+from foveate.cli.outputs import JsonFile, folder_option, write_json, write_text
 from foveate.errors import BudgetError
 
 
@@ -45,9 +44,10 @@ def eval_(
         int | None, typer.Option(min=0, help="Cut before this layer, for all methods with one stage.")
     ] = None,
     oracle: Annotated[bool, typer.Option("--oracle", help="Add the diagnostic that is given the evidence.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for answers and results; a stopped run continues there.")] = Path(
-        "foveate-eval"
-    ),
+    out: Annotated[
+        Path,
+        folder_option("Folder for answers and results; a stopped run continues there."),
+    ] = Path("foveate-eval"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")] = False,
     json_file: JsonFile = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
@@ -94,7 +94,7 @@ def eval_(
             raise typer.Exit(130) from None
     # 3. write, and show
     write_json(out / RESULT, result)
-    (out / TABLES).write_text(markdown(result), encoding="utf-8")
+    write_text(out / TABLES, markdown(result))
     for table in result_tables(result):
         show_table(table.title, table.columns, table.rows)
     for note in result_notes(result):

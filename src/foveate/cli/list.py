@@ -2,12 +2,12 @@
 
 import dataclasses
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from foveate.cli.console import say, show_table, write_json
+from foveate.cli.console import say, show_table
+from foveate.cli.outputs import JsonFile, write_json
 from foveate.errors import FoveateError
 
 DEPTH = 32  # layers of the model that default stages are shown for
@@ -22,9 +22,7 @@ class What(StrEnum):
 
 def list_(
     what: Annotated[What | None, typer.Argument(help="List methods or models only.")] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the list as JSON.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """List the pruning methods with their options, and the model families."""
     found: dict[str, Any] = {}

@@ -8,7 +8,6 @@ import typer
 from foveate.cli.console import (
     Device,
     DType,
-    JsonFile,
     Keep,
     Method,
     MethodOptions,
@@ -17,8 +16,8 @@ from foveate.cli.console import (
     say,
     show_table,
     warn,
-    write_json,
 )
+from foveate.cli.outputs import JsonFile, file_option, write_json, written
 
 
 def run(
@@ -28,7 +27,7 @@ def run(
     method: Method = "greedyprune",
     keep: Keep = None,
     option: MethodOptions = None,
-    overlay: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an image of the kept tokens.")] = None,
+    overlay: Annotated[Path | None, file_option("Write an image of the kept tokens.")] = None,
     stage_errors: Annotated[
         bool,
         typer.Option("--stage-errors", help="Report the error that each cut causes in its layer and in the last one."),
@@ -124,6 +123,7 @@ def _draw(prefill: Any, loaded: Any, inputs: Any, images: list[Any], overlay: Pa
         warn(f"no image: {error}")
         return None
     seen = [seen_image(loaded.processor, inputs, at, one) for at, one in enumerate(images)]
-    draw_overlay(seen, prefill.stages, grids, overlay)
+    with written(overlay) as new:
+        draw_overlay(seen, prefill.stages, grids, new)
     say(f"Saved image of the kept tokens: {overlay}")
     return str(overlay)

@@ -8,7 +8,6 @@ import typer
 from foveate.cli.console import (
     Device,
     DType,
-    JsonFile,
     complain,
     console,
     progress,
@@ -16,13 +15,16 @@ from foveate.cli.console import (
     say,
     show_table,
     warn,
-    write_json,
 )
+from foveate.cli.outputs import JsonFile, folder_option, write_json
 from foveate.errors import FoveateError
 
 
 def glimpse(
-    out: Annotated[Path, typer.Option(help="Folder for foveate.load; --resume continues a stopped run there.")],
+    out: Annotated[
+        Path,
+        folder_option("Folder for foveate.load; --resume continues a stopped run there."),
+    ],
     model: Annotated[str, typer.Option(help="A Hub id, a folder, or `tiny`, the embedded model.")] = "tiny",
     data: Annotated[Path | None, typer.Option(help="JSONL file with image, question, answer and boxes.")] = None,
     images: Annotated[
@@ -183,7 +185,8 @@ def glimpse_plus(
         typer.Argument(help="YAML or JSON file: `model: …`, `data: …`; docs/train-glimpse-plus.md has all settings."),
     ],
     out: Annotated[
-        Path, typer.Option(help="Folder for adapter, merged model and predictor; a stopped run continues there.")
+        Path,
+        folder_option("Folder for adapter, merged model and predictor; a stopped run continues there."),
     ],
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of going on.")] = False,
     json_file: JsonFile = None,
@@ -232,7 +235,7 @@ def _show(result: dict[str, Any], files: dict[str, Path]) -> None:
 
 
 def tiny(
-    out: Annotated[Path, typer.Option(help="Folder for scenes, checkpoints, log, curve and weights.")],
+    out: Annotated[Path, folder_option("Folder for scenes, checkpoints, log, curve and weights.")],
     seed: Annotated[int, typer.Option(help="Random seed for scenes, questions and initial weights.")] = 0,
     steps_vision: Annotated[
         int | None, typer.Option(min=1, help="Steps of the vision stage; by default as shipped.")
