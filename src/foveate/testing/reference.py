@@ -148,7 +148,7 @@ def _hidden(
     prompt: int,
     compacted: bool,
     family: Family | None,
-    stages: Sequence[Any],
+    stages: Sequence[Any] = (),
 ) -> Iterator[None]:
     """Every decoder layer of `model` sees what is left there of (B, L + t) tokens."""
     length = real.shape[1]
