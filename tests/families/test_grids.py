@@ -174,7 +174,7 @@ def test_an_unknown_layout_is_one_row_a_run_and_is_said():
         for given in (family, None):
             with attach(model, pruner, family=given) as pruned:
                 generate(model, batch, 1)
-            assert any("one row of tokens" in note for note in pruned.report.notes) == (said and given is not None)
+            assert any("single row of tokens" in note for note in pruned.report.notes) == (said and given is not None)
 
 
 def test_runs():
