@@ -17,6 +17,7 @@ PUBLIC = [
     "make",
     "load",
     "attach",
+    "detach",
     "load_processor",
     "select",
     "tiny",
