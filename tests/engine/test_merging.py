@@ -78,13 +78,17 @@ class Wrong(Merging):
             "shape": {"into": found.into[:, :-1]},
             "type": {"into": found.into.float()},
             "weight": {"weight": found.weight.long()},
+            "negative": {"weight": -found.weight},
+            "no number": {"weight": found.weight * torch.nan},
             "alone": {"into": None},
             "how": {"how": "mean"},
         }
         return dataclasses.replace(found, **wrong[self.change])
 
 
-@pytest.mark.parametrize("change", ["to one that leaves", "shape", "type", "weight", "alone", "how"])
+@pytest.mark.parametrize(
+    "change", ["to one that leaves", "shape", "type", "weight", "negative", "no number", "alone", "how"]
+)
 def test_a_selection_that_makes_no_sense_is_refused(change):
     model = build("llava")
     with pytest.raises((TypeError, ValueError), match="into|weight|how"), attach(model, Wrong(change=change)):

@@ -194,6 +194,8 @@ def merge(hidden: Tensor, columns: Tensor, keep: Tensor, valid: Tensor, selectio
     goes &= keep.gather(1, target)
     weight = torch.ones_like(target, dtype=torch.float32) if selection.weight is None else selection.weight.float()
     weight = weight.masked_fill(~goes, 0)
+    if weight.device.type == "cpu" and not bool((weight.isfinite() & (weight >= 0)).all()):  # free here
+        raise ValueError("a token was to go into another with a weight that is negative or no finite number")
     moved = weight > 0  # what is not moved may hold anything
     tokens = wide(gather_positions(hidden, columns, -2))
     added = (tokens * weight[..., None]).masked_fill(~moved[..., None], 0)
