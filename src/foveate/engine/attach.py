@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import weakref
 from collections.abc import Iterator
 from types import TracebackType
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
 from foveate.engine.attachment import Attachment, Pause
 from foveate.engine.attention_rows import settle_taps
 from foveate.engine.compat import is_wrapper, sweep
+from foveate.engine.forward_pass import PrefillRecord
 from foveate.engine.hooks import Hooks
 from foveate.engine.report import Report, summarise
 from foveate.errors import AlreadyAttachedError, ModelInUseError
@@ -30,14 +32,21 @@ class Handle:
     """A pruner attached to a model; `report` describes what was pruned, `detach` removes it."""
 
     def __init__(self, model: nn.Module, pruner: Pruner, hooks: Hooks) -> None:
-        self.model, self.pruner, self._hooks = model, pruner, hooks
+        here = hooks.attachment
+        cached = [one is not None and layer not in here.readers for layer, one in enumerate(here.parts.attention)]
+        self.pruner, self._model = pruner, weakref.ref(model)
+        self._hooks: Hooks | None = hooks
+        self._summarise = functools.partial(_report, here.records, here.text_config, here.depth, cached)
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The model; None once nobody else holds it: a handle that is detached does not keep it alive."""
+        return self._model()
 
     @property
     def report(self) -> Report:
         """One entry for each prefill since the pruner was attached."""
-        here = self._hooks.attachment
-        cached = [one is not None and layer not in here.readers for layer, one in enumerate(here.parts.attention)]
-        return Report(tuple(summarise(record, here.text_config, here.depth, cached) for record in here.records))
+        return self._summarise()
 
     def detach(self) -> None:
         """Leave the model as it was; the report stays. A second call does nothing.
@@ -47,6 +56,8 @@ class Handle:
         ModelInUseError
             When another thread is in a forward pass of the model; nothing has been changed.
         """
+        if self._hooks is None:
+            return
         busy = self._hooks.attachment.busy()
         if busy:
             raise ModelInUseError(
@@ -54,6 +65,7 @@ class Handle:
                 "if it never will be, call foveate.detach(model)"
             )
         _free(self._hooks)
+        self._hooks = None
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[Handle]:
@@ -63,7 +75,7 @@ class Handle:
         pruned raises `UnsupportedCacheError` inside. The report has an entry for each prefill there, with its reason
         in `skipped`.
         """
-        pauses, mine = self._hooks.attachment.pauses, Pause()
+        pauses, mine = set() if self._hooks is None else self._hooks.attachment.pauses, Pause()
         try:
             pauses.add(mine)
             yield self
@@ -77,6 +89,10 @@ class Handle:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.detach()
+
+
+def _report(records: list[PrefillRecord], config: Any, depth: int, cached: list[bool]) -> Report:
+    return Report(tuple(summarise(record, config, depth, cached) for record in records))
 
 
 def attach(model: nn.Module, pruner: Pruner, *, family: Family | None = None, _always_gather: bool = False) -> Handle:

@@ -22,7 +22,8 @@ UNSEEN = (
 )
 SCORED = (
     "logits of the last {} tokens were asked for: the question was taken to end at the first of these, as while "
-    "generating the answer after it; with labels, it ends before the first label"
+    "generating the answer after it (with labels, before the first label); answer tokens see dropped tokens in the "
+    "layers before a stage, which a method with compact_cache hides from them while generating"
 )
 LABELLED = "the labels begin before any visual token: what they ask for must not be predicted from a dropped one"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from foveate.errors import UnknownMethodError
+from foveate.errors import BudgetError, UnknownMethodError
 from foveate.pruners import registry
 from foveate.pruners.base import Pruner
 from foveate.pruners.budget import parse_keep
@@ -143,6 +143,8 @@ def build_with(name: str, options: Mapping[str, Any], keep: float | int | None, 
     UnknownMethodError, BudgetError
         As `build`.
     """
+    if keep is not None and "keep" in options:
+        raise BudgetError(f"the budget is given twice: {keep!r} apart, and keep={options['keep']!r} as an option")
     if keep is None and not has_own_budget(name, options) and has_option(method_class(name), "keep"):
         keep = usual
     return build(name, options if keep is None else {"keep": keep, **options})
