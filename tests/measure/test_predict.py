@@ -229,5 +229,5 @@ def test_files_that_hold_no_rates(tmp_path):
 def test_a_grid_holds_every_token(visual):
     grid = grid_of(visual)
     assert grid.length == visual
-    assert grid.behind < grid.width
+    assert grid.after < grid.width
     assert grid.width <= 2 * grid.height + 2

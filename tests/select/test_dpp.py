@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from importlib import import_module
 from unittest import mock
 
 import pytest
@@ -9,11 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from foveate import select
-from foveate.select import dpp as elimination
 from foveate.select import lazy_greedy as lazy
 from foveate.select.dpp import orthonormal
 from tests.select import reference
 from tests.select.cases import Case, continuous, sets, tied
+
+elimination = import_module("foveate.select.dpp")  # the function hides its module
 
 DPP = select.low_rank_dpp.__wrapped__.__globals__  # the module; `select.dpp` is the function
 BOTH = pytest.mark.parametrize("low_rank", [False, True])
