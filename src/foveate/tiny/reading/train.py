@@ -107,11 +107,11 @@ def main() -> None:
     parser.add_argument(
         "--write-start", type=Path, help="write the weights so far for another folder, and train no more"
     )
+    parser.add_argument("--stages", default="vision,language", help="with --write-start: those to write")
     asked = parser.parse_args()
     if asked.write_start:
         run = Run(asked.folder, read_recipe(asked.folder), torch.device("cpu"))
-        stages = [stage for stage in ("vision", "language") if (asked.folder / f"{stage}.pt").is_file()]
-        run.write_start(asked.write_start, stages)
+        run.write_start(asked.write_start, asked.stages.split(","))
         return
     train(asked.folder, threads=asked.threads, checkpoint_seconds=asked.checkpoint_seconds)
 

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 START = "start.safetensors"
-LANGUAGE = ("model.language_model.", "lm_head.")
+LAYERS = ("model.language_model.layers.", "model.language_model.norm.", "lm_head.")  # untouched by the vision stage
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Run:
                 names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
                 values = {name.removeprefix(prefix): file.get_tensor(name).float() for name in names}
                 missing, unknown = module.load_state_dict(values, strict=False)
-                if unknown or any(not name.startswith(LANGUAGE) for name in missing):
+                if unknown or any(not name.startswith(LAYERS) for name in missing):
                     raise ValueError(f"{path} is of another recipe: {[*missing, *unknown][:3]} do not fit")
         return int(steps[stage])
 
@@ -123,8 +123,7 @@ class Run:
             steps[stage] = state["step"]
             for number, values in enumerate(state["modules"]):
                 for name, value in values.items():
-                    later = "language" in stages and stage == "vision" and name.startswith(LANGUAGE)
-                    if not later:  # what the later stage has trained is of no use to begin with
+                    if not (stage == "vision" and name.startswith(LAYERS)):
                         tensors[f"{stage}.{number}.{name}"] = value.half().contiguous()
         save_file(tensors, path, {"steps": json.dumps(steps)})
 
