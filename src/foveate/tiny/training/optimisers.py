@@ -13,6 +13,12 @@ from torch import Tensor
 FAST = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
+if not hasattr(torch.optim, "Muon"):
+    raise ImportError(
+        f"training the embedded model needs torch 2.9 or newer, for its Muon; this is {torch.__version__}"
+    )
+
+
 class Float32Muon(torch.optim.Muon):
     """`torch.optim.Muon` whose Newton-Schulz steps are in float32 instead of bfloat16."""
 
