@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from foveate.engine.arguments import cache_of, refuse_unknown_cache
 from foveate.engine.attachment import Attachment
@@ -121,7 +122,7 @@ class PromptHooks:
         # 2. nothing to prune
         if forward.prompt is None:
             text_only = forward.record is not None and not any(forward.record.visual)
-            if text_only and cache is not None and int(cache.get_seq_length()):
+            if text_only and isinstance(cache, Cache) and int(cache.get_seq_length()):
                 forward.record = None  # a later turn without an image is not a prefill
             return None
         # 3. a prompt to prune
