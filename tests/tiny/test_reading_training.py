@@ -20,7 +20,7 @@ from foveate.tiny.reading.recipe import ReadingRecipe
 from foveate.tiny.reading.scenes import LAYOUTS, make_reading_scene
 from foveate.tiny.reading.train import train, trained_model
 from foveate.tiny.training.pool import IGNORE
-from foveate.tiny.training.run import Run
+from foveate.tiny.training.run import START, Run
 
 MINUTE = ReadingRecipe(
     scenes=24,
@@ -101,6 +101,14 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path, monkeypatch):
     table = check_model(last, len(TASKS), 1)
     assert table["dense"]["all"]["of_dense"] in (0, 100)
     assert len(verdict(table, MINUTE.layers)) == 14
+    # A run that begins with these weights has no checkpoint of the vision stage; it gives the same model.
+    (tmp_path / "begun").mkdir()
+    run.write_start(tmp_path / "begun" / START, ["vision", "language"])
+    begun = Run(tmp_path / "begun", MINUTE, torch.device("cpu"))
+    for name, value in trained_model(begun).state_dict().items():
+        torch.testing.assert_close(value, last.state_dict()[name], atol=2e-3, rtol=1e-3)
+    begun.write_start(tmp_path / "again", ["vision", "language"])
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "begun" / START).read_bytes()
 
 
 def test_packed_layers_equal_the_model(model, pool):

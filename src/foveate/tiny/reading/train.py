@@ -49,14 +49,10 @@ def trained_model(run: Run) -> torch.nn.Module:
 
     recipe = run.recipe
     model = build(recipe)
-    state = torch.load(run.folder / "vision.pt", map_location="cpu", weights_only=True)
-    model.load_state_dict(state["modules"][0])
+    run.restore("vision", [model], [])
     amplify_texture(model, recipe.texture_gain)
     start_layers(model, recipe.layers - recipe.top_layers)
-    path = run.folder / "language.pt"
-    if path.is_file():
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        model.model.language_model.load_state_dict(state["modules"][0])
+    run.restore("language", [model.model.language_model], [])
     return model.eval()
 
 

@@ -86,40 +86,48 @@ class Run:
         self._saved = time.time()
 
     def restore(self, stage: str, modules: list[torch.nn.Module], optimisers: list) -> int:
-        """Load a stage's checkpoint if there is one; gives the number of steps done."""
-        path = self.folder / f"{stage}.pt"
-        if not path.is_file():
-            return self._start(stage, modules)
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        for module, values in zip(modules, state["modules"], strict=True):
-            module.load_state_dict(values)
-        for optimiser, values in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(values)
-        return state["step"]
+        """Load a stage's checkpoint if there is one; gives the number of steps done.
 
-    def _start(self, stage: str, modules: list[torch.nn.Module]) -> int:
-        """Take the weights of `START`, where a run begins with those of an earlier one; its optimisers begin anew."""
-        path = self.folder / START
-        if not path.is_file():
+        A run that begins with the weights of an earlier one has them in `START`; its optimisers begin anew.
+        """
+        path = self.folder / f"{stage}.pt"
+        state = self.state(stage)
+        if state is None:
             return 0
-        with safe_open(path, "pt") as file:
+        for module, values in zip(modules, state["modules"], strict=False):  # a reader may want the first alone
+            missing, unknown = module.load_state_dict(values, strict=False)
+            if unknown or any(path.is_file() or not name.startswith(LAYERS) for name in missing):
+                raise ValueError(f"{self.folder} is of another recipe: {[*missing, *unknown][:3]} do not fit")
+        if "optimisers" in state and optimisers:
+            for optimiser, values in zip(optimisers, state["optimisers"], strict=True):
+                optimiser.load_state_dict(values)
+        return int(state["step"])
+
+    def state(self, stage: str) -> dict[str, Any] | None:
+        """A stage's last checkpoint, or what `START` holds of it; None where there is neither."""
+        path, start = self.folder / f"{stage}.pt", self.folder / START
+        if path.is_file():
+            return torch.load(path, map_location=self.device, weights_only=True)
+        if not start.is_file():
+            return None
+        with safe_open(start, "pt") as file:
             steps = json.loads(file.metadata()["steps"])
             if stage not in steps:
-                return 0
-            for number, module in enumerate(modules):
-                prefix = f"{stage}.{number}."
-                names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
-                values = {name.removeprefix(prefix): file.get_tensor(name).float() for name in names}
-                missing, unknown = module.load_state_dict(values, strict=False)
-                if unknown or any(not name.startswith(LAYERS) for name in missing):
-                    raise ValueError(f"{path} is of another recipe: {[*missing, *unknown][:3]} do not fit")
-        return int(steps[stage])
+                return None
+            modules: dict[int, dict[str, torch.Tensor]] = {}
+            for name in file.keys():  # noqa: SIM118
+                own, number, rest = name.split(".", 2)
+                if own == stage:
+                    modules.setdefault(int(number), {})[rest] = file.get_tensor(name).float()
+        return {"step": int(steps[stage]), "modules": [modules[number] for number in sorted(modules)]}
 
     def write_start(self, path: Path, stages: Sequence[str]) -> None:
         """Write the weights of a run so far, in float16 and without optimisers, as a `START` for another folder."""
         tensors, steps = {}, {}
         for stage in stages:
-            state = torch.load(self.folder / f"{stage}.pt", map_location="cpu", weights_only=True)
+            state = self.state(stage)
+            if state is None:
+                raise FileNotFoundError(f"{self.folder} has no weights of the stage {stage!r}")
             steps[stage] = state["step"]
             for number, values in enumerate(state["modules"]):
                 for name, value in values.items():
