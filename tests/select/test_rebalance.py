@@ -77,6 +77,20 @@ def test_the_split_counts_valid_tokens() -> None:
     assert sets(select.rebalanced_top_k(scores, 2, 2.0, 2, valid)) == [{2, 3}]
 
 
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.25, 0.29, 0.3, 0.5, 0.6, 0.7, 0.75, 1.0])
+def test_where_the_back_begins(share: float) -> None:
+    """With every token a candidate, one in front of the split passes any behind it."""
+    for number in (4, 10, 20, 100):
+        begin = Fraction(str(share)) * number
+        if begin.denominator > 1:
+            continue
+        scores = torch.arange(float(number))[None]  # those behind are the better ones
+        for k in {1, int(begin), number - 1} - {0}:
+            front = min(k, int(begin))
+            kept = {*range(int(begin) - front, int(begin)), *range(number - (k - front), number)}
+            assert sets(select.rebalanced_top_k(scores, k, number, share)) == [kept], (number, k)
+
+
 def test_nan_ranks_below_every_number() -> None:
     scores = torch.tensor([[torch.nan, 0.0, -1e30]])
     assert sets(select.rebalanced_top_k(scores, 2, 1.2)) == [{1, 2}]

@@ -140,6 +140,42 @@ def test_long_chains_inside_a_block_are_settled() -> None:
         assert keep[0].nonzero().flatten().tolist() == list(range(0, 100, 2))
 
 
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("block", [1, 2, 3, 128])
+@pytest.mark.parametrize(
+    ("scores", "k", "fill", "kept"),
+    [
+        # neighbours are too alike: of equal scores the lowest index is taken, and puts the next one to rest
+        ([1, 1, 1, 1, 1, 1], 6, "stop", [0, 2, 4]),
+        ([1, 1, 1, 1, 1, 1], 2, "stop", [0, 2]),
+        ([1, 1, 1, 1, 1, 1], 4, "saliency", [0, 1, 2, 4]),
+        ([1, 1, 1, 2, 2, 2], 6, "stop", [0, 3, 5]),
+        ([1, 1, 1, 2, 2, 2], 2, "stop", [3, 5]),
+        ([1, 1, 1, 2, 2, 2], 4, "saliency", [0, 3, 4, 5]),
+        ([1, 2, 2, 1, 2, 2], 6, "stop", [1, 4]),
+        ([1, 2, 2, 1, 2, 2], 5, "saliency", [0, 1, 2, 4, 5]),
+    ],
+)
+def test_of_equal_scores_the_lowest_index_is_taken(
+    plain: bool, block: int, scores: list[int], k: int, fill: Fill, kept: list[int]
+) -> None:
+    angle = torch.arange(6.0) * 0.5
+    features = torch.stack([angle.cos(), angle.sin()], -1)[None]
+    everyone = torch.ones(1, 6, dtype=torch.bool)
+    case = Case(features, torch.tensor([scores]), torch.tensor([k]), everyone, everyone)
+    assert sets(choose(case, 0.7, fill, plain, block)) == [set(kept)]  # cos 0.5 = 0.88, cos 1 = 0.54
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("block", [1, 2, 128])
+@pytest.mark.parametrize(("threshold", "kept"), [(0.5, [0, 1]), (0.49, [0]), (0.0, [0])])
+def test_a_cosine_of_the_threshold_is_not_above_it(plain: bool, block: int, threshold: float, kept: list[int]) -> None:
+    features = torch.tensor([[[1.0, 1, 1, 1], [1, 1, 1, -1], [1, 1, 1, 1]]])  # cosines 1/2 and 1, exact in binary
+    everyone = torch.ones(1, 3, dtype=torch.bool)
+    case = Case(features, torch.tensor([[3, 2, 1]]), torch.tensor([3]), everyone, everyone)
+    assert sets(choose(case, threshold, "stop", plain, block)) == [set(kept)]
+
+
 def test_both_forms_agree_on_many_tokens() -> None:
     generator = torch.Generator().manual_seed(4)
     features, scores = torch.randn(2, 500, 24, generator=generator), torch.randn(2, 500, generator=generator)

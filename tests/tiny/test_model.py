@@ -54,7 +54,9 @@ def test_it_answers_held_out_questions_and_stops(loaded):
         out = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         assert out[-1] == WORD_ID[EOS]
         right += made.tokenizer.decode(out, skip_special_tokens=True) == question.answer
-    assert right / n > 0.6  # a scene of another question gives about 0.2
+    assert right >= 34, (
+        f"{right} of {n}"
+    )  # 35 with AVX-512, AVX2 and neither; a scene of another question gives about 7
 
 
 def test_check_agrees_with_generate_and_with_dropping_nothing(loaded):
