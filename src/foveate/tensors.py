@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 PREFIX = 64  # features by which equal tokens are looked for
+
+
+def plain_number(value: Any) -> Any:
+    """A number of numpy, or a 0-d array or tensor, as Python's own; anything else as it is."""
+    if isinstance(value, (np.generic, np.ndarray)) or (isinstance(value, Tensor) and not value.is_meta):
+        return value.item() if value.ndim == 0 else value
+    return value
 
 
 def wide(features: Tensor) -> Tensor:

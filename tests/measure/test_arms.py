@@ -113,10 +113,10 @@ def test_whose_keep_is_a_mean_anyway():
 def test_a_count_is_a_budget_too():
     arms = {arm.label: arm for arm in plan_arms(parse_methods("fastv"), [49, 1.0], None, oracle=False)}
     assert list(arms)[1:] == [
-        f"{name} @ {keep}" for name in ("downsample", "random:layer=2", "fastv") for keep in (49, 1)
+        f"{name} @ {keep}" for name in ("downsample", "random:layer=2", "fastv") for keep in ("49", "1.0")
     ]
     assert arms["fastv @ 49"].pruner() == make("fastv", keep=49)
-    assert arms["fastv @ 1"].pruner() == make("fastv", keep=1.0)
+    assert arms["fastv @ 1.0"].pruner() == make("fastv", keep=1.0)
     assert arms["downsample @ 49"].shrink == 49
     with pytest.raises(BudgetError, match="btp.*no count"):
         plan_arms(parse_methods("btp"), [49], None, oracle=False)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from foveate.errors import BudgetError
 from foveate.pruners import saving
 from foveate.pruners.budget import check_keep, keep_behind, tokens_to_keep
+from foveate.pruners.options import option as option
+from foveate.pruners.options import settle
 from foveate.select import top_k
 
 if TYPE_CHECKING:
@@ -24,11 +26,6 @@ if TYPE_CHECKING:
 
 AttentionForm = Literal["softmax", "log_softmax", "logits"]
 KeyOrValue = Literal["keys", "values"]
-
-
-def option(default: Any, help: str) -> Any:
-    """Dataclass field with the one-line help that `foveate list methods` prints."""
-    return dataclasses.field(default=default, metadata={"help": help})
 
 
 def depth_of(config: Any) -> int:
@@ -242,14 +239,13 @@ class Pruner:
     )
 
     min_visual: int = option(
-        0, "prompts with fewer visual tokens than this run dense: where choosing costs more than it saves"
+        0,
+        "prompts with fewer visual tokens than this run dense: where choosing costs more than it saves",
+        at_least=0,
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.min_visual, bool) or not isinstance(self.min_visual, int) or self.min_visual < 0:
-            raise BudgetError(
-                f"{self.name}: min_visual is a count of visual tokens, 0 for none, got {self.min_visual!r}"
-            )
+        settle(self, self.name)
 
     def layers(self, depth: int) -> tuple[int, ...]:
         """Decoder layers (from 0) before which the method cuts, ascending, in a model of `depth` layers."""
@@ -433,8 +429,10 @@ class SingleStagePruner(Pruner):
         When `keep`, `layer` or `per` makes no sense.
     """
 
-    keep: float | int = option(0.22, "share (0, 1] or count of visual tokens kept; 1.0 switches pruning off")
-    layer: int = option(2, "cut before this decoder layer, counted from 0; 0 is before the language model")
+    keep: float | int = option(
+        0.22, "share (0, 1] or count of visual tokens kept; 1.0 switches pruning off", check=check_keep
+    )
+    layer: int = option(2, "cut before this decoder layer, counted from 0; 0 is before the language model", at_least=0)
     per: Literal["prompt", "image"] = option("prompt", "one budget for the whole prompt, or one for each image")
 
     lowest_layer: ClassVar[int] = 0
@@ -442,13 +440,10 @@ class SingleStagePruner(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "keep", check_keep(self.keep))
-        if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < self.lowest_layer:
+        if self.layer < self.lowest_layer:
             raise BudgetError(
                 f"{self.name}: layer must be an integer of at least {self.lowest_layer}, got {self.layer!r}"
             )
-        if self.per not in ("prompt", "image"):
-            raise BudgetError(f"{self.name}: per must be 'prompt' or 'image', got {self.per!r}")
 
     @property
     def keeps_all(self) -> bool:

@@ -8,6 +8,7 @@ from numbers import Integral, Real
 import torch
 
 from foveate.errors import BudgetError
+from foveate.tensors import plain_number
 
 
 def check_keep(keep: float | int) -> float | int:
@@ -17,7 +18,7 @@ def check_keep(keep: float | int) -> float | int:
     ----------
     keep
         A float in (0, 1]: the share of the visual tokens to keep; 1.0 switches pruning off. An int of at least 2: a
-        number of visual tokens.
+        number of visual tokens. Numbers of numpy and 0-d tensors are taken likewise.
 
     Raises
     ------
@@ -25,6 +26,7 @@ def check_keep(keep: float | int) -> float | int:
         For anything else: 0, negative numbers, shares over 1, NaN, text, booleans, and the int 1, which could mean
         "all" or "one token".
     """
+    keep = plain_number(keep)
     if isinstance(keep, bool) or not isinstance(keep, Real):
         raise BudgetError(f"keep must be a share in (0, 1] or a count of visual tokens, got {keep!r}")
     if isinstance(keep, Integral):
@@ -33,10 +35,26 @@ def check_keep(keep: float | int) -> float | int:
             raise BudgetError("keep=1 is ambiguous: write 1.0 to keep every visual token; a count starts at 2")
         if count < 1:
             raise BudgetError(f"keep must be positive, got {count}")
+        if count >= 2**63:
+            raise BudgetError(f"keep is a count of visual tokens, and no prompt has {count}")
         return count
     share = float(keep)
     if math.isnan(share) or not 0 < share <= 1:
         raise BudgetError(f"keep as a share must lie in (0, 1], got {share}; a count of tokens is an int")
+    return share
+
+
+def check_share(keep: float) -> float:
+    """`check_keep` for methods whose budget is a share and never a count.
+
+    Raises
+    ------
+    BudgetError
+        As `check_keep`, and for a count.
+    """
+    share = check_keep(keep)
+    if not isinstance(share, float):
+        raise BudgetError(f"keep is a share in (0, 1] here, no count, got {keep!r}")
     return share
 
 

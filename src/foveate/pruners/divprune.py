@@ -26,7 +26,7 @@ class DivPrune(SingleStagePruner):
     summary: ClassVar[str] = "the most diverse tokens, whatever the question"
     keeps_exactly: ClassVar[bool] = True
 
-    layer: int = option(0, "cut before this decoder layer, counted from 0; 0 is before the language model")
+    layer: int = option(0, "cut before this decoder layer, counted from 0; 0 is before the language model", at_least=0)
 
     def choose(self, tokens: VisualTokens, k: Tensor) -> Tensor:
         return select.max_min_diversity(tokens.features, k, valid=tokens.valid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -9,7 +10,6 @@ import torch
 from torch import Tensor
 
 from foveate import select
-from foveate.errors import BudgetError
 from foveate.pruners.base import SingleStagePruner, VisualTokens, option
 
 
@@ -32,22 +32,17 @@ class GreedyPrune(SingleStagePruner):
     url: ClassVar[str] = "https://arxiv.org/abs/2506.13166"
     summary: ClassVar[str] = "the tokens most like the question by cosine, no two of them too alike"
 
-    threshold: float = option(0.9, "two visual tokens above this cosine are too alike to keep both, in [-1, inf)")
+    threshold: float = option(
+        0.9,
+        "two visual tokens above this cosine are too alike to keep both, in [-1, inf)",
+        at_least=-1,
+        under=math.inf,
+    )
     query: Literal["last", "mean_text"] = option("last", "saliency to the last prompt token or to the mean text token")
     fill: Literal["saliency", "stop", "relax"] = option(
         "saliency", "when the threshold leaves too few: fill by saliency, stop short, or relax the threshold"
     )
     center: bool = option(False, "subtract the mean visual token before comparing visual tokens with each other")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        number = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool)
-        if not number or not self.threshold >= -1:  # "not >=" also catches NaN
-            raise BudgetError(f"greedyprune: threshold must be a number of at least -1, got {self.threshold!r}")
-        if self.query not in ("last", "mean_text"):
-            raise BudgetError(f"greedyprune: query must be 'last' or 'mean_text', got {self.query!r}")
-        if self.fill not in ("saliency", "stop", "relax"):
-            raise BudgetError(f"greedyprune: fill must be 'saliency', 'stop' or 'relax', got {self.fill!r}")
 
     @property
     def keeps_exactly(self) -> bool:  # type: ignore[override]

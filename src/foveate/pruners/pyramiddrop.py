@@ -11,7 +11,7 @@ from torch import Tensor
 from foveate import select
 from foveate.errors import BudgetError
 from foveate.pruners.base import PromptRows, Pruner, VisualTokens, option
-from foveate.pruners.budget import check_keep
+from foveate.pruners.budget import check_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +35,9 @@ class PyramidDrop(Pruner):
     url: ClassVar[str] = "https://arxiv.org/abs/2410.17247"
     summary: ClassVar[str] = "what the last prompt token attends to, in three stages over the depth"
 
-    keep: float = option(0.125, "share of the visual tokens after the last stage; 1.0 switches pruning off")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "keep", check_keep(self.keep))
-        if not isinstance(self.keep, float):
-            raise BudgetError(f"pyramiddrop: keep is a share in (0, 1], no count, got {self.keep!r}")
+    keep: float = option(
+        0.125, "share of the visual tokens after the last stage; 1.0 switches pruning off", check=check_share
+    )
 
     def layers(self, depth: int) -> tuple[int, ...]:
         if depth < 4:

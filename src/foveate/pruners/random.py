@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveate.errors import BudgetError
 from foveate.pruners.base import ScorePruner, VisualTokens, option
 from foveate.tensors import to_device
 
@@ -25,13 +24,8 @@ class Random(ScorePruner):
     paper: ClassVar[str] = "baseline"
     summary: ClassVar[str] = "a random draw; what every method must beat"
 
-    layer: int = option(0, "cut before this decoder layer, counted from 0; 0 is before the language model")
-    seed: int = option(0, "seed of the draw")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise BudgetError(f"random: seed must be an integer, got {self.seed!r}")
+    layer: int = option(0, "cut before this decoder layer, counted from 0; 0 is before the language model", at_least=0)
+    seed: int = option(0, "seed of the draw", at_least=-(2**63), at_most=2**64 - 1)
 
     def score(self, tokens: VisualTokens) -> Tensor:
         # Drawn on the CPU: the same tokens on every device.

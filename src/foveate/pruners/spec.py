@@ -53,7 +53,7 @@ def parse_value(text: str) -> Any:
         return {"true": True, "false": False, "none": None}[lowered]
     try:
         return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: brackets in brackets, many times
         return text.strip()
 
 

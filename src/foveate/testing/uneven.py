@@ -20,7 +20,9 @@ class Uneven(Pruner):
     paper: ClassVar[str] = "none: for tests"
     summary: ClassVar[str] = "three cuts, other counts in each sample"
 
-    keep: float = option(0.6, "share of the visual tokens left that each cut keeps, about; 1.0 keeps all")
+    keep: float = option(
+        0.6, "share of the visual tokens left that each cut keeps, about; 1.0 keeps all", over=0, at_most=1
+    )
 
     def layers(self, depth: int) -> tuple[int, ...]:
         return tuple(sorted({min(1, depth - 1), depth // 2, depth - 1}))

@@ -34,7 +34,7 @@ class Arm:
     @property
     def label(self) -> str:
         """Name of the arm in a result."""
-        return self.method if self.keep is None else f"{self.method} @ {self.keep:g}"
+        return self.method if self.keep is None else f"{self.method} @ {self.keep}"
 
 
 def check_methods(methods: tuple[MethodSpec, ...], keeps: tuple[float | int, ...], config: Any = None) -> None:

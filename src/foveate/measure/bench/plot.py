@@ -49,7 +49,7 @@ def draw(result: dict[str, Any], picture: Path) -> None:
         implied = [entry["implied"] for entry in mine]
         axes.errorbar(implied, middle, errors, fmt=MARKS[number % len(MARKS)], capsize=2, label=method)
         for entry, across, up in zip(mine, implied, middle, strict=True):
-            budget = "" if entry["keep"] is None else f", {entry['keep']:g}"
+            budget = "" if entry["keep"] is None else f", {entry['keep']}"
             name = f"{entry['visual']}×{entry['batch']}{budget}"
             axes.annotate(name, (across, up), xytext=(4, 3), textcoords="offset points", fontsize=7)
     most = max([1.0, *(entry["implied"] for entry in points), *(e["prefill"]["faster"]["q75"] for e in points)])

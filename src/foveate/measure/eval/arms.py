@@ -105,7 +105,7 @@ class EvalArm:
     @property
     def label(self) -> str:
         """Name of the arm in the journal."""
-        return self.method if self.own_budget or self.method == DENSE else f"{self.method} @ {self.keep:g}"
+        return self.method if self.own_budget or self.method == DENSE else f"{self.method} @ {self.keep}"
 
     @property
     def shrink(self) -> float | int:
@@ -126,11 +126,11 @@ class EvalArm:
             return None
         options = dict(self.spec.options) if self.own_budget else {**self.spec.options, "keep": self.keep}
         if self.spec.name == Evidence.name:
-            made = _evidence(options, seed, masks)
+            made: Any = _evidence(options, seed, masks)
         else:
-            if has_option(_class(self.spec), "seed"):
-                options["seed"] = seed + options.get("seed", 0)
             made = build(self.spec.name, options)
+            if has_option(type(made), "seed"):
+                made = replace(made, seed=seed + made.seed)
         return made if self.config is None or self.own_budget else made.with_mean(self.keep, self.config)
 
 

@@ -29,7 +29,7 @@ def result_tables(result: dict[str, Any]) -> list[Cells]:
     shared = result["configuration"]
     level = f"{100 * result['bootstrap']['level']:.0f} %"
     asked = f"{shared['samples']} questions of '{shared['suite']}', seed {shared['seed']}"
-    names = [[arm["method"], "own" if arm["keep"] is None else f"{arm['keep']:g}"] for arm in arms]
+    names = [[arm["method"], "own" if arm["keep"] is None else str(arm["keep"])] for arm in arms]
     skips = any(arm["skipped"]["questions"] for arm in arms)
     accuracy = [
         [

@@ -17,7 +17,6 @@ from foveate.pruners.btp.spread import spread
 from foveate.pruners.btp.stages import (
     DEFAULT,
     PRESETS,
-    VARIANTS,
     BTPStage,
     as_stages,
     default_stages,
@@ -26,15 +25,15 @@ from foveate.pruners.btp.stages import (
     published_stages,
     scale_to,
 )
-from foveate.pruners.budget import check_keep, tokens_to_keep
+from foveate.pruners.budget import check_share, tokens_to_keep
 
-CHOICES = {
-    "variant": VARIANTS,
-    "final": (None, "keep", "drop", "auto"),
-    "score": ("softmax", "logits"),
-    "query": ("last", "mean_text"),
-    "distance": ("manhattan", "euclidean"),
-}
+
+def _stages_given(stages: Any) -> tuple[BTPStage, ...] | str:
+    if not isinstance(stages, str):
+        return as_stages(stages)
+    if stages != DEFAULT and stages not in PRESETS:
+        raise BudgetError(f"btp: no stages {stages!r}; there are {', '.join([DEFAULT, *PRESETS])}")
+    return stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +64,9 @@ class BTP(Pruner):
     keep_is_mean: ClassVar[bool] = True
 
     keep: float | None = option(
-        None, "mean share of visual tokens per decoder layer, by scaling all stages; none: as they are; 1.0: off"
+        None,
+        "mean share of visual tokens per decoder layer, by scaling all stages; none: as they are; 1.0: off",
+        check=check_share,
     )
     variant: Literal["auto", "default", "paper", "released"] = option(
         "auto",
@@ -76,15 +77,20 @@ class BTP(Pruner):
         None,
         "instead of a variant: (layer, keep, attention, over, split, spatial) each, or by name: "
         f"{', '.join([DEFAULT, *PRESETS])}",
+        check=_stages_given,
     )
     final: Literal["keep", "drop", "auto"] | None = option(
         None,
         "a last stage that drops everything: leave it out (keep), do it (drop), or do it where calibration found it "
         "harmless (auto); none: do it with variant=released alone",
     )
-    harmless: int | None = option(None, "layer before which dropping all that is left was measured to be harmless")
-    depth: int | None = option(None, "decoder layers of the model that the stages were made for; no other is taken")
-    attention: float | None = option(None, "λ of every stage; none: each stage's own")
+    harmless: int | None = option(
+        None, "layer before which dropping all that is left was measured to be harmless", at_least=0
+    )
+    depth: int | None = option(
+        None, "decoder layers of the model that the stages were made for; no other is taken", at_least=1
+    )
+    attention: float | None = option(None, "λ of every stage; none: each stage's own", at_least=0, at_most=1)
     score: Literal["softmax", "logits"] = option("softmax", "attention averaged over heads after or before softmax")
     query: Literal["last", "mean_text"] = option("last", "attention of the last prompt token, or mean over the text")
     rebalance: bool = option(True, "undo attention's bias towards the end of the prompt")
@@ -93,23 +99,8 @@ class BTP(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.keep is not None:
-            object.__setattr__(self, "keep", check_keep(self.keep))
-            if not isinstance(self.keep, float):
-                raise BudgetError(f"btp: keep is a mean share of visual tokens per layer, no count, got {self.keep!r}")
         if self.stages is not None and self.variant != "auto":
             raise BudgetError("btp: either stages, or a variant that says which")
-        if isinstance(self.stages, str):
-            if self.stages != DEFAULT and self.stages not in PRESETS:
-                raise BudgetError(f"btp: no stages {self.stages!r}; there are {', '.join([DEFAULT, *PRESETS])}")
-        elif self.stages is not None:
-            object.__setattr__(self, "stages", as_stages(self.stages))
-        if self.attention is not None:
-            BTPStage(1, 1.0, self.attention)  # says what is wrong with it
-        for field, known in CHOICES.items():
-            if getattr(self, field) not in known:
-                names = ", ".join(filter(None, known))
-                raise BudgetError(f"btp: {field} must be one of {names}, got {getattr(self, field)!r}")
         if self.score == "logits" and self.query != "last":
             raise BudgetError("btp: score='logits' goes with query='last': other tokens do not see every image")
 

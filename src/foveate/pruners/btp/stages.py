@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from foveate.errors import BudgetError
+from foveate.pruners.options import option, settle
 
 
 @dataclass(frozen=True)
@@ -31,23 +32,15 @@ class BTPStage:
         Share of the diversity places that the spatial seed takes; max-min diversity continues from there.
     """
 
-    layer: int
-    keep: float
-    attention: float = 0.0
-    over: float = 1.2
-    split: float = 0.5
-    spatial: float = 0.0
+    layer: int = option(at_least=0)
+    keep: float = option(at_least=0, at_most=1)
+    attention: float = option(0.0, at_least=0, at_most=1)
+    over: float = option(1.2, at_least=1, under=math.inf)
+    split: float = option(0.5, at_least=0, at_most=1)
+    spatial: float = option(0.0, at_least=0, at_most=1)
 
     def __post_init__(self) -> None:
-        if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 0:
-            raise BudgetError(f"btp: a stage's layer must be an integer from 0 on, got {self.layer!r}")
-        for name in ("keep", "attention", "split", "spatial"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise BudgetError(f"btp: a stage's {name} must be a share of 0 to 1, got {value!r}")
-            object.__setattr__(self, name, float(value))
-        if isinstance(self.over, bool) or not isinstance(self.over, (int, float)) or not 1 <= self.over < math.inf:
-            raise BudgetError(f"btp: a stage's over must be a ratio of at least 1, got {self.over!r}")
+        settle(self, "btp, a stage")
         if self.layer == 0 and self.attention:
             raise BudgetError("btp: before layer 0 there is no attention to read: that stage needs attention=0")
 
@@ -73,7 +66,6 @@ PRESETS: Mapping[str, tuple[BTPStage, ...]] = MappingProxyType(
 MADE_FOR: Mapping[tuple[str, int, int], str] = MappingProxyType(
     {("llava", 32, 4096): "llava-1.5-7b", ("qwen2_5_vl", 28, 3584): "qwen2.5-vl-7b"}
 )
-VARIANTS = ("auto", "default", "paper", "released")
 DEFAULT = "default"  # among the names of stages
 _PLACES, _KEEPS, _ATTENTION, _DROP = (3 / 32, 6 / 32, 14 / 32), (1 / 2, 1 / 4, 1 / 8), (0.4, 0.7, 1.0), 22 / 32
 
@@ -123,6 +115,8 @@ def as_stages(stages: Iterable[Any]) -> tuple[BTPStage, ...]:
     BudgetError
         When they are no stages, not in ascending order of layers, or keep more than the stage before.
     """
+    if not isinstance(stages, Iterable):
+        raise BudgetError(f"btp: stages must be several BTPStage(layer, keep, attention), got {stages!r}")
     made = []
     for item in stages:
         try:

@@ -7,9 +7,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -66,32 +65,23 @@ class GlimpsePrune(Pruner):
     shipped: ClassVar[Mapping[str, Path]] = {"glimpseprune-tiny": Path(__file__).parents[2] / "tiny" / "predictor"}
 
     keep: float | int | None = option(
-        None, "share or count of the likeliest visual tokens, instead of threshold and caps; 1.0: off"
+        None,
+        "share or count of the likeliest visual tokens, instead of threshold and caps; 1.0: off",
+        check=check_keep,
     )
-    threshold: float = option(0.5, "keep what is likelier than this, in [0, 1)")
-    max_keep: float | None = option(None, "share of a prompt's visual tokens that is never exceeded, rounded down")
-    min_keep: int = option(1, "visual tokens of a prompt that stay whatever the predictor says")
-    anchors: tuple[str, ...] = option((), "corners of each image that always stay: tl, tr, bl, br")
-    layer: int | None = option(None, "cut before this decoder layer, from 0; none: as trained, or two thirds of them")
+    threshold: float = option(0.5, "keep what is likelier than this, in [0, 1)", at_least=0, under=1)
+    max_keep: float | None = option(
+        None, "share of a prompt's visual tokens that is never exceeded, rounded down", over=0, at_most=1
+    )
+    min_keep: int = option(1, "visual tokens of a prompt that stay whatever the predictor says", at_least=1)
+    anchors: tuple[Literal["tl", "tr", "bl", "br"], ...] = option(
+        (), "corners of each image that always stay: tl, tr, bl, br"
+    )
+    layer: int | None = option(
+        None, "cut before this decoder layer, from 0; none: as trained, or two thirds of them", at_least=0
+    )
     compact_cache: bool = option(True, "also cut the KV cache of the layers before the stage to its survivors")
     weights: GlimpseModules | None = dataclasses.field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        anchors = (self.anchors,) if isinstance(self.anchors, str) else tuple(self.anchors)
-        object.__setattr__(self, "anchors", anchors)
-        if self.keep is not None:
-            object.__setattr__(self, "keep", check_keep(self.keep))
-        if not _number(self.threshold) or not 0 <= self.threshold < 1:
-            raise BudgetError(f"glimpseprune: threshold must lie in [0, 1), got {self.threshold!r}")
-        if self.max_keep is not None and (not _number(self.max_keep) or not 0 < self.max_keep <= 1):
-            raise BudgetError(f"glimpseprune: max_keep is a share in (0, 1], got {self.max_keep!r}")
-        if isinstance(self.min_keep, bool) or not isinstance(self.min_keep, int) or self.min_keep < 1:
-            raise BudgetError(f"glimpseprune: min_keep is a count of at least 1, got {self.min_keep!r}")
-        if unknown := [corner for corner in anchors if corner not in CORNERS]:
-            raise BudgetError(f"glimpseprune: no corner {unknown[0]!r}; there are {', '.join(CORNERS)}")
-        if self.layer is not None and (isinstance(self.layer, bool) or not isinstance(self.layer, int)):
-            raise BudgetError(f"glimpseprune: layer must be an integer, got {self.layer!r}")
 
     @property
     def keeps_all(self) -> bool:
@@ -262,7 +252,3 @@ def _lowest_where_hidden(attention: Tensor, valid: Tensor) -> Tensor:
     hidden = attention < HIDDEN
     low = attention.masked_fill(hidden | ~valid[..., None], math.inf).amin(1, keepdim=True)
     return torch.where(hidden, low.masked_fill(low.isinf(), 0), attention)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
