@@ -7,8 +7,17 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from foveate.measure.eval.suites import load_suite, suite_fingerprint
 from foveate.tiny.reading.model import GLYPHS, GRID, PATCH, SIZE, WORD_ID, pieces, processor, text_ids, tokenizer
-from foveate.tiny.reading.questions import LONG_TASKS, SHORT_TASKS, TASKS, ask_reading, cover, evidence_tokens
+from foveate.tiny.reading.questions import (
+    LONG_TASKS,
+    SHORT_TASKS,
+    TASKS,
+    ask_reading,
+    cover,
+    evidence_tokens,
+    held_out,
+)
 from foveate.tiny.reading.scenes import LAYOUTS, follow, make_reading_scene, random_text
 from foveate.tiny.vocabulary import COLOURS, KINDS, PLURALS
 
@@ -256,3 +265,13 @@ def test_evidence_tokens_lie_under_the_boxes():
     assert set(zip(*map(list, np.nonzero(tokens)), strict=True)) == {(2, 1), (2, 2), (6, 6)}
     assert not evidence_tokens([]).any()
     assert PATCH * GRID == SIZE
+
+
+def test_the_suite_gives_each_task_its_evidence():
+    examples = load_suite("reading", 17, 3)
+    assert [example.task for example in examples] == list(TASKS)
+    assert suite_fingerprint(examples) == suite_fingerprint(load_suite("reading", 34, 3)[:17])
+    for example, (scene, question) in zip(examples, held_out(17, 3), strict=True):
+        assert (example.question, example.answer) == (question.text, question.answer)
+        assert example.image.size == (SIZE, SIZE) and example.image.tobytes() == scene.image.tobytes()
+        assert example.evidence.tolist() == np.flatnonzero(evidence_tokens(question.boxes)).tolist()

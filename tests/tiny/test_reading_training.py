@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from foveate.tiny.reading.check import answer_right, attention_of, fresh, make_items, selections, verdict
+from foveate.tiny.reading.check import answer_right, attention_of, make_items, selections, verdict
 from foveate.tiny.reading.check import check as check_model
 from foveate.tiny.reading.language import Batches, evidence_loss, start_layers
 from foveate.tiny.reading.model import GLYPHS, TOKENS, WORD_ID, build
 from foveate.tiny.reading.packing import FEW_OBJECTS, LAYOUT, NO_TARGET, PREFIX, pack, positions, run_layers, written
 from foveate.tiny.reading.plot import plot_log
 from foveate.tiny.reading.pool import LABELS, ReadingPool, patch_labels
-from foveate.tiny.reading.questions import LONG_TASKS, TASKS, cover
+from foveate.tiny.reading.questions import LONG_TASKS, TASKS, cover, held_out
 from foveate.tiny.reading.recipe import ReadingRecipe
 from foveate.tiny.reading.scenes import LAYOUTS, make_reading_scene
 from foveate.tiny.reading.train import train, trained_model
@@ -208,7 +208,7 @@ def test_layers_that_join_later_begin_as_the_identity(pool):
 
 def test_hiding_from_a_layer_on_equals_removal(model):
     """Before layer 0 hidden tokens are as good as never there; later, the model's own layers on the shorter state."""
-    pairs = list(fresh(17, 3))
+    pairs = list(held_out(17, 3))
     tokens = torch.randn(17, TOKENS, 64)
     items = make_items(tokens, [q for _, q in pairs])
     chosen = selections(items, 40, 0)
@@ -263,10 +263,10 @@ def test_patch_labels_name_what_is_there(pool):
         assert set(np.unique(labels)) <= set(range(IGNORE, len(GLYPHS) + 1))
 
 
-def test_fresh_items_repeat_and_take_the_tasks_in_turn():
-    items = list(fresh(34, 3))
+def test_held_out_items_repeat_and_take_the_tasks_in_turn():
+    items = list(held_out(34, 3))
     assert [q.task for _, q in items] == list(TASKS) * 2
     assert all(q.steps for _, q in items if q.task in LONG_TASKS)
-    again = list(fresh(34, 3))
+    again = list(held_out(34, 3))
     assert all(np.array_equal(a.image, b.image) and p == q for (a, p), (b, q) in zip(items, again, strict=True))
-    assert not np.array_equal(next(iter(fresh(1, 4)))[0].image, items[0][0].image)
+    assert not np.array_equal(next(iter(held_out(1, 4)))[0].image, items[0][0].image)

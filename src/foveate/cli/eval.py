@@ -37,7 +37,7 @@ def eval_(
             help="Meaning of --keep: the share 'after' the cut, or the 'mean' share per layer, for all methods."
         ),
     ] = "after",
-    suite: Annotated[str, typer.Option(help="Suite of questions: scenes or scenes-hard.")] = "scenes",
+    suite: Annotated[str, typer.Option(help="Suite of questions: scenes, scenes-hard or reading.")] = "scenes",
     samples: Annotated[int, typer.Option(min=1, help="Number of questions.")] = 450,
     seed: Annotated[int, typer.Option(min=0, help="Random seed for questions, draws and bootstrap.")] = 0,
     layer: Annotated[

@@ -10,7 +10,7 @@ import argparse
 import json
 import math
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,9 +19,8 @@ import torch
 
 from foveate.tiny.reading.model import TOKENS
 from foveate.tiny.reading.packing import NO_TARGET, PREFIX, positions, run_layers, single
-from foveate.tiny.reading.pool import FRESH_STREAM
-from foveate.tiny.reading.questions import LONG_TASKS, SHORT_TASKS, TASKS, ReadingQuestion, ask_reading, cover
-from foveate.tiny.reading.scenes import ReadingScene, make_reading_scene
+from foveate.tiny.reading.questions import LONG_TASKS, SHORT_TASKS, TASKS, ReadingQuestion, cover, held_out
+from foveate.tiny.reading.scenes import ReadingScene
 from foveate.tiny.reading.train import read_recipe, trained_model
 from foveate.tiny.training.run import Run
 from foveate.tiny.training.vision_stage import see, to_pixels
@@ -30,18 +29,6 @@ KEEP, FEW = 0.22, 0.07
 Select = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Attention of the last prompt token in the layer before (B, 256), visual states (B, 256, D) and numbers of the
 questions (B,) to what is kept, bool (B, 256)."""
-
-
-def fresh(n: int, seed: int) -> Iterator[tuple[ReadingScene, ReadingQuestion]]:
-    """`n` items of scenes that no training sees, the tasks in turn, every item with a scene of its own."""
-    for index in range(n):
-        rng = np.random.default_rng([FRESH_STREAM, seed, index])
-        while True:
-            scene = make_reading_scene(rng)
-            question = ask_reading(rng, scene, TASKS[index % len(TASKS)])
-            if question is not None:
-                yield scene, question
-                break
 
 
 @dataclass
@@ -218,7 +205,7 @@ def check(model: torch.nn.Module, n: int, seed: int, dtype: torch.dtype = torch.
     """All figures of the table."""
     layers = len(model.model.language_model.layers)
     late, later = math.ceil(2 * layers / 3), math.ceil(3 * layers / 4)
-    pairs = list(fresh(n, seed))
+    pairs = list(held_out(n, seed))
     scenes, questions = [s for s, _ in pairs], [q for _, q in pairs]
     items = make_items(visual_tokens(model, scenes, dtype), questions)
     dense = answer_right(model, items)

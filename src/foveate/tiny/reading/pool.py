@@ -10,12 +10,10 @@ import numpy as np
 
 from foveate.tiny.reading.model import GLYPHS, GRID, PATCH, SIZE, TOKENS
 from foveate.tiny.reading.questions import cover
-from foveate.tiny.reading.scenes import ReadingScene, ReadingThing, make_reading_scene
+from foveate.tiny.reading.scenes import TRAINING_STREAM, ReadingScene, ReadingThing, make_reading_scene
 from foveate.tiny.training.pool import IGNORE
 from foveate.tiny.vocabulary import COLOURS, KINDS, SIZES
 
-# Entropy words that keep the streams apart: no seed of one is a seed of another, nor of the streams in `heldout`.
-TRAINING_STREAM, POOL_CHECK_STREAM, FRESH_STREAM = 211, 223, 227
 LABELS = ("kind", "colour", "size", "glyph", "place", "more", "centre")
 _COLOURS = tuple(COLOURS)
 

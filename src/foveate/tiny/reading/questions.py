@@ -8,14 +8,14 @@ step has boxes of its own.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from foveate.tiny.questions import alone, direction, overlap, pick
 from foveate.tiny.reading.model import GRID, ROWS, SIZE, pieces
-from foveate.tiny.reading.scenes import Box, ReadingScene, ReadingThing, follow
+from foveate.tiny.reading.scenes import FRESH_STREAM, Box, ReadingScene, ReadingThing, follow, make_reading_scene
 from foveate.tiny.vocabulary import COLOURS, KINDS, PLURALS
 
 SHORT_TASKS = ("colour", "shape", "size", "read", "find", "relation", "exist", "count", "position")
@@ -342,6 +342,18 @@ def ask_reading(rng: np.random.Generator, scene: ReadingScene, task: str) -> Rea
     if task not in _MAKERS:
         raise ValueError(f"unknown task {task!r}; there are {', '.join(TASKS)}")
     return _MAKERS[task](rng, scene)
+
+
+def held_out(n: int, seed: int) -> Iterator[tuple[ReadingScene, ReadingQuestion]]:
+    """`n` items of scenes that no training sees, the tasks in turn, every item with a scene of its own."""
+    for index in range(n):
+        rng = np.random.default_rng([FRESH_STREAM, seed, index])
+        while True:
+            scene = make_reading_scene(rng)
+            question = ask_reading(rng, scene, TASKS[index % len(TASKS)])
+            if question is not None:
+                yield scene, question
+                break
 
 
 def cover(boxes: Iterable[Box]) -> np.ndarray:

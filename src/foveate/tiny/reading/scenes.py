@@ -18,6 +18,9 @@ from foveate.tiny.scenes import _PALETTE, _paint_shape, _some, _touch
 from foveate.tiny.textures import background
 from foveate.tiny.vocabulary import COLOURS, SHAPES
 
+# Entropy words that keep the streams apart: no seed of one is one of another, nor of the shipped scenes' streams.
+TRAINING_STREAM, POOL_CHECK_STREAM, FRESH_STREAM = 211, 223, 227
+
 LAYOUTS = ("scattered", "rows", "trail")
 _NAMES = tuple(COLOURS)
 # Wider apart than patches are, so that a token can show its object's size.

@@ -16,8 +16,9 @@ import torch
 
 from foveate.tiny.reading.language import cache_tokens, train_language
 from foveate.tiny.reading.model import processor
-from foveate.tiny.reading.pool import POOL_CHECK_STREAM, render_pool
+from foveate.tiny.reading.pool import render_pool
 from foveate.tiny.reading.recipe import ReadingRecipe
+from foveate.tiny.reading.scenes import POOL_CHECK_STREAM
 from foveate.tiny.reading.vision import train_vision
 from foveate.tiny.training.run import Run
 from foveate.tiny.training.vision_stage import amplify_texture
