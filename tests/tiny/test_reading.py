@@ -273,5 +273,6 @@ def test_the_suite_gives_each_task_its_evidence():
     assert suite_fingerprint(examples) == suite_fingerprint(load_suite("reading", 34, 3)[:17])
     for example, (scene, question) in zip(examples, held_out(17, 3), strict=True):
         assert (example.question, example.answer) == (question.text, question.answer)
-        assert example.image.size == (SIZE, SIZE) and example.image.tobytes() == scene.image.tobytes()
+        assert example.image.size == (SIZE, SIZE)
+        assert example.image.tobytes() == scene.image.tobytes()
         assert example.evidence.tolist() == np.flatnonzero(evidence_tokens(question.boxes)).tolist()
