@@ -18,7 +18,16 @@ from transformers.cache_utils import (
 )
 
 from foveate.engine.arguments import versions
-from foveate.engine.cache_layers import PrunedLayer, PrunedSlidingLayer, PrunedStaticLayer
+from foveate.engine.cache_layers import (
+    GUARDED,
+    GuardedLayer,
+    GuardedSlidingLayer,
+    GuardedStaticLayer,
+    Home,
+    PrunedLayer,
+    PrunedSlidingLayer,
+    PrunedStaticLayer,
+)
 from foveate.errors import UnsupportedCacheError, UnsupportedModelError
 from foveate.tensors import align_right
 
@@ -27,6 +36,9 @@ KINDS: dict[type, type[AnyPrunedLayer]] = {
     DynamicLayer: PrunedLayer,
     DynamicSlidingWindowLayer: PrunedSlidingLayer,
     StaticLayer: PrunedStaticLayer,
+    GuardedLayer: PrunedLayer,
+    GuardedSlidingLayer: PrunedSlidingLayer,
+    GuardedStaticLayer: PrunedStaticLayer,
 }
 QUANTISED: type = getattr(cache_utils, "BaseQuantizedLayer", cache_utils.QuantizedLayer)  # the former is newer
 
@@ -89,6 +101,15 @@ def pruned_layer(cache: Cache, number: int, batch: int, device: torch.device) ->
     if layer.slots.device != device:
         layer.slots = layer.slots.to(device)
     return layer
+
+
+def guard(cache: Cache, home: Home) -> None:
+    """Let every layer of a pruned cache refuse a forward pass without the pruner, those before its first cut too."""
+    with_keys = [layer for layer in cache.layers if not holds_state(layer)]
+    for layer in with_keys:
+        if type(layer) in GUARDED:
+            layer.__class__ = GUARDED[type(layer)]
+        layer.home, layer.mates = home, with_keys
 
 
 def compact(cache: Cache, groups: list[int], survivors: Tensor, lengths: list[int] | None = None) -> None:

@@ -1,14 +1,166 @@
-"""Pruned layers of a KV cache: one class for each kind of layer that transformers has."""
+"""Layers of a pruned KV cache: one class for each kind of layer that transformers has.
+
+Pruned layers hold fewer tokens than they report. Layers before the first stage hold all and are only guarded: a
+forward pass without the pruner is refused when it asks for the sizes of its masks, before any layer takes its keys.
+"""
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
-from torch import Tensor
-from transformers.cache_utils import DynamicLayer, StaticLayer
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from foveate.errors import UnsupportedCacheError
+from foveate.tensors import align_right
+
+ALONE = "this KV cache was pruned and cannot go on without its pruner: use it inside one `with pruner(model)`"
+WINDOW_LEFT = "crop() needs tokens that have left the sliding window of this KV cache"
+WHILE_PAUSED = (
+    "this KV cache was pruned and cannot be used while its pruner is paused: go on with it outside of paused(), or "
+    "pass the whole conversation with a new cache"
+)
+
+
+def alone() -> str:
+    """The reason of a model without a pruner."""
+    return ALONE
+
+
+class Home:
+    """Where a pruned cache may go on: the model that it was pruned for, while a pruner is at work on it.
+
+    Copies of a cache share it. It is not pickled: a cache read from a file is refused by its first pruned layer.
+    """
+
+    def __init__(self) -> None:
+        self.refusal: Callable[[], str | None] = alone
+        """Why nothing can go on there now; None if it can."""
+
+    def __deepcopy__(self, memo: dict) -> Home:
+        return self
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
+
+
+_homes: weakref.WeakKeyDictionary[nn.Module, Home] = weakref.WeakKeyDictionary()
+
+
+def home_of(decoder: nn.Module) -> Home:
+    """The home of the caches that a model's decoder fills; the same one for its whole life."""
+    return _homes.setdefault(decoder, Home())
+
+
+def refuse_alone(layer: Any) -> None:
+    """Raise where no pruner is at work on the model of a pruned cache, before anything has changed.
+
+    Layers ask this when a forward pass wants the sizes of its masks, and when they are given keys: masks that the user
+    made ask for no sizes.
+
+    Raises
+    ------
+    UnsupportedCacheError
+        Saying what to do.
+    """
+    home = getattr(layer, "home", None)
+    if home is None or torch.compiler.is_compiling():  # compiled decoding comes after a prefill that was checked
+        return
+    reason = home.refusal()
+    if reason is not None:
+        raise UnsupportedCacheError(reason)
+
+
+def refuse_crop(layer: Any, max_length: int) -> None:
+    """Raise before the first layer of a pruned cache is cropped where another one cannot be.
+
+    Raises
+    ------
+    UnsupportedCacheError
+        When a sliding window would need tokens that have left it.
+    """
+    mates = getattr(layer, "mates", ())
+    if not mates or vars(mates[0]) is not vars(layer):  # by content: a layer may have become another class
+        return
+    for mate in mates:
+        window = getattr(mate, "sliding_window", None)
+        beyond = window is not None and int(mate.get_seq_length()) >= window
+        if beyond and not getattr(mate, "record_past", False) and removed_by_crop(mate, max_length):
+            raise UnsupportedCacheError(WINDOW_LEFT)
+
+
+def removed_by_crop(layer: Any, max_length: int) -> int:
+    """How many tokens `crop(max_length)` takes off a layer, in any release; never more than it has."""
+    # Older releases pass the final length, newer ones minus the number to remove; 0 removes nothing in the newer.
+    length = int(layer.get_seq_length())
+    return min(max(-max_length if max_length <= 0 else length - max_length, 0), length)
+
+
+# One class cannot do this for all three: a layer becomes itself again only where nothing is mixed in.
+class GuardedLayer(DynamicLayer):
+    """A layer of a pruned cache that holds every token."""
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        refuse_alone(self)
+        return super().get_mask_sizes(query_length)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        refuse_alone(self)
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    def crop(self, max_length: int) -> None:
+        refuse_crop(self, max_length)
+        super().crop(max_length)
+
+    def reset(self) -> None:
+        super().reset()
+        self.__class__ = DynamicLayer
+
+
+class GuardedSlidingLayer(DynamicSlidingWindowLayer):
+    """The same with a sliding window."""
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        refuse_alone(self)
+        return super().get_mask_sizes(query_length)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        refuse_alone(self)
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    def crop(self, max_length: int) -> None:
+        refuse_crop(self, max_length)
+        super().crop(max_length)
+
+    def reset(self) -> None:
+        super().reset()
+        self.__class__ = DynamicSlidingWindowLayer
+
+
+class GuardedStaticLayer(StaticLayer):
+    """The same of a static cache."""
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        refuse_alone(self)
+        return super().get_mask_sizes(query_length)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        refuse_alone(self)
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    def reset(self) -> None:
+        super().reset()
+        self.__class__ = StaticLayer
+
+
+GUARDED: dict[type, type] = {
+    DynamicLayer: GuardedLayer,
+    DynamicSlidingWindowLayer: GuardedSlidingLayer,
+    StaticLayer: GuardedStaticLayer,
+}
 
 
 class PrunedLayer(DynamicLayer):
@@ -55,10 +207,9 @@ class PrunedLayer(DynamicLayer):
         self.coming = (slots, dense_length, padded, stay)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        refuse_alone(self)
         if self.coming is None:
-            raise UnsupportedCacheError(
-                "this KV cache was pruned and cannot go on without its pruner: use it inside one `with pruner(model)`"
-            )
+            raise UnsupportedCacheError(ALONE)
         self.slots, self.dense_length, self.padded, self.stay = self.coming
         self.coming = None
         return super().update(key_states, value_states, *args, **kwargs)
@@ -74,24 +225,28 @@ class PrunedLayer(DynamicLayer):
         return self.dense_length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        refuse_alone(self)
         return self.dense_length + query_length, 0
 
-    def to_remove(self, max_length: int) -> int:
-        """How many tokens `crop(max_length)` takes off, in any release."""
-        # Older releases pass the final length, newer ones minus the number to remove; 0 removes nothing in the newer.
-        return max(-max_length if max_length <= 0 else self.dense_length - max_length, 0)
-
     def crop(self, max_length: int) -> None:
-        remove = self.to_remove(max_length)
+        """Take the last tokens off; samples of which more were pruned than of others keep fewer slots."""
+        refuse_crop(self, max_length)
+        remove = removed_by_crop(self, max_length)
         if not remove:
             return
         length = self.dense_length - remove
-        gone = (self.slots >= length).sum(-1)
-        if int(gone.min()) != int(gone.max()):
-            raise UnsupportedCacheError("crop() would cut into tokens that were pruned differently in each sample")
-        stay = self.slots.shape[1] - int(gone[0])
-        self.keys, self.values = self.keys[..., :stay, :], self.values[..., :stay, :]
-        self.slots, self.dense_length = self.slots[:, :stay], length
+        gone = self.slots >= length
+        last = self.slots.shape[1] - int(gone.sum(-1).max())
+        if bool(gone[:, last:].all()):  # as in assisted decoding: the same columns of every sample
+            self.keys, self.values = self.keys[..., :last, :], self.values[..., :last, :]
+            self.slots = self.slots[:, :last]
+        else:
+            stay = ~gone & (self.slots >= 0)
+            counts = stay.sum(-1)
+            index = align_right(stay, int(counts.max()))
+            slots = self.slots.gather(1, index).masked_fill(~stay.gather(1, index), -1)
+            self.keep_slots(index, slots, bool((counts != counts[0]).any()))
+        self.dense_length = length
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
@@ -135,6 +290,7 @@ class PrunedSlidingLayer(PrunedLayer):
         return keys, values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        refuse_alone(self)
         first = max(self.dense_length - self.sliding_window + 1, 0)
         return self.dense_length - first + query_length, first
 
@@ -147,9 +303,9 @@ class PrunedSlidingLayer(PrunedLayer):
         self.record_past = True
 
     def crop(self, max_length: int) -> None:
-        remove = self.to_remove(max_length)
-        if remove and self.dense_length >= self.sliding_window and not self.recording:
-            raise UnsupportedCacheError("crop() needs tokens that have left the sliding window of this KV cache")
+        beyond = self.dense_length >= self.sliding_window and not self.recording
+        if beyond and removed_by_crop(self, max_length):
+            raise UnsupportedCacheError(WINDOW_LEFT)
         super().crop(max_length)
         self._keep_last(self.sliding_window - 1)
 
@@ -202,6 +358,7 @@ class PrunedStaticLayer(StaticLayer):
         return self.dense_cumulative
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        refuse_alone(self)
         return self.dense_max, 0
 
     def get_max_length(self) -> int:
@@ -274,10 +431,9 @@ class PrunedStaticLayer(StaticLayer):
     # -- both
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        refuse_alone(self)
         if not self.placed:
-            raise UnsupportedCacheError(
-                "this KV cache was pruned and cannot go on without its pruner: use it inside one `with pruner(model)`"
-            )
+            raise UnsupportedCacheError(ALONE)
         self.placed = False
         if self.coming is None:
             self.dense_cumulative.add_(1)
@@ -312,14 +468,13 @@ class PrunedStaticLayer(StaticLayer):
 
     def crop(self, max_length: int) -> None:
         """Take the last tokens off, in place; `max_length` is minus their number, or the length that is left."""
-        length = self.dense_length
-        remove = max(-max_length if max_length <= 0 else length - max_length, 0)
-        gone = self.slots >= length - remove
-        counts = gone.sum(-1)
-        if int(counts.min()) != int(counts.max()):
-            raise UnsupportedCacheError("crop() would cut into tokens that were pruned differently in each sample")
-        self.slots.masked_fill_(gone, -1)
-        self.cumulative_length.sub_(int(counts[0]))
+        remove = removed_by_crop(self, max_length)
+        self.slots.masked_fill_(self.slots >= self.dense_length - remove, -1)
+        held = self.slots >= 0
+        used = held.flip(1).int().argmax(1)  # free slots behind the last that is held
+        used = torch.where(held.any(1), held.shape[1] - used, 0)
+        self.padded = self.padded or bool((used != used[0]).any())
+        self.cumulative_length.fill_(used.max())
         self.dense_cumulative.sub_(remove)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:

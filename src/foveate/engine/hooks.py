@@ -7,6 +7,7 @@ stage.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from foveate.engine.attachment import Attachment
+from foveate.engine.cache_layers import ALONE, WHILE_PAUSED, alone, home_of
 from foveate.engine.compat import (
     NOTE,
     guard_method,
@@ -50,6 +52,7 @@ class Hooks:
         try:
             self._replace(held)
             self._register()
+            self._open_home()
         except BaseException:
             self.remove()
             sweep(attachment.model)  # a hook that was registered, but not yet noted
@@ -65,6 +68,23 @@ class Hooks:
         self.undo.append(refuse_chunks(model, here.parts.visual_ids, lambda: not here.paused))
         self.undo += refuse_continuous_batching(model, lambda: not here.paused)
         self.undo.append(guard_method(model, "_get_candidate_generator", self.prompt.before_proposals))
+
+    def _open_home(self) -> None:
+        """Let caches that were pruned for this model go on, as long as the hooks are there."""
+        seen, home = weakref.ref(self.attachment), home_of(self.attachment.parts.decoder)
+
+        def refusal() -> str | None:
+            here = seen()
+            if here is None:
+                return ALONE
+            return WHILE_PAUSED if here.paused else None
+
+        def close() -> None:
+            if home.refusal is refusal:
+                home.refusal = alone
+
+        home.refusal = refusal
+        self.undo.append(close)
 
     def _register(self) -> None:
         here = self.attachment

@@ -11,7 +11,8 @@ from transformers.cache_utils import Cache
 
 from foveate.engine.arguments import cache_of, refuse_unknown_cache
 from foveate.engine.attachment import Attachment
-from foveate.engine.cache import AnyPrunedLayer, check_cache, check_lengths, lengths_held
+from foveate.engine.cache import AnyPrunedLayer, check_cache, check_lengths, guard, lengths_held
+from foveate.engine.cache_layers import WHILE_PAUSED, home_of
 from foveate.engine.compat import check_backend, hooks_around_checkpoints
 from foveate.engine.cut import at_dense_length
 from foveate.engine.forward_pass import ForwardPass, Prompt
@@ -33,9 +34,9 @@ PROPOSALS = (
 )
 PAUSED = "the pruner was paused"
 TOO_SHORT = "{} visual tokens are fewer than min_visual={}: so few run dense"
-PRUNED_WHILE_PAUSED = (
-    "this KV cache was pruned and cannot be used while its pruner is paused: go on with it outside of paused(), or "
-    "pass the whole conversation with a new cache"
+DECODER_ALONE = (
+    "this KV cache was pruned and its model's decoder was called by itself, which does not say where the images are: "
+    "call the model"
 )
 
 
@@ -105,13 +106,15 @@ class PromptHooks:
     def before_decoder(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """Refuse what cannot be pruned exactly, before anything has changed; then get ready to prune."""
         here, forward = self.attachment, self.attachment.forward
-        if forward is None:
-            return None
         # 1. refusals
         cache = cache_of(kwargs)
         pruned = any(isinstance(layer, AnyPrunedLayer) for layer in getattr(cache, "layers", ()))
         if here.paused and pruned:
-            raise UnsupportedCacheError(PRUNED_WHILE_PAUSED)
+            raise UnsupportedCacheError(WHILE_PAUSED)
+        if forward is None:
+            if pruned:
+                raise UnsupportedCacheError(DECODER_ALONE)
+            return None
         if forward.prompt is not None:
             refuse_unknown_cache(kwargs)
             if cache is not None:
@@ -154,7 +157,10 @@ class PromptHooks:
             cache = cache_of(output)
             training = module.training and torch.is_grad_enabled()
             held = forward.held or [0] * here.depth
-            check_lengths(forward.cache if cache is None else cache, held, self._left(forward), training)
+            cache = forward.cache if cache is None else cache
+            check_lengths(cache, held, self._left(forward), training)
+            if isinstance(cache, Cache):
+                guard(cache, home_of(here.parts.decoder))
         full = at_dense_length(output[0], forward)
         if isinstance(output, tuple):
             return (full, *output[1:])
