@@ -100,8 +100,15 @@ def test_a_method(tree):
     found = python(tree, "-c", "import foveate; print(foveate.__file__, foveate.Norm(), foveate.make('norm'))")
     assert found.startswith(str(tree))
     assert found.count("Norm(compact_cache=False, min_visual=0, keep=0.22, layer=2, per='prompt', power=2.0)") == 2
-    files = ("tests/laws/test_laws.py", "tests/pruners/test_options.py", "tests/test_docs.py", "tests/test_import.py")
-    laws = "norm and (llava-sdpa or qwen2_5_vl-eager or test_options)"
+    tests = (
+        "laws/test_laws.py",
+        "pruners/test_options.py",
+        "pruners/test_choice.py",
+        "test_docs.py",
+        "test_import.py",
+    )
+    files = tuple(f"tests/{name}" for name in tests)
+    laws = "norm and (llava-sdpa or qwen2_5_vl-eager or test_options or test_choice)"
     assert passed(tree, files, f"({laws}) or {PAGES} or public_name or is_public or registry") > 80
     assert "[`norm`](src/foveate/pruners/norm.py) | the largest hidden states |" in (tree / "README.md").read_text(
         encoding="utf-8"

@@ -20,9 +20,7 @@ from foveate.pruners import Pruner
 from tests.select import reference
 
 Row = Sequence[float]
-# First pick of max-min diversity from an empty set: "outlier", the token farthest from the mean direction, or
-# "isolated", the one whose nearest neighbour is farthest, as DivPrune and BTP published it.
-FIRST = "outlier"
+FIRST = "outlier"  # where max-min diversity begins in a method that has no option for it; see `farthest`
 
 
 @dataclass(frozen=True)
@@ -138,18 +136,21 @@ def random(pruner: Random, seen: Seen) -> set[int]:
 # -- DivPrune
 
 
-def farthest(features: Sequence[Row], k: int, start: Sequence[int] = (), first: str = FIRST) -> set[int]:
-    """Max-min diversity: each next token is the one whose nearest chosen token is farthest, by 1 - cosine."""
+def farthest(features: Sequence[Row], k: int, start: Sequence[int] = (), first: str = "published") -> set[int]:
+    """Max-min diversity: each next token is the one whose nearest chosen token is farthest, by 1 - cosine.
+
+    From an empty set the first is, as DivPrune and BTP published it, the one whose nearest neighbour is farthest; with
+    `first="outlier"`, the one farthest from the mean direction.
+    """
     everyone = range(len(features))
     near = [[reference.cosine(features[i], features[j]) for j in everyone] for i in everyone]
     chosen = sorted(start)[:k]
     if not chosen and k:
-        if first == "isolated":
-            worst = [max((near[i][j] for j in everyone if j != i), default=-1.0) for i in everyone]
-        else:
-            unit = [[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in features]
-            middle = mean(unit)
+        if first == "outlier":
+            middle = mean([[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in features])
             worst = [reference.cosine(row, middle) for row in features]
+        else:
+            worst = [max((near[i][j] for j in everyone if j != i), default=-1.0) for i in everyone]
         chosen = [min(everyone, key=lambda i: (worst[i], i))]
     while len(chosen) < k:
         left = [i for i in everyone if i not in chosen]
@@ -158,7 +159,7 @@ def farthest(features: Sequence[Row], k: int, start: Sequence[int] = (), first: 
 
 
 def divprune(pruner: DivPrune, seen: Seen) -> set[int]:
-    return farthest(seen.features, budget(pruner.keep, seen.dense))
+    return farthest(seen.features, budget(pruner.keep, seen.dense), (), getattr(pruner, "first", FIRST))
 
 
 # -- GreedyPrune
@@ -211,7 +212,7 @@ def btp(pruner: BTP, seen: Seen) -> set[int]:
         return chosen
     if pruner.spatial_seed:
         chosen = chosen | spread(seen, floor_of(stage.spatial, k - by_attention), pruner.distance)
-    return farthest(seen.features, k, sorted(chosen))
+    return farthest(seen.features, k, sorted(chosen), getattr(pruner, "first", FIRST))
 
 
 def _rows(pruner: BTP, head: list[Row]) -> list[Row]:
