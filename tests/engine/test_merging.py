@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
 
 from foveate.engine import attach
 from foveate.engine.cut import merge
-from foveate.pruners import Selection
+from foveate.families import Grid
+from foveate.pruners import Selection, SingleStagePruner
 from foveate.testing import dense_run
 from tests.laws.methods import Ladder, Merging
 from tests.models.build import build, inputs
+from tests.pruners.visual_tokens import visual_tokens
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3", "qwen3_5"])
@@ -42,6 +45,37 @@ def test_a_survivor_becomes_what_is_promised(how, dtype):
     expected[0, 1] = (total / 3.5 if how == "average" else total).to(dtype)
     torch.testing.assert_close(merged, expected, atol=1e-12 if dtype == torch.float64 else 1e-2, rtol=0)
     assert torch.equal(merged[0, [0, 2, 3, 4, 5]], hidden[0, [0, 2, 3, 4, 5]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halves(SingleStagePruner):
+    """Keeps the first k tokens of each row that it is shown; the others go into the first, the i-th by 1 + i."""
+
+    name: ClassVar[str] = "halves"
+    paper: ClassVar[str] = "test"
+    summary: ClassVar[str] = "test"
+    weighted: bool = True
+
+    def choose(self, tokens, k):
+        rank = (tokens.valid.cumsum(-1) - 1).masked_fill(~tokens.valid, 99)
+        keep = rank < k[:, None]
+        first = tokens.valid.to(torch.uint8).argmax(-1, keepdim=True).expand_as(rank)
+        return Selection(keep, torch.where(keep, -1, first), 1.0 + rank if self.weighted else None, "add")
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_with_a_budget_for_each_image_tokens_merge_inside_it(weighted):
+    tokens = visual_tokens([[Grid(2, 2), Grid(1, 3)], [Grid(1, 2)]])
+    found = Halves(keep=0.5, per="image", weighted=weighted).select(tokens)
+    assert (found.keep & tokens.valid).nonzero().tolist() == [[0, 0], [0, 1], [0, 4], [0, 5], [1, 0]]
+    assert found.into[0].tolist() == [-1, -1, 0, 0, -1, -1, 4]
+    assert found.into[1, :2].tolist() == [-1, 0]
+    assert found.how == "add"
+    if weighted:
+        assert found.weight[0, [2, 3, 6]].tolist() == [3, 4, 3]
+        assert found.weight[1, 1] == 2
+    else:
+        assert found.weight is None
 
 
 def test_what_is_dropped_may_hold_anything():

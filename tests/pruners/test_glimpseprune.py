@@ -220,6 +220,22 @@ def test_push_to_hub(monkeypatch):
     assert calls == ["me/mine", pruner]
 
 
+def test_what_is_timed_has_weights():
+    """Those of the package where they fit, else random ones; those that it was given stay."""
+    shipped = foveate.load("glimpseprune-tiny").weights
+    embedded, _ = foveate.tiny.load()
+    assert foveate.GlimpsePrune(max_keep=0.2).for_bench(embedded, True) == foveate.GlimpsePrune(
+        max_keep=0.2, weights=shipped
+    )
+    model = build("llava")
+    made = foveate.GlimpsePrune().for_bench(model, True)
+    assert (made.weights.config.hidden_size, made.weights.config.vision_size) == (64, 32)
+    given = foveate.GlimpsePrune(weights=glimpse())
+    assert given.for_bench(model, True) == given
+    assert made.vision_layers(3)
+    assert not made.for_bench(model, False).vision_layers(3)
+
+
 @pytest.mark.parametrize("family", [one for one in ATTENTIVE if one in SEEING])
 def test_while_decoding_every_layer_holds_survivors_and_text(family):
     """The glimpse token left, and so did what it did not want, from the layers before the cut too."""
