@@ -174,3 +174,13 @@ def test_metric(metric: Any) -> None:
         select.spatial_order(2, 2, metric)
     with pytest.raises(ValueError, match="metric.*manhattan, euclidean"):
         select.spatial_seed(2, 2, 1, metric)
+
+
+def test_arguments_may_be_given_by_name() -> None:
+    features, scores = torch.eye(3)[None], torch.tensor([[1.0, 3.0, 2.0]])
+    assert select.top_k(k=1, scores=scores).tolist() == [[False, True, False]]
+    assert select.rebalanced_top_k(k=1, scores=scores).tolist() == [[False, True, False]]
+    assert select.suppression(k=1, threshold=0.5, features=features, scores=scores).tolist() == [[False, True, False]]
+    assert select.max_min_diversity(k=2, features=features).sum() == 2
+    assert select.low_rank_dpp(k=2, factors=features).sum() == 2
+    assert select.dpp(k=2, kernel=features).sum() == 2
