@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import foveate
 from foveate import BTP, DivPrune, FastV, GlimpsePrune, GreedyPrune, PyramidDrop, Random, select
 from foveate.engine import attach
 from foveate.errors import BudgetError, UnsupportedModelError
@@ -129,6 +130,13 @@ METHODS: dict[str, Pruner] = {
     "ladder from 0 compacted": Ladder(cuts=(0, 2, 4), compact_cache=True),
 }
 
+# Methods whose way through the engine one of the above has, too, such as a mask before layer 0, or a stage that drops
+# all: each meets each family of `WHOLE` in test_laws.py once.
+FIELD: dict[str, Pruner] = {
+    "cdpruner": foveate.CDPruner(keep=0.3, theta=0.6),
+    "vtw": foveate.VTW(layer=3),
+}
+
 # attention rows of a layer that has none, tokens that a running state would keep, vision features that cannot be lined
 # up, stages between layers that share keys and values, added tokens that would need several states: these raise where
 # they are attached
@@ -140,7 +148,7 @@ REFUSED = {(family, method) for family in WITH_STATES for method in READING} | {
 REFUSED |= {
     (family, method)
     for family, tiny in TINY.items()
-    for method, pruner in METHODS.items()
+    for method, pruner in (METHODS | FIELD).items()
     if max(pruner.layers(LAYERS)) > tiny.last_stage or (tiny.streams and method in ADDING)
 }
 
@@ -153,7 +161,7 @@ def assert_refused(model, method: str) -> None:
             (BudgetError, UnsupportedModelError),
             match="linear attention|vision encoder|keys and values|several states",
         ) as caught,
-        attach(model, METHODS[method]),
+        attach(model, (METHODS | FIELD)[method]),
     ):
         pass
     assert "\n" not in str(caught.value)
