@@ -131,11 +131,14 @@ METHODS: dict[str, Pruner] = {
 }
 
 # Methods whose way through the engine one of the above has, too, such as a mask before layer 0, or a stage that drops
-# all: each meets each family of `WHOLE` in test_laws.py once.
+# all: each meets each family of `WHOLE` in test_laws.py once, and those for videos each family that takes some.
 FIELD: dict[str, Pruner] = {
     "cdpruner": foveate.CDPruner(keep=0.3, theta=0.6),
     "vtw": foveate.VTW(layer=3),
+    "evs": foveate.EVS(keep=0.6),
+    "vidcom2": foveate.VidCom2(keep=0.4),
 }
+VIDEO = ("evs", "vidcom2")
 
 # attention rows of a layer that has none, tokens that a running state would keep, vision features that cannot be lined
 # up, stages between layers that share keys and values, added tokens that would need several states: these raise where

@@ -8,9 +8,11 @@ from foveate.pruners.btp.method import BTP as BTP
 from foveate.pruners.btp.stages import BTPStage as BTPStage
 from foveate.pruners.cdpruner import CDPruner as CDPruner
 from foveate.pruners.divprune import DivPrune as DivPrune
+from foveate.pruners.evs import EVS as EVS
 from foveate.pruners.fastv import FastV as FastV
 from foveate.pruners.glimpseprune.method import GlimpsePrune as GlimpsePrune
 from foveate.pruners.greedyprune import GreedyPrune as GreedyPrune
 from foveate.pruners.pyramiddrop import PyramidDrop as PyramidDrop
 from foveate.pruners.random import Random as Random
+from foveate.pruners.vidcom2 import VidCom2 as VidCom2
 from foveate.pruners.vtw import VTW as VTW
