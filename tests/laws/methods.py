@@ -137,6 +137,11 @@ FIELD: dict[str, Pruner] = {
     "vtw": foveate.VTW(layer=3),
     "evs": foveate.EVS(keep=0.6),
     "vidcom2": foveate.VidCom2(keep=0.4),
+    "hiprune": foveate.HiPrune(keep=0.4, alpha=0.8),
+    "fastervlm": foveate.FasterVLM(keep=0.3),
+    "vispruner": foveate.VisPruner(keep=0.4, per="image"),
+    "visionzip": foveate.VisionZip(keep=0.4, contextual=0.4),
+    "holov": foveate.HoloV(keep=0.3, layer=2),
 }
 VIDEO = ("evs", "vidcom2")
 

@@ -20,6 +20,7 @@ from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.families import Family
 from foveate.pruners.base import Pruner
 
+NO_CLASS_TOKEN = "{}: the vision encoder has no class token; the attention that all patches pay stands in for its own"
 ADDED_STREAMS = (
     "{}: it adds tokens to the prompt, of which this model's layers would want several states (AltUp) that the method "
     "does not have"
@@ -94,6 +95,8 @@ class Attachment:
         if self.extra is not None and family.has_streams:
             raise UnsupportedModelError(ADDED_STREAMS.format(pruner.name))
         self.vision: VisionRecorder | None = vision_recorder(model, self.method, family)
+        if self.vision is not None and self.vision.class_token is None and self.method.by_class_token:
+            self.notes += (NO_CLASS_TOKEN.format(pruner.name),)
         self.group = [sum(stage <= layer for stage in self.stages) for layer in range(self.depth)]
         self.base_takes = inspect.signature(self.parts.base.forward).parameters
         self.scales: dict[int, Callable[[Tensor], Tensor]] = {}

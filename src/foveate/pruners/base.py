@@ -231,6 +231,7 @@ class Pruner:
     needs: ClassVar[str] = ""
     uses_grids: ClassVar[bool] = False
     keep_is_mean: ClassVar[bool] = False  # `keep` is a mean share of visual tokens per layer
+    by_class_token: ClassVar[bool] = False  # the report says where the vision encoder has none
     finds_budget: ClassVar[bool] = False  # how much is kept is the method's own choice, unless `keep` is given
     shipped: ClassVar[Mapping[str, Path]] = MappingProxyType({})  # trained pruners in the package: name -> folder
 

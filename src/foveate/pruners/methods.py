@@ -9,10 +9,15 @@ from foveate.pruners.btp.stages import BTPStage as BTPStage
 from foveate.pruners.cdpruner import CDPruner as CDPruner
 from foveate.pruners.divprune import DivPrune as DivPrune
 from foveate.pruners.evs import EVS as EVS
+from foveate.pruners.fastervlm import FasterVLM as FasterVLM
 from foveate.pruners.fastv import FastV as FastV
 from foveate.pruners.glimpseprune.method import GlimpsePrune as GlimpsePrune
 from foveate.pruners.greedyprune import GreedyPrune as GreedyPrune
+from foveate.pruners.hiprune import HiPrune as HiPrune
+from foveate.pruners.holov import HoloV as HoloV
 from foveate.pruners.pyramiddrop import PyramidDrop as PyramidDrop
 from foveate.pruners.random import Random as Random
 from foveate.pruners.vidcom2 import VidCom2 as VidCom2
+from foveate.pruners.visionzip import VisionZip as VisionZip
+from foveate.pruners.vispruner import VisPruner as VisPruner
 from foveate.pruners.vtw import VTW as VTW

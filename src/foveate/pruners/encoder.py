@@ -1,0 +1,55 @@
+"""Methods that read the vision encoder: which of its blocks the language model's features come from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from foveate.errors import BudgetError
+from foveate.pruners.base import SingleStagePruner, option
+
+
+def used_block(config: Any) -> int:
+    """The block whose output the model uses, from its config; negative: counted from the end."""
+    layer = getattr(config, "vision_feature_layer", None)
+    if isinstance(layer, Sequence):
+        layer = layer[-1]
+    if layer is None:
+        return -1
+    return layer if layer < 0 else max(layer - 1, 0)  # of the list of hidden states the first is no block's output
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderPruner(SingleStagePruner):
+    """A method with one cut that reads one block of the vision encoder, by default the one that the model uses.
+
+    Raises
+    ------
+    BudgetError
+        When an option makes no sense; on attaching, when the encoder has no such block.
+    """
+
+    layer: int = option(0, "cut before this decoder layer, counted from 0; 0 is before the language model")
+    block: int | None = option(
+        None, "block of the vision encoder that is read, negative from the end; none: the one whose output is used"
+    )
+
+    keeps_exactly: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.block is not None and (isinstance(self.block, bool) or not isinstance(self.block, int)):
+            raise BudgetError(f"{self.name}: block must be an integer, got {self.block!r}")
+
+    def resolved(self, config: Any) -> Self:
+        return self if self.block is not None else dataclasses.replace(self, block=used_block(config))
+
+    def vision_attention(self, depth: int) -> tuple[int, ...]:
+        return () if self.keeps_all else (self.at(depth),)
+
+    def at(self, depth: int) -> int:
+        """The block, counted from 0, in an encoder of `depth` blocks."""
+        block = -1 if self.block is None else self.block
+        return block if block >= 0 else depth + block

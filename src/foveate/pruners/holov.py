@@ -1,0 +1,72 @@
+"""HoloV: each part of the image gets places by how attended it is, so that none is left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.errors import BudgetError
+from foveate.pruners.base import VisualTokens, option
+from foveate.pruners.encoder import EncoderPruner
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoloV(EncoderPruner):
+    """Share the budget among consecutive parts of the tokens, and keep in each what the class token attends to most.
+
+    A part gets ⌊k · share⌋ places, its share that of its mean attention; places left go one each to the largest
+    shares. Where the encoder has no class token, the mean over the queries of all patches stands in, and the report
+    says so.
+
+    Source: Zou et al., "HoloV", NeurIPS 2025 (arXiv 2510.02912); written from a description of the authors' code. A
+    token's score there is 1000 a + α σ² · (mean of 1000 a) / (mean of σ²), with a its attention, σ² the variance of
+    its cosines to its part, and the means over the part; a part counts by the mean of its scores. That mean is
+    (1 + α) · 1000 times the mean of a, whatever σ² is: so neither α nor the cosines are needed. Places that a part
+    has no tokens for are filled with zeros there; here they go to other parts, largest share first.
+
+    Raises
+    ------
+    BudgetError
+        When an option makes no sense; on attaching, when the encoder has no such block.
+    """
+
+    name: ClassVar[str] = "holov"
+    paper: ClassVar[str] = "Zou et al., NeurIPS 2025, arXiv 2510.02912"
+    url: ClassVar[str] = "https://arxiv.org/abs/2510.02912"
+    summary: ClassVar[str] = "what the vision encoder's class token attends to, shared among all parts of the image"
+    by_class_token: ClassVar[bool] = True
+
+    parts: int = option(16, "parts that the tokens are cut into, as even as can be")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.parts, bool) or not isinstance(self.parts, int) or self.parts < 1:
+            raise BudgetError(f"holov: parts must be an integer of at least 1, got {self.parts!r}")
+
+    def choose(self, tokens: VisualTokens, k: Tensor) -> Tensor:
+        keep = torch.zeros_like(tokens.valid)
+        for row, budget in enumerate(torch.minimum(k, tokens.present).tolist()):
+            columns = tokens.valid[row].nonzero()[:, 0]
+            parts = columns.tensor_split(min(self.parts, max(len(columns), 1)))
+            attention = [tokens.class_received[0][row, part] for part in parts]
+            means = torch.stack([one.double().mean() for one in attention]).tolist()
+            places = share_out(means, [len(part) for part in parts], budget)
+            for part, one, number in zip(parts, attention, places, strict=True):
+                keep[row, part[one.argsort(descending=True, stable=True)[:number]]] = True
+        return keep
+
+
+def share_out(scores: list[float], sizes: list[int], k: int) -> list[int]:
+    """Places, k in all, of parts with these scores and sizes."""
+    total = sum(scores)
+    shares = [one / total if total > 0 else 1 / len(scores) for one in scores]
+    places = [min(int(k * share + 1e-9), size) for share, size in zip(shares, sizes, strict=True)]
+    by_share = sorted(range(len(shares)), key=lambda part: -shares[part])
+    while sum(places) < min(k, sum(sizes)):
+        for part in by_share:
+            if places[part] < sizes[part] and sum(places) < k:
+                places[part] += 1
+    return places

@@ -1,0 +1,76 @@
+"""VisionZip: what the class token attends to, and a summary of the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate import select
+from foveate.errors import BudgetError
+from foveate.pruners.base import Selection, VisualTokens, option
+from foveate.pruners.encoder import EncoderPruner
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionZip(EncoderPruner):
+    """Keep the dominant tokens, which the class token attends to most, and contextual ones, into which the rest merge.
+
+    Of the k tokens ⌊`contextual` k⌉ are contextual: every ⌊M / c⌋-th of the M that are not dominant. Each other token
+    goes to the contextual one most alike, which becomes itself plus the mean of what goes to it. With `merge=False` it
+    stays itself. Where the encoder has no class token, the mean over the queries of all patches stands in, and the
+    report says so.
+
+    Source: Yang et al., "VisionZip", CVPR 2025 (arXiv 2412.04467); written from a description of the authors' code.
+    There tokens are alike by the keys of the block's attention and merge before the projector, and LLaVA's class token
+    stays as one more token. Here they are alike by the block's output, and merge where they enter the language model.
+
+    Raises
+    ------
+    BudgetError
+        When an option makes no sense; on attaching, when the encoder has no such block.
+    """
+
+    name: ClassVar[str] = "visionzip"
+    paper: ClassVar[str] = "Yang et al., CVPR 2025, arXiv 2412.04467"
+    url: ClassVar[str] = "https://arxiv.org/abs/2412.04467"
+    summary: ClassVar[str] = "what the vision encoder's class token attends to; the rest merged into a few"
+    by_class_token: ClassVar[bool] = True
+
+    contextual: float = option(10 / 64, "share of the budget for tokens that the rest merge into, in [0, 1)")
+    merge: bool = option(True, "merge the rest into the contextual tokens; else it is dropped")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number = isinstance(self.contextual, (int, float)) and not isinstance(self.contextual, bool)
+        if not (number and 0 <= self.contextual < 1):
+            raise BudgetError(f"visionzip: contextual must be a share in [0, 1), got {self.contextual!r}")
+
+    def notes(self, depth: int) -> tuple[str, ...]:
+        note = "visionzip: tokens merge by the vision block's output, not its keys, and behind the projector"
+        return (note,) if self.merge and self.contextual and not self.keeps_all else ()
+
+    def vision_layers(self, depth: int) -> tuple[int, ...]:
+        return self.vision_attention(depth)
+
+    def choose(self, tokens: VisualTokens, k: Tensor) -> Selection:
+        k = torch.minimum(k, tokens.present)
+        contextual = (self.contextual * k.double()).round().long()
+        keep = select.top_k(tokens.class_received[0], k - contextual, tokens.valid)
+        rests = tokens.valid & ~keep
+        into = torch.full_like(tokens.position, -1)
+        weight = torch.zeros_like(tokens.class_received[0])
+        for row, number in enumerate(contextual.tolist()):
+            if not number:
+                continue
+            rest = rests[row].nonzero()[:, 0]
+            target = rest[:: len(rest) // number][:number]
+            keep[row, target] = True
+            unit = torch.nn.functional.normalize(tokens.vision[0][row].float(), dim=-1)
+            goes = (unit[rest] @ unit[target].T).argmax(-1)
+            goes = goes.masked_fill(keep[row, rest], number)  # a target goes nowhere
+            into[row, rest] = torch.cat([target, target.new_tensor([-1])])[goes]
+            weight[row, rest] = 1 / torch.bincount(goes, minlength=number + 1)[goes].to(weight)
+        return Selection(keep, into, weight, "add") if self.merge else Selection(keep)

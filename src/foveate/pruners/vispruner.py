@@ -1,0 +1,78 @@
+"""VisPruner: what the class token attends to, and of the rest what is left when duplicates are taken out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate import select
+from foveate.errors import BudgetError
+from foveate.pruners.base import VisualTokens, option
+from foveate.pruners.encoder import EncoderPruner
+from foveate.tensors import descending
+
+ROUND = 8  # duplicates taken out at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisPruner(EncoderPruner):
+    """Keep the visual tokens that the class token attends to most, and of the others those with no duplicate.
+
+    ⌊`important` k⌋ places go to the most attended tokens. The others, by falling attention, lose duplicates in rounds:
+    of the tokens at even places the 8 most alike to one at an odd place leave, and the odd ones then come behind what
+    is left of the even ones, until all places are taken. Alike is the cosine of the block's outputs, before the
+    projector. Where the encoder has no class token, the mean over the queries of all patches stands in, and the report
+    says so.
+
+    Source: Zhang et al., "Beyond Text-Visual Attention", ICCV 2025 (arXiv 2412.01818); written from a description of
+    the authors' code.
+
+    Raises
+    ------
+    BudgetError
+        When an option makes no sense; on attaching, when the encoder has no such block.
+    """
+
+    name: ClassVar[str] = "vispruner"
+    paper: ClassVar[str] = "Zhang et al., ICCV 2025, arXiv 2412.01818"
+    url: ClassVar[str] = "https://arxiv.org/abs/2412.01818"
+    summary: ClassVar[str] = "what the vision encoder's class token attends to, and of the rest no duplicates"
+    by_class_token: ClassVar[bool] = True
+
+    important: float = option(0.5, "share of the budget for the most attended tokens, in [0, 1]")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number = isinstance(self.important, (int, float)) and not isinstance(self.important, bool)
+        if not (number and 0 <= self.important <= 1):
+            raise BudgetError(f"vispruner: important must be a share in [0, 1], got {self.important!r}")
+
+    def vision_layers(self, depth: int) -> tuple[int, ...]:
+        return self.vision_attention(depth)
+
+    def choose(self, tokens: VisualTokens, k: Tensor) -> Tensor:
+        k = torch.minimum(k, tokens.present)
+        attended = (self.important * k.double() + 1e-9).floor().long()
+        keep = select.top_k(tokens.class_received[0], attended, tokens.valid)
+        order = descending(tokens.class_received[0], tokens.valid & ~keep)
+        others = tokens.present - attended
+        for row, (number, places) in enumerate(zip(others.tolist(), (k - attended).tolist(), strict=True)):
+            rest = order[row, :number]
+            unit = torch.nn.functional.normalize(tokens.vision[0][row, rest].float(), dim=-1)
+            keep[row, rest[_without_duplicates(unit, places)]] = True
+        return keep
+
+
+def _without_duplicates(unit: Tensor, places: int) -> Tensor:
+    """Which `places` of the unit vectors (M, C), the most attended first, are left."""
+    left = torch.arange(len(unit) if places else 0, device=unit.device)
+    while len(left) > places:
+        even, odd = left[::2], left[1::2]
+        alike = (unit[even] @ unit[odd].T).amax(-1)
+        leave = min(ROUND, len(left) - places, len(even))
+        stay = alike.argsort(descending=True, stable=True)[leave:].sort().values
+        left = torch.cat([even[stay], odd])
+    return left
