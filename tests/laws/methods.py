@@ -142,6 +142,7 @@ FIELD: dict[str, Pruner] = {
     "vispruner": foveate.VisPruner(keep=0.4, per="image"),
     "visionzip": foveate.VisionZip(keep=0.4, contextual=0.4),
     "holov": foveate.HoloV(keep=0.3, layer=2),
+    "dart": foveate.DART(keep=0.4, visual_pivots=2, text_pivots=2),
 }
 VIDEO = ("evs", "vidcom2")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import MixtralConfig
 
-from foveate import BTP, DivPrune, FastV, GlimpsePrune, GreedyPrune, PyramidDrop, Random
+from foveate import BTP, DART, DivPrune, FastV, GlimpsePrune, GreedyPrune, PyramidDrop, Random, VisionZip
 from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.measure.predict import selection as choosing
 from foveate.measure.predict.measure_rates import measure_rates
@@ -61,6 +61,8 @@ def rates(*pruners, config=SMALL, seconds=1e-9, grows=False, batch=1, **changes)
         GlimpsePrune(keep=0.4),
         dataclasses.replace(METHODS["glimpseprune"], keep=0.4),  # with a token of its own
         METHODS["ladder from 0 compacted"],
+        VisionZip(keep=0.3, block=-1),  # which reads the vision encoder and merges
+        DART(keep=0.3),  # which reads keys and text
     ],
     ids=lambda pruner: pruner.name,
 )

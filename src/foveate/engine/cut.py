@@ -48,7 +48,8 @@ def cut(
     columns = torch.argsort((~visual).to(torch.uint8), dim=-1, stable=True)[:, : max(prompt.counts)]
     # 2. the method selects
     with torch.no_grad():
-        tokens = _show(shown.detach(), forward, prompt, layer, dense_positions, columns, visual)
+        wants_text = method.wants_text(layer)
+        tokens = _show(shown.detach(), forward, prompt, layer, dense_positions, columns, visual, wants_text)
         selection = method.select(tokens)
     selection = selection if isinstance(selection, Selection) else Selection(selection)
     _check_selection(selection, method, tokens.valid)
@@ -92,6 +93,7 @@ def _show(
     dense_positions: Tensor,
     columns: Tensor,
     visual: Tensor,
+    wants_text: bool,
 ) -> VisualTokens:
     """The method's view of the tokens in `columns` (B, N)."""
     # 1. where the tokens are: in the prompt, in their images
@@ -115,7 +117,7 @@ def _show(
         picked = columns[:, None, None].expand(-1, attention.shape[1], attention.shape[2], -1)
         attention = attention.gather(3, picked).masked_fill(~valid[:, None, None], 0)
     read = [one for one in (tapped.keys, tapped.values) if one is not None]
-    text_of = text_rows(forward, prompt, dense_positions) if read else columns
+    text_of = text_rows(forward, prompt, dense_positions) if read or wants_text else columns
     previous = tapped.previous
     if previous is not None:
         previous = gather_positions(previous, columns, 1).masked_fill(~valid[..., None], 0)
@@ -147,7 +149,13 @@ def _show(
         text_keys=_of_rows(tapped.keys, text_of, text_of >= 0),
         text_values=_of_rows(tapped.values, text_of, text_of >= 0),
         previous=previous,
+        text=_picked(hidden, text_of) if wants_text else None,
     )
+
+
+def _picked(hidden: Tensor, rows: Tensor) -> Tensor:
+    """(B, m, D) of hidden states (B, n, D) at `rows` (B, m), zeros for -1."""
+    return gather_positions(hidden, rows.clamp(min=0), 1).masked_fill((rows < 0)[..., None], 0)
 
 
 def _of_rows(tensor: Tensor | None, rows: Tensor, valid: Tensor) -> Tensor | None:

@@ -111,6 +111,9 @@ class VisualTokens:
     previous
         (B, N, D) hidden states with which these tokens entered the layer before the cut; zeros for padding. None
         unless `wants_previous`.
+    text
+        (B, T, D) hidden states that would enter the layer of the text tokens after the first visual token, in the
+        order of `PromptRows.text`; zeros where a sample has fewer. None unless `wants_text`.
     """
 
     layer: int
@@ -137,6 +140,7 @@ class VisualTokens:
     text_keys: Tensor | None = None
     text_values: Tensor | None = None
     previous: Tensor | None = None
+    text: Tensor | None = None
 
     def by_image(self, images: int) -> VisualTokens:
         """The same tokens with one row for each (sample, image): (B * images, N, ...), other images' tokens invalid.
@@ -150,7 +154,7 @@ class VisualTokens:
         def rows(tensor: Tensor) -> Tensor:
             return tensor.repeat_interleave(images, 0)
 
-        optional = ("attention", "keys", "values", "text_keys", "text_values", "previous")
+        optional = ("attention", "keys", "values", "text_keys", "text_values", "previous", "text")
         given = {name: getattr(self, name) for name in optional}
         repeated: dict[str, Any] = {name: None if one is None else rows(one) for name, one in given.items()}
 
@@ -301,6 +305,10 @@ class Pruner:
 
     def wants_previous(self, layer: int) -> bool:
         """Whether the stage before `layer` wants the hidden states that entered layer - 1."""
+        return False
+
+    def wants_text(self, layer: int) -> bool:
+        """Whether the stage before `layer` wants the hidden states of the text tokens after the first visual token."""
         return False
 
     def vision_layers(self, depth: int) -> tuple[int, ...]:

@@ -7,6 +7,7 @@
 from foveate.pruners.btp.method import BTP as BTP
 from foveate.pruners.btp.stages import BTPStage as BTPStage
 from foveate.pruners.cdpruner import CDPruner as CDPruner
+from foveate.pruners.dart import DART as DART
 from foveate.pruners.divprune import DivPrune as DivPrune
 from foveate.pruners.evs import EVS as EVS
 from foveate.pruners.fastervlm import FasterVLM as FasterVLM

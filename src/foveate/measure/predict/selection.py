@@ -16,7 +16,7 @@ from foveate.errors import BudgetError
 from foveate.families.grids import Grid
 from foveate.measure.predict.measure_rates import clock
 from foveate.measure.predict.rates import LayerSizes, RateCurve, Rates, RatesError
-from foveate.pruners.base import PromptRows, Pruner, SingleStagePruner, VisualTokens
+from foveate.pruners.base import PromptRows, Pruner, Selection, SingleStagePruner, VisualTokens
 from foveate.pruners.budget import tokens_to_keep
 from foveate.pruners.spec import brief
 
@@ -69,10 +69,15 @@ def _chosen(method: Pruner, stages: Iterable[int], visual: int, text: int) -> li
     tokens = visual_tokens(prompt, method, next(iter(stages)))
     for layer in stages:
         tokens = for_stage(tokens, prompt, method, layer)
-        keep = method.select(tokens) & tokens.valid if counts[-1:] != [0] else tokens.valid
+        keep = _mask(method, tokens) if counts[-1:] != [0] else tokens.valid
         counts.append(int(keep.sum()))
         tokens = left(tokens, keep)
     return counts
+
+
+def _mask(method: Pruner, tokens: VisualTokens) -> Tensor:
+    selection = method.select(tokens)
+    return (selection.keep if isinstance(selection, Selection) else selection) & tokens.valid
 
 
 def _found(method: Any, visual: int, share: float | None) -> int:
@@ -144,7 +149,7 @@ def _seconds(rates: Rates, pruner: Pruner, config: Any, batch: int, text: int, v
         tokens = for_stage(tokens, prompt, method, layer)
         shown = tokens
         total += clock(lambda shown=shown: method.select(shown), device, SECONDS)  # type: ignore[misc]
-        keep = method.select(shown) & shown.valid
+        keep = _mask(method, shown)
         if not bool(keep.any()):
             break
         tokens = left(tokens, keep)
@@ -230,6 +235,7 @@ def visual_tokens(prompt: MadeUpPrompt, pruner: Pruner, layer: int) -> VisualTok
         extra=torch.zeros(batch, extra_tokens(pruner), prompt.hidden, device=prompt.device, dtype=prompt.dtype),
         vision=_vision(prompt, pruner, random),
         received=tuple(random(batch, number).abs().to(prompt.device) for _ in pruner.vision_attention(BLOCKS)),
+        class_received=tuple(random(batch, number).abs().to(prompt.device) for _ in pruner.vision_attention(BLOCKS)),
     )
     return for_stage(tokens, prompt, pruner, layer)
 
@@ -246,7 +252,28 @@ def for_stage(tokens: VisualTokens, prompt: MadeUpPrompt, pruner: Pruner, layer:
         attention = logits if form == "logits" else logits.log_softmax(-1)
         attention = attention.exp() if form == "softmax" else attention
         attention = attention.masked_fill(~tokens.valid[:, None, None], 0)
-    return dataclasses.replace(tokens, layer=layer, attention=attention)
+    return dataclasses.replace(tokens, layer=layer, attention=attention, **_read(tokens, prompt, pruner, layer))
+
+
+def _read(tokens: VisualTokens, prompt: MadeUpPrompt, pruner: Pruner, layer: int) -> dict[str, Tensor | None]:
+    """Return what else the stage before `layer` asks for: keys, values and hidden states."""
+    generator = torch.Generator().manual_seed(layer)
+    visual, wanted = tokens.valid.shape[1], pruner.kv(layer)
+
+    def states(number: int, *heads: int) -> Tensor:
+        width = prompt.hidden // math.prod(heads)
+        made = torch.randn(prompt.batch, *heads, number, width, generator=generator)
+        return made.to(prompt.device, prompt.dtype)
+
+    return {
+        **{name: states(visual, prompt.heads) if name in wanted else None for name in ("keys", "values")},
+        **{
+            f"text_{name}": states(prompt.text, prompt.heads) if name in wanted else None
+            for name in ("keys", "values")
+        },
+        "previous": states(visual) if pruner.wants_previous(layer) else None,
+        "text": states(prompt.text) if pruner.wants_text(layer) else None,
+    }
 
 
 def rows_wanted(pruner: Pruner, layer: int, prompt: MadeUpPrompt) -> int | None:
@@ -285,16 +312,15 @@ def left(tokens: VisualTokens, keep: Tensor) -> VisualTokens:
         attention=None,
         vision=tuple(map(rows, tokens.vision)),
         received=tuple(one.gather(1, order).masked_fill(~valid, 0) for one in tokens.received),
+        class_received=tuple(one.gather(1, order).masked_fill(~valid, 0) for one in tokens.class_received),
         **ids,
     )
 
 
 def _vision(prompt: MadeUpPrompt, pruner: Pruner, random: object) -> tuple[Tensor, ...]:
     weights = getattr(pruner, "weights", None)
-    if weights is None or not weights.config.vision_layers:
-        return ()
-    width = weights.config.vision_size
+    width = prompt.hidden if weights is None else weights.config.vision_size
     return tuple(
         random(prompt.visual, width).to(prompt.device, prompt.dtype).expand(prompt.batch, -1, -1)  # type: ignore[operator]
-        for _ in weights.config.vision_layers
+        for _ in pruner.vision_layers(BLOCKS)
     )
