@@ -143,6 +143,8 @@ FIELD: dict[str, Pruner] = {
     "visionzip": foveate.VisionZip(keep=0.4, contextual=0.4),
     "holov": foveate.HoloV(keep=0.3, layer=2),
     "dart": foveate.DART(keep=0.4, visual_pivots=2, text_pivots=2),
+    "anchorprune": foveate.AnchorPrune(keep=0.5, novelty=0.6),
+    "v2drop": foveate.V2Drop(keep=0.4),
 }
 VIDEO = ("evs", "vidcom2")
 

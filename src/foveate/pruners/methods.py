@@ -4,6 +4,7 @@
 `from module import Name as Name`.
 """
 
+from foveate.pruners.anchorprune import AnchorPrune as AnchorPrune
 from foveate.pruners.btp.method import BTP as BTP
 from foveate.pruners.btp.stages import BTPStage as BTPStage
 from foveate.pruners.cdpruner import CDPruner as CDPruner
@@ -18,6 +19,7 @@ from foveate.pruners.hiprune import HiPrune as HiPrune
 from foveate.pruners.holov import HoloV as HoloV
 from foveate.pruners.pyramiddrop import PyramidDrop as PyramidDrop
 from foveate.pruners.random import Random as Random
+from foveate.pruners.v2drop import V2Drop as V2Drop
 from foveate.pruners.vidcom2 import VidCom2 as VidCom2
 from foveate.pruners.visionzip import VisionZip as VisionZip
 from foveate.pruners.vispruner import VisPruner as VisPruner
