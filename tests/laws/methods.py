@@ -145,6 +145,10 @@ FIELD: dict[str, Pruner] = {
     "dart": foveate.DART(keep=0.4, visual_pivots=2, text_pivots=2),
     "anchorprune": foveate.AnchorPrune(keep=0.5, novelty=0.6),
     "v2drop": foveate.V2Drop(keep=0.4),
+    "apet": foveate.ApET(keep=0.5, basis=3),
+    "tome": foveate.ToMe(keep=0.3, layer=2),
+    "uniform": foveate.Uniform(keep=0.3, layer=1),
+    "pool": foveate.Pool(keep=0.3, per="image"),
 }
 VIDEO = ("evs", "vidcom2")
 

@@ -5,6 +5,7 @@
 """
 
 from foveate.pruners.anchorprune import AnchorPrune as AnchorPrune
+from foveate.pruners.apet import ApET as ApET
 from foveate.pruners.btp.method import BTP as BTP
 from foveate.pruners.btp.stages import BTPStage as BTPStage
 from foveate.pruners.cdpruner import CDPruner as CDPruner
@@ -17,8 +18,11 @@ from foveate.pruners.glimpseprune.method import GlimpsePrune as GlimpsePrune
 from foveate.pruners.greedyprune import GreedyPrune as GreedyPrune
 from foveate.pruners.hiprune import HiPrune as HiPrune
 from foveate.pruners.holov import HoloV as HoloV
+from foveate.pruners.pool import Pool as Pool
 from foveate.pruners.pyramiddrop import PyramidDrop as PyramidDrop
 from foveate.pruners.random import Random as Random
+from foveate.pruners.tome import ToMe as ToMe
+from foveate.pruners.uniform import Uniform as Uniform
 from foveate.pruners.v2drop import V2Drop as V2Drop
 from foveate.pruners.vidcom2 import VidCom2 as VidCom2
 from foveate.pruners.visionzip import VisionZip as VisionZip
