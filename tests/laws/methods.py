@@ -143,6 +143,7 @@ FIELD: dict[str, Pruner] = {
     "visionzip": foveate.VisionZip(keep=0.4, contextual=0.4),
     "holov": foveate.HoloV(keep=0.3, layer=2),
     "dart": foveate.DART(keep=0.4, visual_pivots=2, text_pivots=2),
+    "scope": foveate.SCOPE(keep=0.4),
     "anchorprune": foveate.AnchorPrune(keep=0.5, novelty=0.6),
     "v2drop": foveate.V2Drop(keep=0.4),
     "apet": foveate.ApET(keep=0.5, basis=3),
