@@ -12,7 +12,6 @@ from foveate.errors import BudgetError
 from foveate.families import Grid
 from tests.pruners.encoder_tokens import encoder_tokens, kept
 
-
 HOW = ("multiply", "add")
 # with coverage alone, two tokens that cover each other add the same: later picks hang on rounding
 CASES = [(4, 0.0, "multiply"), *((keep, alpha, how) for keep in (4, 25) for alpha in (1.0, 2.0) for how in HOW)]

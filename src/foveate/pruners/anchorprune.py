@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveate.errors import BudgetError
 from foveate.pruners.base import VisualTokens, option
 from foveate.pruners.encoder import EncoderPruner
 from foveate.tensors import descending, take_rows
@@ -42,13 +41,9 @@ class AnchorPrune(EncoderPruner):
     url: ClassVar[str] = "https://arxiv.org/abs/2607.07033"
     summary: ClassVar[str] = "the tokens most like the question, then important ones unlike all kept"
 
-    novelty: float = option(0.2, "1 - cosine above which a token is unlike the anchor's first ones, in [0, 2]")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        number = isinstance(self.novelty, (int, float)) and not isinstance(self.novelty, bool)
-        if not (number and 0 <= self.novelty <= 2):
-            raise BudgetError(f"anchorprune: novelty must lie in [0, 2], got {self.novelty!r}")
+    novelty: float = option(
+        0.2, "1 - cosine above which a token is unlike the anchor's first ones, in [0, 2]", at_least=0, at_most=2
+    )
 
     def notes(self, depth: int) -> tuple[str, ...]:
         note = "anchorprune: relevance by the text tokens of the language model, as there is no CLIP text tower"

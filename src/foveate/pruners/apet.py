@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from foveate import select
-from foveate.errors import BudgetError
 from foveate.pruners.base import Selection, SingleStagePruner, VisualTokens, option
 from foveate.tensors import take_rows
 
@@ -40,14 +39,9 @@ class ApET(SingleStagePruner):
     summary: ClassVar[str] = "what a few basis tokens approximate worst; the rest merged"
     keeps_exactly: ClassVar[bool] = True
 
-    layer: int = option(0, "cut before this decoder layer, counted from 0; 0 is before the language model")
-    basis: int = option(10, "basis tokens, which stay; at least 1")
+    layer: int = option(0, "cut before this decoder layer, counted from 0; 0 is before the language model", at_least=0)
+    basis: int = option(10, "basis tokens, which stay; at least 1", at_least=1)
     merge: bool = option(True, "average each token that leaves into the survivor most like it; else it is dropped")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.basis, bool) or not isinstance(self.basis, int) or self.basis < 1:
-            raise BudgetError(f"apet: basis must be an integer of at least 1, got {self.basis!r}")
 
     def choose(self, tokens: VisualTokens, k: Tensor) -> Selection:
         features, valid = tokens.features.double(), tokens.valid

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from foveate import select
-from foveate.errors import BudgetError
 from foveate.pruners.base import SingleStagePruner, VisualTokens, option
 
 LEAST = 1e-6  # added to the relevance, which would be 0 for the least relevant token
@@ -38,14 +37,10 @@ class CDPruner(SingleStagePruner):
     summary: ClassVar[str] = "tokens relevant to the question and unlike each other, by a determinant"
     keeps_exactly: ClassVar[bool] = True
 
-    layer: int = option(0, "cut before this decoder layer, counted from 0; 0 is before the language model")
-    theta: float | None = option(None, "weight of relevance against diversity, in (0, 1); none: relevance as it is")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        number = isinstance(self.theta, (int, float)) and not isinstance(self.theta, bool)
-        if self.theta is not None and not (number and 0 < self.theta < 1):
-            raise BudgetError(f"cdpruner: theta must lie in (0, 1), got {self.theta!r}")
+    layer: int = option(0, "cut before this decoder layer, counted from 0; 0 is before the language model", at_least=0)
+    theta: float | None = option(
+        None, "weight of relevance against diversity, in (0, 1); none: relevance as it is", over=0, under=1
+    )
 
     def notes(self, depth: int) -> tuple[str, ...]:
         note = "cdpruner: relevance by the mean text token, as there is no CLIP text tower"

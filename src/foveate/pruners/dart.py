@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from foveate import select
-from foveate.errors import BudgetError
 from foveate.pruners.base import KeyOrValue, SingleStagePruner, VisualTokens, option
 from foveate.tensors import take_rows
 
@@ -41,15 +40,8 @@ class DART(SingleStagePruner):
     lowest_layer: ClassVar[int] = 1  # before layer 0 there are no keys to read
     keeps_exactly: ClassVar[bool] = True
 
-    visual_pivots: int = option(4, "visual tokens that all are compared with, and that stay; at least 1")
-    text_pivots: int = option(4, "text tokens behind the image that all are compared with, at least 0")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, least in (("visual_pivots", 1), ("text_pivots", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise BudgetError(f"dart: {name} must be an integer of at least {least}, got {value!r}")
+    visual_pivots: int = option(4, "visual tokens that all are compared with, and that stay; at least 1", at_least=1)
+    text_pivots: int = option(4, "text tokens behind the image that all are compared with, at least 0", at_least=0)
 
     def kv(self, layer: int) -> tuple[KeyOrValue, ...]:
         return () if self.keeps_all else ("keys",)

@@ -31,7 +31,7 @@ class EncoderPruner(SingleStagePruner):
         When an option makes no sense; on attaching, when the encoder has no such block.
     """
 
-    layer: int = option(0, "cut before this decoder layer, counted from 0; 0 is before the language model")
+    layer: int = option(0, "cut before this decoder layer, counted from 0; 0 is before the language model", at_least=0)
     block: int | None = option(
         None, "block of the vision encoder that is read, negative from the end; none: the one whose output is used"
     )

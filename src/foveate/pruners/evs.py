@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from foveate import select
-from foveate.errors import BudgetError
 from foveate.pruners.base import Pruner, VisualTokens, option
-from foveate.pruners.budget import check_keep
+from foveate.pruners.budget import check_share
 from foveate.pruners.films import films
 
 FIRST = 255.0  # the score of the first frame's tokens, above any change
@@ -41,13 +40,9 @@ class EVS(Pruner):
     summary: ClassVar[str] = "of videos, what changed since the frame before; images whole"
     uses_grids: ClassVar[bool] = True
 
-    keep: float = option(0.22, "share of each video's tokens, at least one frame; 1.0 switches pruning off")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "keep", check_keep(self.keep))
-        if not isinstance(self.keep, float):
-            raise BudgetError(f"evs: keep is a share of each video's tokens, no count, got {self.keep!r}")
+    keep: float = option(
+        0.22, "share of each video's tokens, at least one frame; 1.0 switches pruning off", check=check_share
+    )
 
     def layers(self, depth: int) -> tuple[int, ...]:
         return (0,)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from foveate import select
-from foveate.errors import BudgetError
 from foveate.pruners.base import VisualTokens, option
 from foveate.pruners.encoder import EncoderPruner
 from foveate.tensors import to_device
@@ -42,18 +41,15 @@ class HiPrune(EncoderPruner):
     )
     uses_grids: ClassVar[bool] = True
 
-    alpha: float = option(0.1, "share of the budget for anchors with their neighbours, in [0, 1]")
-    depth: float | None = option(
-        None, "where the object block is, as a share of the encoder's blocks; none: 3/8 for CLIP, else 1/2"
+    alpha: float = option(
+        0.1, "share of the budget for anchors with their neighbours, in [0, 1]", at_least=0, at_most=1
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("alpha", "depth"):
-            value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not (number and 0 <= value <= 1) and not (name == "depth" and value is None):
-                raise BudgetError(f"hiprune: {name} must be a share in [0, 1], got {value!r}")
+    depth: float | None = option(
+        None,
+        "where the object block is, as a share of the encoder's blocks; none: 3/8 for CLIP, else 1/2",
+        at_least=0,
+        at_most=1,
+    )
 
     def resolved(self, config: Any) -> HiPrune:
         made = super().resolved(config)

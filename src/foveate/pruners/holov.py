@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from foveate.errors import BudgetError
 from foveate.pruners.base import VisualTokens, option
 from foveate.pruners.encoder import EncoderPruner
 
@@ -39,12 +38,7 @@ class HoloV(EncoderPruner):
     summary: ClassVar[str] = "what the vision encoder's class token attends to, shared among all parts of the image"
     by_class_token: ClassVar[bool] = True
 
-    parts: int = option(16, "parts that the tokens are cut into, as even as can be")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.parts, bool) or not isinstance(self.parts, int) or self.parts < 1:
-            raise BudgetError(f"holov: parts must be an integer of at least 1, got {self.parts!r}")
+    parts: int = option(16, "parts that the tokens are cut into, as even as can be", at_least=1)
 
     def choose(self, tokens: VisualTokens, k: Tensor) -> Tensor:
         keep = torch.zeros_like(tokens.valid)

@@ -27,7 +27,7 @@ class Pool(SingleStagePruner):
     summary: ClassVar[str] = "the average of each cell of a coarser grid; a baseline"
     uses_grids: ClassVar[bool] = True
 
-    layer: int = option(0, "cut before this decoder layer, counted from 0; 0 is before the language model")
+    layer: int = option(0, "cut before this decoder layer, counted from 0; 0 is before the language model", at_least=0)
 
     def choose(self, tokens: VisualTokens, k: Tensor) -> Selection:
         grid = tokens.grid.masked_fill(~tokens.valid, -1).cpu()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from foveate.errors import BudgetError
 from foveate.pruners.base import VisualTokens, option
 from foveate.pruners.encoder import EncoderPruner
 
@@ -39,16 +39,8 @@ class SCOPE(EncoderPruner):
     summary: ClassVar[str] = "what the vision encoder's class token attends to and the kept ones do not cover"
     by_class_token: ClassVar[bool] = True
 
-    alpha: float = option(1.0, "power of saliency, at least 0; 0 is coverage alone")
+    alpha: float = option(1.0, "power of saliency, at least 0; 0 is coverage alone", at_least=0, under=math.inf)
     combine: Literal["multiply", "add"] = option("multiply", "saliency times what a token adds to coverage, or plus")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        number = isinstance(self.alpha, (int, float)) and not isinstance(self.alpha, bool)
-        if not (number and 0 <= self.alpha < float("inf")):
-            raise BudgetError(f"scope: alpha must be a number of at least 0, got {self.alpha!r}")
-        if self.combine not in ("multiply", "add"):
-            raise BudgetError(f"scope: combine must be 'multiply' or 'add', got {self.combine!r}")
 
     def vision_layers(self, depth: int) -> tuple[int, ...]:
         return self.vision_attention(depth)

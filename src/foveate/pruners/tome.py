@@ -31,7 +31,7 @@ class ToMe(SingleStagePruner):
     summary: ClassVar[str] = "all, with like tokens merged into each other"
     keeps_exactly: ClassVar[bool] = True
 
-    layer: int = option(0, "cut before this decoder layer, counted from 0; 0 is before the language model")
+    layer: int = option(0, "cut before this decoder layer, counted from 0; 0 is before the language model", at_least=0)
 
     def kv(self, layer: int) -> tuple[KeyOrValue, ...]:
         return ("keys",) if layer and not self.keeps_all else ()

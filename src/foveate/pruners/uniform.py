@@ -26,7 +26,7 @@ class Uniform(SingleStagePruner):
     uses_grids: ClassVar[bool] = True
     keeps_exactly: ClassVar[bool] = True
 
-    layer: int = option(0, "cut before this decoder layer, counted from 0; 0 is before the language model")
+    layer: int = option(0, "cut before this decoder layer, counted from 0; 0 is before the language model", at_least=0)
 
     def choose(self, tokens: VisualTokens, k: Tensor) -> Tensor:
         keep = spread(tokens, k)

@@ -13,7 +13,7 @@ from foveate import select
 from foveate.errors import BudgetError
 from foveate.pruners.base import Pruner, VisualTokens, depth_of, option
 from foveate.pruners.btp.stages import BTPStage, scale_to
-from foveate.pruners.budget import check_keep, tokens_to_keep
+from foveate.pruners.budget import check_share, tokens_to_keep
 
 PLACES = (3 / 28, 16 / 28, 22 / 28)  # of the depth: before layers 3, 16 and 22 of Qwen2-VL-7B's 28
 KEEPS = (1 / 2, 1 / 4, 0.0)  # of the dense prompt's visual tokens: half each time, then none
@@ -42,18 +42,12 @@ class V2Drop(Pruner):
     keep_is_mean: ClassVar[bool] = True
 
     keep: float | None = option(
-        None, "mean share of visual tokens per decoder layer, by scaling all stages; none: as they are; 1.0: off"
+        None,
+        "mean share of visual tokens per decoder layer, by scaling all stages; none: as they are; 1.0: off",
+        check=check_share,
     )
     drop: bool = option(True, "drop at the last stage all that is left; else there is none")
-    depth: int | None = option(None, "decoder layers of the model; worked out on attaching")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.keep is None:
-            return
-        object.__setattr__(self, "keep", check_keep(self.keep))
-        if not isinstance(self.keep, float):
-            raise BudgetError(f"v2drop: keep is a mean share of visual tokens per layer, no count, got {self.keep!r}")
+    depth: int | None = option(None, "decoder layers of the model; worked out on attaching", at_least=1)
 
     def resolved(self, config: Any) -> V2Drop:
         made = dataclasses.replace(self, depth=depth_of(config))

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from foveate import select
-from foveate.errors import BudgetError
 from foveate.pruners.base import Pruner, VisualTokens, option
-from foveate.pruners.budget import check_keep
+from foveate.pruners.budget import check_share
 from foveate.pruners.films import films
 
 WIDTHS = tuple(2.0**power for power in range(-3, 2))  # of the Gaussian kernels
@@ -43,13 +42,7 @@ class VidCom2(Pruner):
     summary: ClassVar[str] = "of videos, the tokens that stand out, more in frames that do; images whole"
     uses_grids: ClassVar[bool] = True
 
-    keep: float = option(0.22, "share of each video's tokens; 1.0 switches pruning off")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "keep", check_keep(self.keep))
-        if not isinstance(self.keep, float):
-            raise BudgetError(f"vidcom2: keep is a share of each video's tokens, no count, got {self.keep!r}")
+    keep: float = option(0.22, "share of each video's tokens; 1.0 switches pruning off", check=check_share)
 
     def layers(self, depth: int) -> tuple[int, ...]:
         return (0,)

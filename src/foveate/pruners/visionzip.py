@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from foveate import select
-from foveate.errors import BudgetError
 from foveate.pruners.base import Selection, VisualTokens, option
 from foveate.pruners.encoder import EncoderPruner
 
@@ -39,14 +38,10 @@ class VisionZip(EncoderPruner):
     summary: ClassVar[str] = "what the vision encoder's class token attends to; the rest merged into a few"
     by_class_token: ClassVar[bool] = True
 
-    contextual: float = option(10 / 64, "share of the budget for tokens that the rest merge into, in [0, 1)")
+    contextual: float = option(
+        10 / 64, "share of the budget for tokens that the rest merge into, in [0, 1)", at_least=0, under=1
+    )
     merge: bool = option(True, "merge the rest into the contextual tokens; else it is dropped")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        number = isinstance(self.contextual, (int, float)) and not isinstance(self.contextual, bool)
-        if not (number and 0 <= self.contextual < 1):
-            raise BudgetError(f"visionzip: contextual must be a share in [0, 1), got {self.contextual!r}")
 
     def notes(self, depth: int) -> tuple[str, ...]:
         note = "visionzip: tokens merge by the vision block's output, not its keys, and behind the projector"

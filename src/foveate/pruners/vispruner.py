@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from foveate import select
-from foveate.errors import BudgetError
 from foveate.pruners.base import VisualTokens, option
 from foveate.pruners.encoder import EncoderPruner
 from foveate.tensors import descending
@@ -42,13 +41,9 @@ class VisPruner(EncoderPruner):
     summary: ClassVar[str] = "what the vision encoder's class token attends to, and of the rest no duplicates"
     by_class_token: ClassVar[bool] = True
 
-    important: float = option(0.5, "share of the budget for the most attended tokens, in [0, 1]")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        number = isinstance(self.important, (int, float)) and not isinstance(self.important, bool)
-        if not (number and 0 <= self.important <= 1):
-            raise BudgetError(f"vispruner: important must be a share in [0, 1], got {self.important!r}")
+    important: float = option(
+        0.5, "share of the budget for the most attended tokens, in [0, 1]", at_least=0, at_most=1
+    )
 
     def vision_layers(self, depth: int) -> tuple[int, ...]:
         return self.vision_attention(depth)

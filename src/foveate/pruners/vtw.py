@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveate.errors import BudgetError
 from foveate.pruners.base import Pruner, VisualTokens, depth_of, option
-from foveate.pruners.budget import check_keep
+from foveate.pruners.budget import check_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +36,18 @@ class VTW(Pruner):
     finds_budget: ClassVar[bool] = True
 
     keep: float | None = option(
-        None, "mean share of visual tokens per decoder layer, which gives the layer; none: as `layer` says; 1.0: off"
+        None,
+        "mean share of visual tokens per decoder layer, which gives the layer; none: as `layer` says; 1.0: off",
+        check=check_share,
     )
-    layer: int | None = option(None, "drop all before this decoder layer, counted from 0; none: half the depth")
+    layer: int | None = option(
+        None, "drop all before this decoder layer, counted from 0; none: half the depth", at_least=0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.keep is not None:
-            object.__setattr__(self, "keep", check_keep(self.keep))
-            if not isinstance(self.keep, float):
-                raise BudgetError(f"vtw: keep is a mean share of visual tokens per layer, no count, got {self.keep!r}")
-        if self.layer is not None:
-            if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 0:
-                raise BudgetError(f"vtw: layer must be an integer of at least 0, got {self.layer!r}")
-            if self.keep not in (None, 1.0):
-                raise BudgetError("vtw: either keep, a mean share of visual tokens per layer, or the layer itself")
+        if self.layer is not None and self.keep not in (None, 1.0):
+            raise BudgetError("vtw: either keep, a mean share of visual tokens per layer, or the layer itself")
 
     def layers(self, depth: int) -> tuple[int, ...]:
         layer = depth // 2 if self.layer is None else self.layer
