@@ -1,27 +1,11 @@
-"""`foveate`: the commands and how their errors are reported."""
-
-from typing import Any
+"""`foveate`: the commands."""
 
 import typer
-from typer.core import TyperGroup
 
 from foveate import __version__
 from foveate.cli import bench, calibrate, check, demo, eval, list, run, train
-from foveate.cli.console import complain, speak_any_encoding
-from foveate.errors import FoveateError
-
-
-class Commands(TyperGroup):
-    """Print expected errors on one line and exit with code 2; let others raise."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except FoveateError as error:
-            complain(error)
-            raise typer.Exit(2) from None
-
+from foveate.cli.commands import Command, Commands
+from foveate.cli.console import speak_any_encoding
 
 app = typer.Typer(
     name="foveate",
@@ -46,19 +30,19 @@ def common(
     """Global options."""
 
 
-app.command("demo")(demo.demo)
-app.command("run")(run.run)
-app.command("check")(check.check)
-app.command("list")(list.list_)
-app.command("eval")(eval.eval_)
-app.command("bench")(bench.bench)
+app.command("demo", cls=Command)(demo.demo)
+app.command("run", cls=Command)(run.run)
+app.command("check", cls=Command)(check.check)
+app.command("list", cls=Command)(list.list_)
+app.command("eval", cls=Command)(eval.eval_)
+app.command("bench", cls=Command)(bench.bench)
 training = typer.Typer(help="Train the learned parts.", no_args_is_help=True)
-training.command("glimpse")(train.glimpse)
-training.command("glimpse-plus")(train.glimpse_plus)
-training.command("tiny")(train.tiny)
+training.command("glimpse", cls=Command)(train.glimpse)
+training.command("glimpse-plus", cls=Command)(train.glimpse_plus)
+training.command("tiny", cls=Command)(train.tiny)
 app.add_typer(training, name="train")
 calibration = typer.Typer(help="Fit a method to a model, without training.", no_args_is_help=True)
-calibration.command("btp")(calibrate.btp)
+calibration.command("btp", cls=Command)(calibrate.btp)
 app.add_typer(calibration, name="calibrate")
 
 

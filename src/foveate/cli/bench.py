@@ -81,6 +81,7 @@ def bench(
     from foveate.measure.bench.run import run
     from foveate.measure.bench.run import threads as with_threads
     from foveate.measure.bench.settings import BenchSettings, whole_numbers
+    from foveate.measure.check.check import attention_named
     from foveate.measure.loading import LoadError
     from foveate.pruners.budget import parse_keeps
     from foveate.pruners.spec import parse_methods
@@ -104,6 +105,7 @@ def bench(
     )
     shape = None if random_weights is None else shape_named(random_weights).resized(layers, width)
     check_methods(settings.methods, settings.keeps, None if shape is None else shape.config())
+    attention_named(attention)
     if plot is not None:
         figure.need_matplotlib()
     # 2. predict, and measure

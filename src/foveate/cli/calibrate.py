@@ -47,7 +47,7 @@ def btp(
     """Measure where and how to prune a model with BTP; no training, no labels. Runs under `accelerate launch`, too."""
     from foveate.learn.btp.calibrate import CalibrationSettings, calibrate_btp
     from foveate.learn.processes import alone_by_mistake, current
-    from foveate.measure.loading import load_model
+    from foveate.measure.loading import check_place, load_model
 
     settings: Any = CalibrationSettings(
         keep=keep,
@@ -59,6 +59,7 @@ def btp(
         seed=seed,
         batch_size=batch_size,
     )
+    check_place(device, dtype)
     processes = current()
     if alone_by_mistake():
         warn("one process only: on CPUs `accelerate launch` needs MPI for more; --multi_gpu does without, also there")

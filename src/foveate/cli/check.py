@@ -34,11 +34,18 @@ def check(
     Exit code 1 if one of them is broken, 2 if it cannot be tested at all.
     """
     with console(stderr=True).status(f"loading {model}"):
-        from foveate.measure.check.check import check_model, family_named, make_pruners, use_attention
+        from foveate.measure.check.check import (
+            attention_named,
+            check_model,
+            family_named,
+            make_pruners,
+            use_attention,
+        )
         from foveate.measure.loading import load_model
 
         quiet_loading()
         pruners = make_pruners(methods)
+        attn = attention_named(attn)
         own = None if family is None else family_named(family)
         loaded = load_model(model, device, dtype, any_family=own is not None)
         use_attention(loaded.model, attn)

@@ -18,7 +18,6 @@ from foveate.cli.console import (
     warn,
 )
 from foveate.cli.outputs import JsonFile, folder_option, write_json, write_text
-from foveate.errors import BudgetError
 
 
 def eval_(
@@ -56,15 +55,13 @@ def eval_(
     dtype: DType = "auto",
 ) -> None:
     """Compare methods and budgets with the dense model, beside random tokens and a smaller image."""
-    from foveate.measure.eval.evaluate import RESULT, TABLES, EvalSettings, evaluate
+    from foveate.measure.eval.evaluate import RESULT, TABLES, EvalSettings, check_settings, evaluate
     from foveate.measure.eval.tables import NOT_PRUNED, OFF_BUDGET, OUT_OF_REACH, markdown, result_notes, result_tables
     from foveate.measure.loading import load_model
     from foveate.pruners.budget import parse_keeps
     from foveate.pruners.spec import parse_methods
 
     # 1. options
-    if budget not in ("after", "mean"):
-        raise BudgetError(f"--budget is 'after' or 'mean', got '{budget}'")
     settings: Any = EvalSettings(
         methods=tuple(parse_methods(methods)),
         keeps=parse_keeps(keep),
@@ -77,6 +74,7 @@ def eval_(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
     )
+    check_settings(settings)
     # 2. load, and answer
     with console(stderr=True).status(f"loading {model}"):
         quiet_loading()

@@ -1,6 +1,7 @@
 """An image from a file or a URL, or one line that says why not."""
 
 import io
+import os
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -45,11 +46,11 @@ def open_image(source: str) -> Image.Image:
 
 
 def _read(source: str) -> bytes:
-    path = Path(source).expanduser()
-    if not path.exists():
+    path = os.path.expanduser(source)
+    if not os.path.exists(path):  # False too for a name that no file can have, where Path.exists raises
         raise ImageError(f"no image file {source}")
     try:
-        return path.read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise ImageError(f"cannot read {source}: {error.strerror}") from error
 

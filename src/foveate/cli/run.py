@@ -40,8 +40,8 @@ def run(
     """Answer one question with pruned visual tokens and report what was kept."""
     from foveate.cli.images import open_image
 
-    images = [open_image(source) for source in image or []]
     pruner = make_pruner(method, keep, option or [], 0.22)
+    images = [open_image(source) for source in image or []]
     with console(stderr=True).status(f"loading {model}"):
         from foveate.measure.eval.answers import run_batch
         from foveate.measure.loading import load_model

@@ -50,7 +50,7 @@ def glimpse(
     accumulation: Annotated[int, typer.Option(min=1, help="Steps per update.")] = 16,
     learning_rate: Annotated[float, typer.Option(help="Learning rate of AdamW, with a cosine schedule.")] = 1e-4,
     layer: Annotated[
-        int | None, typer.Option(help="Cut before this decoder layer; by default two thirds of the depth.")
+        int | None, typer.Option(min=1, help="Cut before this decoder layer; by default two thirds of the depth.")
     ] = None,
     vision_layers: Annotated[str | None, typer.Option(help="Vision blocks, from 0, deepest first, or `none`.")] = None,
     size: Annotated[int, typer.Option(min=8, help="Width of the predictor.")] = 256,
@@ -70,20 +70,19 @@ def glimpse(
     dtype: DType = "auto",
 ) -> None:
     """Train GlimpsePrune's predictor on images with boxes; the model stays frozen. Runs under `accelerate launch`."""
+    from foveate.learn.errors import TrainingError
     from foveate.learn.glimpse.train import PICTURE, GlimpseSettings, earlier_run, need_accelerate, train_glimpse
     from foveate.learn.processes import current
-    from foveate.measure.loading import load_model
+    from foveate.measure.loading import check_place, load_model
     from foveate.pruners.glimpseprune.sizes import sizes_for
 
     # 1. what can be refused before anything is loaded
     need_accelerate()
-    earlier_run(out, resume)  # said before anything is loaded or drawn
-    processes = current()
-    with console(stderr=True).status(f"loading {model}"):
-        quiet_loading()
-        loaded = load_model(model, processes.device(device), dtype)
-    # 2. sizes and settings
+    check_place(device, dtype)
+    found = _found(data, images, dataset, suite, skip_bad)
     changes: dict[str, Any] = {"size": size, "condition_size": condition_size, "attention": attention}
+    if attention not in ("logits", "log_softmax"):
+        raise TrainingError(f"--attention is logits or log_softmax, got '{attention}'")
     if layer is not None:
         changes["layer"] = layer
     if vision_layers is not None:
@@ -100,6 +99,12 @@ def glimpse(
         max_keep=max_keep,
         max_new_tokens=max_new_tokens,
     )
+    earlier_run(out, resume)
+    # 2. load
+    processes = current()
+    with console(stderr=True).status(f"loading {model}"):
+        quiet_loading()
+        loaded = load_model(model, processes.device(device), dtype)
     # 3. read the samples, and train
     with progress() as bar:
         bar.disable = bar.disable or not processes.main
@@ -108,7 +113,7 @@ def glimpse(
         def advance(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total)
 
-        given, kept_apart = _samples(data, images, dataset, suite, skip_bad, samples, held_out, seed, advance)
+        given, kept_apart = _samples(found, suite, samples, held_out, seed, advance)
         try:
             config = sizes_for(loaded.model, **changes)
             result = train_glimpse(loaded, given, kept_apart, settings, out, config, resume, advance)
@@ -140,43 +145,46 @@ def _numbers(text: str) -> tuple[int, ...]:
     """Vision blocks of "31,23,15,7", or none of "none"."""
     from foveate.learn.errors import TrainingError
 
-    try:
-        return () if text == "none" else tuple(map(int, text.split(",")))
-    except ValueError:
-        raise TrainingError(f"--vision-layers takes numbers such as 31,23,15,7, or none; got {text!r}") from None
+    if text == "none":
+        return ()
+    pieces = [piece.strip() for piece in text.split(",")]
+    if not all(piece.isdecimal() and len(piece) < 6 for piece in pieces):
+        raise TrainingError(f"--vision-layers takes numbers such as 31,23,15,7, or none; got {text!r}")
+    return tuple(map(int, pieces))
 
 
-def _samples(
-    data: Path | None,
-    images: Path | None,
-    dataset: Path | None,
-    suite: str | None,
-    skip_bad: bool,
-    number: int,
-    held_out: int,
-    seed: int,
-    advance: Any,
-) -> tuple[Any, Any]:
-    """What is learned from, and what is only looked at: never the same samples."""
+def _found(data: Path | None, images: Path | None, dataset: Path | None, suite: str | None, skip_bad: bool) -> Any:
+    """The samples of a file or folder; None of a suite, whose scenes are drawn later."""
     from foveate.learn import data as grounded
     from foveate.learn.errors import TrainingDataError
 
     if sum(one is not None for one in (data, dataset, suite)) != 1:
         raise TrainingDataError("give one of --data FILE, --dataset DIR and --suite NAME")
+    if images is not None and data is None:
+        raise TrainingDataError("--images goes with --data")
     if suite is not None:
         if suite not in grounded.SUITES:
             raise TrainingDataError(f"no suite '{suite}' to train on; there are {', '.join(grounded.SUITES)}")
-        return (
-            grounded.SUITES[suite](number, seed, progress=advance),
-            grounded.SUITES[suite](held_out, seed + 1, progress=advance).items,
-        )
+        return None
     if data is not None:
         found = grounded.from_jsonl(data, images, skip_bad)
     else:
         found = grounded.from_datasets(str(dataset), skip_bad=skip_bad)
     if found.skipped:
         warn(f"left out {len(found.skipped)} samples, the first: {found.skipped[0]}")
-    return grounded.split(found, number, held_out, seed)
+    return found
+
+
+def _samples(found: Any, suite: str | None, number: int, held_out: int, seed: int, advance: Any) -> tuple[Any, Any]:
+    """What is learned from, and what is only looked at: never the same samples."""
+    from foveate.learn import data as grounded
+
+    if suite is None:
+        return grounded.split(found, number, held_out, seed)
+    return (
+        grounded.SUITES[suite](number, seed, progress=advance),
+        grounded.SUITES[suite](held_out, seed + 1, progress=advance).items,
+    )
 
 
 def glimpse_plus(
@@ -197,8 +205,10 @@ def glimpse_plus(
     from foveate.learn.glimpse_plus.setup import load_samples
     from foveate.learn.glimpse_plus.train import ADAPTER, MODEL, PREDICTOR, STEPS, need_trl, train_plus
     from foveate.learn.processes import current
+    from foveate.measure.loading import check_place
 
     settings = read_settings(config)
+    check_place(device)
     need_trl()
     processes = current()
     quiet_loading()
@@ -236,7 +246,7 @@ def _show(result: dict[str, Any], files: dict[str, Path]) -> None:
 
 def tiny(
     out: Annotated[Path, folder_option("Folder for scenes, checkpoints, log, curve and weights.")],
-    seed: Annotated[int, typer.Option(help="Random seed for scenes, questions and initial weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed for scenes, questions and initial weights.")] = 0,
     steps_vision: Annotated[
         int | None, typer.Option(min=1, help="Steps of the vision stage; by default as shipped.")
     ] = None,
@@ -254,9 +264,11 @@ def tiny(
     questions: Annotated[int, typer.Option(min=0, help="Held-out questions of the final check; 0 skips it.")] = 900,
 ) -> None:
     """Train the embedded model and check it against its requirements."""
+    from foveate.measure.loading import check_place
     from foveate.tiny.training.run import Recipe
     from foveate.tiny.training.train import train
 
+    check_place(device)
     quiet_loading()
     asked = {"scenes": scenes, "steps_vision": steps_vision, "steps_language": steps_language}
     recipe = Recipe(seed=seed, **{name: value for name, value in asked.items() if value is not None})

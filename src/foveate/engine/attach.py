@@ -82,6 +82,14 @@ class Handle:
         finally:
             pauses.discard(mine)
 
+    def __repr__(self) -> str:
+        return f"<Handle of {self.pruner!r}, {'detached' if self._hooks is None else 'attached'}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a handle belongs to one model in one process, and cannot be copied or pickled: take its report"
+        )
+
     def __enter__(self) -> Handle:
         return self
 

@@ -137,7 +137,8 @@ def run_as_python(model: nn.Module, before: Callable[[Mapping[str, Any]], None])
     Parameters
     ----------
     before
-        Called with the keyword arguments of each forward; unlike a hook also where PEFT calls `forward` itself.
+        Called with the keyword arguments of each forward, and with none after it; unlike a hook also where PEFT calls
+        `forward` itself.
     """
     forward, own = model.forward, model.__dict__.get("forward")
     eager = torch.compiler.disable(forward)
@@ -148,7 +149,10 @@ def run_as_python(model: nn.Module, before: Callable[[Mapping[str, Any]], None])
         if not active or _compiled_step(kwargs):
             return forward(*args, **kwargs)
         before(kwargs)
-        return eager(*args, **kwargs)
+        try:
+            return eager(*args, **kwargs)
+        finally:
+            before({})  # what a call that failed early was given is nothing to the next one
 
     def undo() -> None:
         nonlocal active

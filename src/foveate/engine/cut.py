@@ -195,11 +195,15 @@ def merge(hidden: Tensor, columns: Tensor, keep: Tensor, valid: Tensor, selectio
     """
     if selection.into is None:
         return hidden
-    target = selection.into.clamp(min=0)
+    last = valid.shape[1] - 1
+    target = selection.into.clamp(0, max(0, last))
     goes = valid & ~keep & (selection.into >= 0)
-    if goes.device.type == "cpu" and bool((goes & ~keep.gather(1, target)).any()):  # free here
-        raise ValueError("a token was to go into one that does not stay: `into` names survivors")
-    goes &= keep.gather(1, target)
+    survives = keep.gather(1, target) & (selection.into <= last)
+    if goes.device.type == "cpu" and bool((goes & ~survives).any()):  # free here
+        raise ValueError(
+            f"a token was to go into one that does not stay: `into` names survivors, of columns 0 to {last}"
+        )
+    goes &= survives
     weight = torch.ones_like(target, dtype=torch.float32) if selection.weight is None else selection.weight.float()
     weight = weight.masked_fill(~goes, 0)
     if weight.device.type == "cpu" and not bool((weight.isfinite() & (weight >= 0)).all()):  # free here

@@ -15,8 +15,27 @@ from foveate.engine.forward_pass import PrefillRecord, StageRecord
 from foveate.engine.report_view import prefill_html, prefill_line, report_html, report_lines, stage_line
 
 
-@dataclass(frozen=True)
-class Merged:
+class _Record:
+    """Compares by what it holds: tensors, alone or in lists, by their values."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and _equal(vars(self), vars(other))
+
+    __hash__ = None  # type: ignore[assignment]  # it holds lists
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
+    if isinstance(one, (list, tuple)) and type(one) is type(other):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(one[name], other[name]) for name in one)
+    return bool(one == other)
+
+
+@dataclass(frozen=True, eq=False)
+class Merged(_Record):
     """Tokens of one sample that went into survivors instead of being dropped; see `foveate.pruners.Selection`.
 
     Attributes
@@ -35,8 +54,8 @@ class Merged:
     how: str
 
 
-@dataclass(frozen=True, repr=False)
-class Stage:
+@dataclass(frozen=True, repr=False, eq=False)
+class Stage(_Record):
     """One cut.
 
     Attributes
@@ -64,8 +83,8 @@ class Stage:
         return f"<Stage {stage_line(self)}>"
 
 
-@dataclass(frozen=True, repr=False)
-class Prefill:
+@dataclass(frozen=True, repr=False, eq=False)
+class Prefill(_Record):
     """One prefill; shares are of the dense run, 1.0 where nothing was pruned.
 
     Attributes
@@ -139,8 +158,8 @@ class Prefill:
         )
 
 
-@dataclass(frozen=True, repr=False)
-class Report:
+@dataclass(frozen=True, repr=False, eq=False)
+class Report(_Record):
     """All prefills since the pruner was attached; the last one's fields can be read on the report itself."""
 
     prefills: tuple[Prefill, ...]

@@ -1,10 +1,10 @@
 """A model by name, its processor, and how a question is put to it."""
 
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -113,7 +113,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto", any_family:
     from foveate.families.processors import explain_missing, load_processor
 
     # a Hub that does not answer is asked once: left to itself, transformers asks for each of ten files, six times each
-    local = not Path(name).is_dir() and not hub_answers()
+    local = not os.path.isdir(name) and not hub_answers()
     try:
         processor = load_processor(name, local_files_only=local)
         with explain_missing(name):
@@ -174,9 +174,23 @@ def device_named(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch without CUDA raises AssertionError
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch without CUDA raises AssertionError
         raise LoadError(f"no device '{name}' here: {_line(error)}") from error
+    if device.type == "meta":
+        raise LoadError("a model on the device 'meta' has no weights, and answers nothing")
     return device
+
+
+def check_place(device: str, dtype: str = "auto") -> None:
+    """Refuse a device or floating type that is not here, before anything else is done.
+
+    Raises
+    ------
+    LoadError
+        As `device_named` and `dtype_named`.
+    """
+    device_named(device)
+    dtype_named(dtype)
 
 
 def dtype_named(name: str) -> torch.dtype | str:
@@ -190,7 +204,7 @@ def dtype_named(name: str) -> torch.dtype | str:
     if name == "auto":
         return name
     dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise LoadError(f"no floating type '{name}': use auto, float32, bfloat16 or float16")
     return dtype
 

@@ -9,6 +9,7 @@ dependency of torch or transformers; attrs would end `dataclasses.replace` and h
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -173,12 +174,10 @@ def _number(value: Any, kind: type, limits: Range) -> Any:
         if isinstance(value, (bool, int, str)) and text in BOOLEANS:
             return BOOLEANS[text]
     elif isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool):
-        try:
+        with contextlib.suppress(OverflowError):
             number = kind(value)
-        except OverflowError:
-            number = math.inf
-        if limits.holds(number):
-            return number
+            if limits.holds(number):
+                return number
     raise _Refused(_described(kind, limits))
 
 

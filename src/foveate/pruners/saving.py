@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ def find(name: str, file: str) -> Path:
         When neither has it.
     """
     path = Path(name) / file
-    if path.is_file():
+    if os.path.isfile(path):  # False too for a name that no file can have, where Path raises
         return path
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -56,7 +57,9 @@ def find(name: str, file: str) -> Path:
         return Path(hf_hub_download(name, file))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelNotReachable(
-            f"no folder {name!r} with a {file}, and the Hub does not give it: {type(error).__name__}"
+            f"no folder {name!r} with a {file}, and the Hub does not give it ({type(error).__name__}): check the "
+            "name (a Hub id is such as 'me/my-btp'), the network and HF_HUB_OFFLINE; one without a folder is made "
+            "by foveate.make(name)"
         ) from error
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 from foveate.errors import BudgetError, UnknownMethodError
@@ -65,7 +65,7 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
     UnknownMethodError
         When one of them is no option.
     BudgetError
-        When `keep` makes no sense.
+        When `keep` makes no sense, or an option is given twice.
     """
     options: dict[str, Any] = {}
     for pair in pairs:
@@ -73,13 +73,23 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise UnknownMethodError(f"'{pair}' is not an option: write it as name=value")
         name = key.strip().replace("-", "_")
+        if name in options:
+            raise BudgetError(f"{name} is given twice: {options[name]!r}, then {value.strip()!r}")
         made = parse_value(value)
         options[name] = parse_keep(value) if name == "keep" and made is not None else made
     return options
 
 
 def parse_methods(text: str) -> list[MethodSpec]:
-    """The methods of a comma-separated list; `name=value` pieces belong to the method before them."""
+    """The methods of a comma-separated list; `name=value` pieces belong to the method before them.
+
+    Raises
+    ------
+    UnknownMethodError
+        When there is none, one without a name, or an option without a method.
+    BudgetError
+        When `keep` makes no sense, or an option is given twice.
+    """
     specs: list[tuple[str, list[str]]] = []
     for piece in _split_outside_brackets(text):
         head, colon, option = piece.partition(":")
@@ -89,6 +99,8 @@ def parse_methods(text: str) -> list[MethodSpec]:
             specs[-1][1].append(piece)
         else:
             specs.append((head.strip(), [option] if colon else []))
+    if not specs or not all(name for name, _ in specs):
+        raise UnknownMethodError(f"no method in '{text}'; there are {', '.join(sorted(registry.METHODS))}")
     return [MethodSpec(name, parse_options(options)) for name, options in specs]
 
 
@@ -107,7 +119,9 @@ def is_saved(name: str) -> bool:
     """Whether a name means a saved pruner: a folder that is there, or a Hub id such as `me/my-btp`."""
     if name in registry.SHIPPED:
         return True
-    return (Path(name) / "config.json").is_file() or (name.count("/") == 1 and not name.startswith((".", "/")))
+    if os.path.isfile(os.path.join(name, "config.json")):  # False too for a name that no file can have
+        return True
+    return name.count("/") == 1 and not name.startswith((".", "/"))
 
 
 def build(name: str, options: Mapping[str, Any]) -> Pruner:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def from_folder(folder: Path, number: int, seed: int, question: str = DESCRIBE) 
     CalibrationError
         No folder, fewer images than asked for, or one that cannot be read.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise CalibrationError(f"no folder {folder}")
     known = Image.registered_extensions()
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file())

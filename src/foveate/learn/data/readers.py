@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ def find_image(folder: Path, name: Any, part: str) -> Path:
         raise TrainingDataError(f"the field 'image' is no path, but {name!r}")
     part = IMAGES_ELSEWHERE.get(part, part)
     for place in (folder, folder / part, folder / "cot" / part):
-        if (place / name).is_file():
+        if os.path.isfile(place / name):
             return place / name
     raise TrainingDataError(f"there is no image {folder / name}")
 
@@ -100,10 +101,10 @@ def from_jsonl(path: str | Path, images: str | Path | None = None, skip_bad: boo
         There is no such file, no sample in it, or a line that cannot be used; the message names it.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise TrainingDataError(f"no file {path}")
     folder = path.parent if images is None else Path(images)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise TrainingDataError(f"no folder {folder} for the images of {path}")
     digest = hashlib.sha256()
 
@@ -184,7 +185,7 @@ class Cell:
 
 def _tables(folder: Path, split: str | None) -> tuple[Any, Any]:
     """A part of a saved data set, and the same with its images left encoded."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise TrainingDataError(f"no folder {folder}")
     try:
         import datasets

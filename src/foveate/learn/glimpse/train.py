@@ -79,6 +79,8 @@ class GlimpseSettings:
                 raise TrainingError(f"{name} lies in [0, 1), got {getattr(self, name)}")
         if not 0 < self.learning_rate < math.inf:
             raise TrainingError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise TrainingError(f"max_steps is a number of updates, or -1 to follow the epochs, got {self.max_steps}")
         if self.max_steps < 1 and not 0 < self.epochs < math.inf:
             raise TrainingError(f"either max_steps or epochs must be positive, got {self.max_steps} and {self.epochs}")
         if self.check_every < 0:

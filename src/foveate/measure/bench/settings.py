@@ -70,8 +70,8 @@ class BenchSettings:
 
 
 def _whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise BudgetError(f"{name} is a whole number of at least {least}, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+        raise BudgetError(f"{name} is a whole number of at least {least} and under 2³¹, got {value!r}")
 
 
 def whole_numbers(name: str, text: str) -> tuple[int, ...]:
@@ -83,6 +83,9 @@ def whole_numbers(name: str, text: str) -> tuple[int, ...]:
         Something else stands there.
     """
     try:
-        return tuple(int(piece) for piece in text.split(",") if piece.strip())
+        found = tuple(int(piece) for piece in text.split(",") if piece.strip())
     except ValueError:
-        raise BudgetError(f"--{name} takes whole numbers such as 1,8,32, got '{text}'") from None
+        found = ()
+    if not found:
+        raise BudgetError(f"--{name} takes whole numbers such as 1,8,32, got '{text}'")
+    return found

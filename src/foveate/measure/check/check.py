@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from foveate.errors import FoveateError
 from foveate.families import FAMILIES, Family
 from foveate.measure.check.tolerance import Noise, judged, measure_noise
 from foveate.measure.loading import LoadedModel, LoadError
+from foveate.pruners.registry import check_options
 from foveate.pruners.spec import build_with, parse_methods
 from foveate.testing import Law, Uneven, check_laws, dense_run
 
@@ -159,11 +161,10 @@ def make_pruners(text: str) -> list[Any]:
     pruners = []
     for spec in parse_methods(text):
         if spec.name == Uneven.name:
+            check_options(spec.name, Uneven, spec.options)
             pruners.append(Uneven(**spec.options))
             continue
         pruners.append(build_with(spec.name, spec.options, None, KEEP))
-    if not pruners:
-        raise LoadError("no method to check: --methods is empty")
     return pruners
 
 
@@ -180,7 +181,7 @@ def family_named(name: str) -> Family:
     if name in FAMILIES:
         return FAMILIES[name]
     file, _, attribute = name.rpartition(":")
-    if not file.endswith(".py") or not Path(file).is_file():
+    if not file.endswith(".py") or not os.path.isfile(file):
         raise LoadError(f"no family '{name}': use default, FILE.py:NAME, or one of {', '.join(FAMILIES)}")
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
     if spec is None or spec.loader is None:
@@ -192,6 +193,22 @@ def family_named(name: str) -> Family:
     if not isinstance(found, Family):
         raise LoadError(f"{file} has no family named '{attribute}' (an instance of foveate.families.Family)")
     return found
+
+
+def attention_named(name: str | None) -> str | None:
+    """The name of an attention backend as it is, before a model is loaded; one with a `/` is a kernel of the Hub.
+
+    Raises
+    ------
+    LoadError
+        transformers has none of that name.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    known = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
+    if name is not None and name not in known and "/" not in name:
+        raise LoadError(f"no attention backend '{name}'; there are {', '.join(known)}")
+    return name
 
 
 def use_attention(model: Any, name: str | None) -> None:

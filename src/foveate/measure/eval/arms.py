@@ -181,11 +181,7 @@ def plan_arms(
     UnknownMethodError
         No such method or option; before anything is run.
     """
-    if not keeps:
-        raise BudgetError("an evaluation needs at least one budget")
-    for keep in keeps:
-        if not isinstance(check_keep(keep), float) and config is not None:
-            raise BudgetError(f"a mean per layer is a share such as 0.22, and not the count {keep}")
+    check_keeps(keeps, config is not None)
     wanted = [_placed(spec, layer) for spec in methods]
     if oracle and Evidence.name not in [spec.name for spec in wanted]:
         wanted.append(_placed(MethodSpec(Evidence.name), layer))
@@ -194,6 +190,21 @@ def plan_arms(
     for spec in {str(spec): spec for spec in wanted}.values():
         arms += _budgets(spec, keeps, config)
     return [arm for arm in arms if _makes_sense(arm, out_of_reach)]
+
+
+def check_keeps(keeps: Sequence[float | int], mean: bool) -> None:
+    """Refuse budgets that an evaluation cannot have.
+
+    Raises
+    ------
+    BudgetError
+        None, one out of range, or a count where a budget is a mean per layer.
+    """
+    if not keeps:
+        raise BudgetError("an evaluation needs at least one budget")
+    for keep in keeps:
+        if not isinstance(check_keep(keep), float) and mean:
+            raise BudgetError(f"a mean per layer is a share such as 0.22, and not the count {keep}")
 
 
 def _makes_sense(arm: EvalArm, out_of_reach: list[str] | None) -> bool:

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from foveate.errors import FoveateError
+from foveate.errors import BudgetError, FoveateError
 from foveate.measure import environment
 from foveate.measure.eval.answers import Answer, answer_batch
-from foveate.measure.eval.arms import EvalArm, Evidence, evidence_masks, plan_arms
-from foveate.measure.eval.suites import Example, is_correct, load_suite, suite_fingerprint
+from foveate.measure.eval.arms import EvalArm, Evidence, check_keeps, evidence_masks, plan_arms
+from foveate.measure.eval.suites import Example, is_correct, load_suite, suite_fingerprint, suite_named
 from foveate.measure.eval.summary import summarise
 from foveate.measure.loading import LoadedModel
 from foveate.measure.resume import differences
@@ -122,6 +122,21 @@ class EvalSettings:
     budget: Literal["after", "mean"] = "after"
     batch_size: int = 16
     max_new_tokens: int = 8
+
+
+def check_settings(settings: EvalSettings) -> None:
+    """Refuse what no model can be asked, before one is loaded.
+
+    Raises
+    ------
+    UnknownSuiteError, UnknownMethodError, BudgetError
+        A suite, a method, an option or a budget does not exist, or `budget` is neither "after" nor "mean".
+    """
+    if settings.budget not in ("after", "mean"):
+        raise BudgetError(f"--budget is 'after' or 'mean', got '{settings.budget}'")
+    suite_named(settings.suite)
+    check_keeps(settings.keeps, settings.budget == "mean")
+    plan_arms(settings.methods, settings.keeps, settings.layer, settings.oracle)
 
 
 def evaluate(

@@ -83,6 +83,19 @@ SUITES: Mapping[str, Callable[[int, int], Iterable[Example]]] = {
 }
 
 
+def suite_named(name: str) -> Callable[[int, int], Iterable[Example]]:
+    """What makes the examples of a suite.
+
+    Raises
+    ------
+    UnknownSuiteError
+        No suite of this name.
+    """
+    if name not in SUITES:
+        raise UnknownSuiteError(f"no suite '{name}'; there are {', '.join(SUITES)}")
+    return SUITES[name]
+
+
 def load_suite(
     name: str, samples: int, seed: int, progress: Callable[[str, int, int], None] | None = None
 ) -> list[Example]:
@@ -102,12 +115,11 @@ def load_suite(
     UnknownSuiteError
         No suite of this name.
     """
-    if name not in SUITES:
-        raise UnknownSuiteError(f"no suite '{name}'; there are {', '.join(SUITES)}")
+    make = suite_named(name)
     if samples < 1:
         raise UnknownSuiteError(f"a suite needs at least one sample, got {samples}")
     examples = []
-    for example in SUITES[name](samples, seed):
+    for example in make(samples, seed):
         examples.append(example)
         if progress:
             progress("making the questions", len(examples), samples)

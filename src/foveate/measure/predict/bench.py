@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def config_named(name: str) -> Any:
         from foveate.tiny.model import WEIGHTS
 
         return AutoConfig.from_pretrained(WEIGHTS)
-    local = not Path(name).is_dir() and not hub_answers()
+    local = not os.path.isdir(name) and not hub_answers()
     try:
         with explain_missing(name):
             config = AutoConfig.from_pretrained(name, local_files_only=local)

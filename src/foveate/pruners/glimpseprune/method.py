@@ -91,6 +91,11 @@ class GlimpsePrune(Pruner):
     def layers(self, depth: int) -> tuple[int, ...]:
         trained = None if self.weights is None else self.weights.config.layer
         layer = next(number for number in (self.layer, trained, default_layer(depth)) if number is not None)
+        if self.layer is None and self.weights is not None and not layer < depth:
+            raise IncompatibleWeightsError(
+                f"glimpseprune: these weights cut before layer {layer} of {self.weights.config.depth}, the model has "
+                f"{depth} layers"
+            )
         if not 0 < layer < depth:
             raise BudgetError(f"glimpseprune: layer must be one of 1 to {depth - 1}, got {layer}")
         return (layer,)
