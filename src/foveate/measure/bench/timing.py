@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from foveate.errors import UnsupportedModelError
+
 WALL, CPU = "wall", "cpu"
 PARTS = ("vision", "before", "behind", "choosing", "compaction", "rest")
 
@@ -92,6 +94,15 @@ def no_collection() -> Iterator[None]:
             gc.enable()
 
 
+def _vision(family: Any, model: Any) -> list[Any]:
+    """Encoder and projector; none of a model whose vision side is not known, whose time is then in `rest`."""
+    try:
+        parts = family.vision_parts(model)
+    except UnsupportedModelError:
+        return []
+    return [parts.encoder, parts.projector]
+
+
 @torch.inference_mode()
 def split_run(model: Any, inputs: Mapping[str, Any], pruner: Any, family: Any) -> dict[str, float]:
     """Return the milliseconds of a prefill's parts, and `total`; each part is waited for, which costs time of its own.
@@ -118,11 +129,9 @@ def split_run(model: Any, inputs: Mapping[str, Any], pruner: Any, family: Any) -
                 layer.register_forward_pre_hook(mark(f"into {number}")),  # before the engine's own, which cuts there
                 layer.register_forward_hook(mark(f"out of {number}")),
             ]
-        for name in ("encoder", "projector"):
-            with contextlib.suppress(Exception):  # a model whose tower is not known has it in `rest`
-                module = getattr(family.vision_parts(model), name)
-                hooks.append(module.register_forward_pre_hook(mark("into vision")))
-                hooks.append(module.register_forward_hook(mark("out of vision")))
+        for module in _vision(family, model):
+            hooks.append(module.register_forward_pre_hook(mark("into vision")))
+            hooks.append(module.register_forward_hook(mark("out of vision")))
         for hook in hooks:
             stack.callback(hook.remove)
         handle = stack.enter_context(attached(model, pruner))
