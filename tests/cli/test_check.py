@@ -197,7 +197,7 @@ def test_a_family_of_one_s_own(run, llava_folder, tmp_path):
     ("arguments", "word"),
     [
         (("--methods", "nope"), "nope"),
-        (("--methods", ""), "no method"),
+        (("--methods", ","), "no method"),
         (("--methods", "random:keep=2.0"), "keep"),
         (("--methods", "fastv:layer=99"), "layer"),
         (("--family", "nope"), "FILE.py:NAME"),

@@ -28,6 +28,9 @@ REPLICA = (
     "DataParallel runs copies of the model, which a pruner cannot be attached to: use one process for each device, or "
     "device_map"
 )
+COPY = (
+    "a copy of the model, as copy.copy makes it, shares its modules and their hooks: run the model itself, or detach"
+)
 PROPOSALS = (
     "{} takes tokens out of the KV cache of the layers before its stage, which proposed words would have seen: "
     "assisted decoding and prompt lookup need compact_cache=False and a method that adds no tokens"
@@ -47,9 +50,9 @@ class PromptHooks:
         self.attachment = attachment
 
     def refuse_replica(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Before the model: a copy of it made by DataParallel shares the hooks."""
+        """Before the model: a copy of it made by DataParallel or `copy.copy` shares the hooks."""
         if module is not self.attachment.model:
-            raise UnsupportedModelError(REPLICA)
+            raise UnsupportedModelError(REPLICA if getattr(module, "_is_replica", False) else COPY)
 
     def before_proposals(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> None:
         """Before `generate()` sets up an assistant: the question ends before the words that it will propose.

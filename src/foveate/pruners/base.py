@@ -33,7 +33,7 @@ def depth_of(config: Any) -> int:
     return int(config.get_text_config().num_hidden_layers)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PromptRows:
     """Rows of the current hidden states that a method may ask attention for; all (B, ...) long indices.
 
@@ -53,7 +53,7 @@ class PromptRows:
     text: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VisualTokens:
     """The visual tokens that reach a stage, gathered in prompt order; rows are samples, short rows padded at the end.
 
@@ -183,7 +183,7 @@ class VisualTokens:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Selection:
     """Which visual tokens stay, and what becomes of the others: a method may merge them into tokens that stay.
 

@@ -135,6 +135,8 @@ def fields_of(owner: type) -> dict[str, tuple[Any, Range]]:
                 kind = eval(kind, dict(vars(sys.modules[home.__module__])), dict(vars(home)))
             except (NameError, KeyError, AttributeError):  # imported for type checkers alone
                 kind = Any
+        if item.default is None and kind is not Any:
+            kind = typing.Optional[kind]  # noqa: UP045  # a default is always taken, whatever the annotation says
         found[item.name] = (kind, next(ranges, Range()))
     return found
 
