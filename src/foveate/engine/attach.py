@@ -15,7 +15,6 @@ from torch import nn
 from foveate.engine.attachment import Attachment, Pause
 from foveate.engine.attention_rows import settle_taps
 from foveate.engine.compat import is_wrapper, sweep
-from foveate.engine.forward_pass import PrefillRecord
 from foveate.engine.hooks import Hooks
 from foveate.engine.report import Report, summarise
 from foveate.errors import AlreadyAttachedError, ModelInUseError
@@ -36,7 +35,8 @@ class Handle:
         cached = [one is not None and layer not in here.readers for layer, one in enumerate(here.parts.attention)]
         self.pruner, self._model = pruner, weakref.ref(model)
         self._hooks: Hooks | None = hooks
-        self._summarise = functools.partial(_report, here.records, here.text_config, here.depth, cached)
+        self._history = here.history
+        self._summarise = functools.partial(summarise, config=here.text_config, depth=here.depth, cached=cached)
 
     @property
     def model(self) -> nn.Module | None:
@@ -45,8 +45,8 @@ class Handle:
 
     @property
     def report(self) -> Report:
-        """One entry for each prefill since the pruner was attached."""
-        return self._summarise()
+        """One entry for each of the last 100 prefills since the pruner was attached, and the number of all."""
+        return self._history.report(self._summarise)
 
     def detach(self) -> None:
         """Leave the model as it was; the report stays. A second call does nothing.
@@ -97,10 +97,6 @@ class Handle:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.detach()
-
-
-def _report(records: list[PrefillRecord], config: Any, depth: int, cached: list[bool]) -> Report:
-    return Report(tuple(summarise(record, config, depth, cached) for record in records))
 
 
 def attach(model: nn.Module, pruner: Pruner, *, family: Family | None = None, _always_gather: bool = False) -> Handle:

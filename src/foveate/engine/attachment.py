@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from foveate.engine.arguments import find_arguments
 from foveate.engine.attention_rows import close_taps
-from foveate.engine.forward_pass import ForwardPass, PrefillRecord
+from foveate.engine.forward_pass import ForwardPass
+from foveate.engine.history import History
 from foveate.engine.layer_inputs import check_method
 from foveate.engine.shared_kv import check_stages
 from foveate.engine.vision_features import VisionRecorder, vision_recorder
@@ -56,8 +57,8 @@ class Attachment:
         Recorder of what the vision encoder's blocks put out; None where the method wants none.
     scales
         For each layer whose attention scales its rows by their number, the scale as a function of positions.
-    records
-        One for each prefill.
+    history
+        What each prefill recorded.
     hooks
         What holds on to the hooks: it lives as long as they do.
     pauses
@@ -100,7 +101,7 @@ class Attachment:
         self.group = [sum(stage <= layer for stage in self.stages) for layer in range(self.depth)]
         self.base_takes = inspect.signature(self.parts.base.forward).parameters
         self.scales: dict[int, Callable[[Tensor], Tensor]] = {}
-        self.records: list[PrefillRecord] = []
+        self.history = History()
         self.pauses: weakref.WeakSet[Pause] = weakref.WeakSet()  # a block that was interrupted lets go of its own
         self.hooks: Any = None
         self.forwards: dict[int, ForwardPass] = {}

@@ -26,6 +26,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,6 +70,17 @@ class PrefillRecord:
     compacted: int = 0
     skipped: str | None = None
     notes: list[str] = field(default_factory=list)
+
+    def to_host(self) -> None:
+        """Move its tensors to the CPU; times are read, as what measures them lies on the device."""
+        self.image = None if self.image is None else self.image.cpu()
+        for stage in self.stages:
+            stage.position, stage.image, stage.keep = stage.position.cpu(), stage.image.cpu(), stage.keep.cpu()
+            chosen = stage.selection
+            into, weight = (None if one is None else one.cpu() for one in (chosen.into, chosen.weight))
+            stage.selection = dataclasses.replace(chosen, keep=chosen.keep.cpu(), into=into, weight=weight)
+            spent, passed = stage.elapsed(), None if stage.passed is None else stage.passed()
+            stage.elapsed, stage.passed = partial(float, spent), None if passed is None else partial(float, passed)
 
 
 @dataclass

@@ -83,6 +83,8 @@ class PromptHooks:
         here.end()  # one that was interrupted
         given = {"input_ids": args[0], **kwargs} if args else kwargs
         here.begin(read_prompt(given, labels, here.family, here.parts, here.config, asked, scored))
+        if here.forward is not None and here.forward.record is not None:
+            here.history.to_host()  # the prompt was read from the device just now: it has nothing to do
         reason = PAUSED if here.paused else self._too_short(here.forward)
         if reason is not None:
             self._run_dense(reason)
@@ -153,7 +155,7 @@ class PromptHooks:
         if forward is None:
             return None
         if forward.record is not None:
-            here.records.append(forward.record)
+            here.history.append(forward.record)
         if forward.kept is None:
             return None
         if forward.prompt is not None:

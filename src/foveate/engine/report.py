@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +19,10 @@ class _Record:
     """Compares by what it holds: tensors, alone or in lists, by their values."""
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and _equal(vars(self), vars(other))
+        return type(self) is type(other) and _equal(self._content(), other._content())
+
+    def _content(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     __hash__ = None  # type: ignore[assignment]  # it holds lists
 
@@ -160,9 +163,34 @@ class Prefill(_Record):
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Report(_Record):
-    """All prefills since the pruner was attached; the last one's fields can be read on the report itself."""
+    """The last prefills since the pruner was attached; the last one's fields can be read on the report itself.
+
+    Attributes
+    ----------
+    prefills
+        The last 100 of them.
+    seen
+        How many there were in all, since the pruner was attached or the report was cleared.
+    skips
+        How many of them ran dense, by reason.
+    """
 
     prefills: tuple[Prefill, ...]
+    seen: int = -1
+    skips: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.seen < 0:
+            object.__setattr__(self, "seen", len(self.prefills))
+
+    def clear(self) -> None:
+        """Forget the prefills so far, also on the handle that this was read from; this report stays as it is."""
+        forget = vars(self).get("_forget")
+        if forget is not None:
+            forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_forget"}
 
     def __getattr__(self, name: str) -> Any:
         if name in Prefill.__dataclass_fields__:
@@ -173,7 +201,11 @@ class Report(_Record):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {"prefills": [prefill.to_dict() for prefill in self.prefills]}
+        return {
+            "prefills": [prefill.to_dict() for prefill in self.prefills],
+            "seen": self.seen,
+            "skips": dict(self.skips),
+        }
 
     def __repr__(self) -> str:
         return f"<Report, {report_lines(self)}>"

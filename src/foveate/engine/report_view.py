@@ -39,10 +39,9 @@ def prefill_line(prefill: Prefill) -> str:
 
 def report_lines(report: Report) -> str:
     """All prefills, the last ones with a line each."""
-    count = len(report.prefills)
-    if not count:
+    count, shown = report.seen, report.prefills[-LINES:]
+    if not shown:
         return "no prefill yet"
-    shown = report.prefills[-LINES:]
     head = _number(count, "prefill") + (f", the last {len(shown)}" if count > len(shown) else "")
     first = count - len(shown)
     return "\n".join([f"{head}:", *(f"  {first + at}: {prefill_line(entry)}" for at, entry in enumerate(shown))])
@@ -90,7 +89,7 @@ def report_html(report: Report) -> str:
     if not report.prefills:
         return "<p>the model has not run since the pruner was attached</p>"
     last = prefill_html(report.prefills[-1])
-    count = len(report.prefills)
+    count = report.seen
     if count == 1:
         return last
     shown = report.prefills[-LINES:]
