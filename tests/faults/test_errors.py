@@ -8,6 +8,7 @@ import inspect
 import json
 import pickle
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,10 @@ def other_method(folder: Path) -> None:
     BTP.from_pretrained(folder)
 
 
+def wrong_option(method: str, option: str, value: float, folder: Path) -> None:
+    getattr(foveate, method)(**{option: value})
+
+
 SELECT = "tests/select/test_errors.py"
 # (what promises it, the error) -> what raises it, given an empty folder; or the test that does
 RAISED = {
@@ -89,6 +94,25 @@ RAISED = {
     ),
     ("GlimpsePrune.logits", "IncompatibleWeightsError"): "tests/pruners/test_glimpse_modules.py::test_",
     ("PyramidDrop", "BudgetError"): lambda folder: PyramidDrop(keep=3),
+    ("V2Drop.schedule", "BudgetError"): lambda folder: foveate.V2Drop(keep=0.01).schedule(12),
+    **{
+        (method, "BudgetError"): partial(wrong_option, method, option, value)
+        for method, option, value in (
+            ("AnchorPrune", "novelty", 3.0),
+            ("ApET", "basis", 0),
+            ("CDPruner", "theta", 1.0),
+            ("DART", "visual_pivots", 0),
+            ("EVS", "keep", 64),
+            ("HiPrune", "alpha", 1.5),
+            ("HoloV", "parts", 0),
+            ("SCOPE", "alpha", -1.0),
+            ("V2Drop", "keep", 64),
+            ("VTW", "layer", -1),
+            ("VidCom2", "keep", 64),
+            ("VisPruner", "important", 1.5),
+            ("VisionZip", "contextual", 1.0),
+        )
+    },
     **{
         (f"select.{name}", error): f"{SELECT}::test_"
         for name in foveate.select.__all__
