@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import foveate
-from foveate.errors import BudgetError
+from foveate.errors import BudgetError, VisionFeaturesError
 from foveate.families import Grid
 from foveate.pruners.encoder import used_block
 from foveate.pruners.holov import share_out
@@ -191,3 +191,18 @@ def test_options_that_make_no_sense(method, options):
 def test_a_block_that_the_encoder_lacks():
     with pytest.raises(BudgetError, match="blocks of 0 to"), foveate.FasterVLM(block=7)(build("llava")):
         pass
+
+
+@pytest.mark.parametrize("method", ["anchorprune", "fastervlm", "hiprune", "holov", "scope", "vispruner", "visionzip"])
+def test_the_bench_times_them_where_images_come_encoded(method):
+    """Without pixels, which a method that reads the encoder refuses."""
+    model, batch = build("llava"), inputs("llava", "one image")
+    pruner = foveate.make(method, keep=5)
+    timed = pruner.for_bench(model, False)
+    assert pruner.for_bench(model, True) is pruner
+    given = {"attention_mask": batch["attention_mask"], "input_ids": batch["input_ids"]}
+    with torch.no_grad(), timed(model) as pruned:
+        model(**given)
+    assert len(pruned.report.stages[0].kept[0]) == 5
+    with torch.no_grad(), pytest.raises(VisionFeaturesError), pruner(model):
+        model(**given)
