@@ -62,7 +62,7 @@ LAWS = tuple(
 )
 RUNS = (
     "engine/keys engine/report_view engine/removal engine/scoring engine/merging engine/text_rows engine/names "
-    "engine/min_visual engine/paused engine/answers engine/arguments engine/fast_path"
+    "engine/min_visual engine/paused engine/answers engine/arguments engine/fast_path engine/stopwatches"
 )
 TESTS = {
     "engine/vision_features.py": "engine/vision_attention engine/vision engine/vision_calls",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import json
 from pathlib import Path
+from typing import get_args, get_type_hints
 from unittest import mock
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 
 import foveate
 from foveate import BTP, DivPrune, FastV, GlimpsePrune, GreedyPrune, PyramidDrop, Random, select
+from foveate.errors import BudgetError
 from foveate.families import Grid
 from foveate.pruners import METHODS
 from foveate.pruners.btp.method import _share
@@ -30,6 +33,13 @@ SETTINGS = {
     "btp with a front of a quarter": BTP(stages=[(2, 0.4, 0.8, 2.0, 0.25, 0.5)]),
     "fastv per image": FastV(keep=0.3, per="image"),
     "glimpseprune corners": GlimpsePrune(weights=methods.glimpse(), max_keep=0.2, anchors=("tl", "tr", "bl", "br")),
+}
+# Methods whose rule, worked out token by token, stands in tests of their own, on tensors: tests/pruners/test_….py
+ELSEWHERE = {
+    **dict.fromkeys(("apet", "pool", "tome", "uniform"), "merging_methods"),
+    **dict.fromkeys(("evs", "vidcom2"), "video_methods"),
+    **dict.fromkeys(("fastervlm", "hiprune", "holov", "visionzip", "vispruner"), "encoder_methods"),
+    **{name: name for name in ("anchorprune", "cdpruner", "dart", "scope", "v2drop", "vtw")},
 }
 # plain images with other padding in each sample; grids of unequal sizes; separators, which lie on no grid
 PLACES = (("llava", "ragged"), ("qwen2_5_vl", "ragged"), ("llava_next", "one image"))
@@ -51,12 +61,11 @@ def kept(family, batch, pruner, **options):
 
 
 def test_every_method_has_an_oracle_and_is_tried():
-    """Here, or in a file of its own, where a slow reference is compared with what the method chooses."""
-    assert set(oracles.ORACLES) == {type(pruner) for pruner in SETTINGS.values()}
-    others = set(METHODS.values()) - set(oracles.ORACLES)
-    own = [path.read_text() for path in Path(__file__).parent.glob("test_*.py") if path.name != Path(__file__).name]
-    for method in others:
-        assert any(f"{method.__name__}(" in text for text in own), method.__name__
+    here = {type(pruner).name for pruner in SETTINGS.values()}
+    assert here == {method.name for method in oracles.ORACLES}
+    for name in METHODS.keys() - here:
+        file = Path(__file__).with_name(f"test_{ELSEWHERE[name]}.py")
+        assert METHODS[name].__name__ in file.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("name", "family", "layout"), CASES, ids=map("-".join, CASES))
@@ -183,7 +192,7 @@ def test_max_min_by_its_definition_in_the_loop_that_small_inputs_take():
 
 # -- options as they are written and saved
 
-# For each option a value that is not its default; of the others a count is raised, a share halved and a switch turned.
+# Values that are no defaults; other options are numbers, switches and names, which `with_other` changes by itself.
 OTHERS = {
     "keep": 0.3,
     "per": "image",
@@ -200,9 +209,6 @@ OTHERS = {
     "distance": "euclidean",
     "max_keep": 0.125,
     "anchors": ("tl", "br"),
-    "combine": "add",
-    "theta": 0.5,
-    ("hiprune", "depth"): 0.75,
 }
 OPTIONS = [
     (name, field.name) for name, method in METHODS.items() for field in dataclasses.fields(method) if field.metadata
@@ -210,19 +216,22 @@ OPTIONS = [
 
 
 def with_other(name, option):
-    """A method with one option changed."""
+    """A method with one option changed to something that it takes."""
     default = getattr(foveate.make(name), option)
-    if (name, option) in OTHERS:
-        value = OTHERS[name, option]
-    elif option in OTHERS:
-        value = OTHERS[option]
-    elif isinstance(default, bool):
-        value = not default
-    elif isinstance(default, float):
-        value = default / 2
-    else:
-        value = 1 if default is None else default + 1
-    return foveate.make(name, **{option: value})
+    others = [OTHERS[option]] if option in OTHERS else []
+    if isinstance(default, bool):
+        others += [not default]
+    elif isinstance(default, (int, float)):
+        others += [default + 1, default / 2]
+    elif default is None:
+        others += [1, 0.5]
+    others += get_args(get_type_hints(METHODS[name])[option])
+    for value in others:
+        with contextlib.suppress(BudgetError):
+            pruner = foveate.make(name, **{option: value})
+            if getattr(pruner, option) != default:
+                return pruner
+    raise AssertionError(f"OTHERS has nothing for {name}'s {option}")
 
 
 @pytest.mark.parametrize(("name", "option"), OPTIONS)
