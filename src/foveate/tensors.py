@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
+_modes = getattr(torch._C, "_len_torch_function_stack", lambda: 1)  # 0.04 µs; asking for the device takes 3 µs
+
+
+def on_cpu_by_default(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call a function; tensors that it makes without naming a device are on the CPU, whatever the default device is.
+
+    Budgets, grids and counts are the host's: with `torch.set_default_device("cuda")` each would cost a copy or fail.
+    """
+    if not _modes() or torch.get_default_device().type == "cpu":
+        return function(*args, **kwargs)
+    with torch.device("cpu"):
+        return function(*args, **kwargs)
+
 
 PREFIX = 64  # features by which equal tokens are looked for
 

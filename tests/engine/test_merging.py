@@ -108,6 +108,8 @@ class Wrong(Merging):
         found = super().select(tokens)
         if self.change == "to one that leaves":
             return dataclasses.replace(found, into=torch.full_like(found.into, int((~found.keep[0]).nonzero()[0])))
+        if self.change == "to one beyond the last":
+            return dataclasses.replace(found, into=torch.full_like(found.into, found.into.shape[1]))
         wrong = {
             "shape": {"into": found.into[:, :-1]},
             "type": {"into": found.into.float()},
@@ -121,7 +123,18 @@ class Wrong(Merging):
 
 
 @pytest.mark.parametrize(
-    "change", ["to one that leaves", "shape", "type", "weight", "negative", "no number", "alone", "how"]
+    "change",
+    [
+        "to one that leaves",
+        "to one beyond the last",
+        "shape",
+        "type",
+        "weight",
+        "negative",
+        "no number",
+        "alone",
+        "how",
+    ],
 )
 def test_a_selection_that_makes_no_sense_is_refused(change):
     model = build("llava")

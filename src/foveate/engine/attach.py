@@ -21,6 +21,7 @@ from foveate.errors import AlreadyAttachedError, ModelInUseError
 from foveate.families import Family, family_of
 from foveate.families.tested import warn_of_untested
 from foveate.pruners.base import Pruner
+from foveate.tensors import on_cpu_by_default
 
 _lock = threading.Lock()
 # Weak on both sides: a model that is dropped while attached goes, hooks and all.
@@ -46,7 +47,7 @@ class Handle:
     @property
     def report(self) -> Report:
         """One entry for each of the last 100 prefills since the pruner was attached, and the number of all."""
-        return self._history.report(self._summarise)
+        return on_cpu_by_default(self._history.report, self._summarise)
 
     def detach(self) -> None:
         """Leave the model as it was; the report stays. A second call does nothing.
@@ -139,7 +140,7 @@ def attach(model: nn.Module, pruner: Pruner, *, family: Family | None = None, _a
                 f"{present.attachment.pruner!r} is attached to this model; detach it first or, if its handle is lost, "
                 "call foveate.detach(model)"
             )
-        hooks = Hooks(Attachment(model, pruner, family, _always_gather), held)
+        hooks = on_cpu_by_default(lambda: Hooks(Attachment(model, pruner, family, _always_gather), held))
         _attached[decoder] = weakref.ref(hooks)
     return Handle(model, pruner, hooks)
 

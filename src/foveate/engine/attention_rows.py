@@ -266,6 +266,7 @@ def _received(query: Tensor, key: Tensor, scale: float, mask: Any, class_token: 
     if class_token is None:
         return torch.stack([sums, sums / sums.sum(-1, keepdim=True)], -1)  # a query gives 1 in all
     row = torch.full((len(query), 1), class_token % query.shape[2], device=query.device)
-    every = mask if mask is not None else torch.ones(1, 1, *query.shape[2:3], key.shape[2], dtype=torch.bool)
-    alone = attention_rows(query, key, every.to(query.device), {"scaling": scale}, row)
+    shape = (1, 1, query.shape[2], key.shape[2])
+    every = torch.ones(shape, dtype=torch.bool, device=query.device) if mask is None else mask.to(query.device)
+    alone = attention_rows(query, key, every, {"scaling": scale}, row)
     return torch.stack([sums, alone[:, :, 0].mean(1)], -1)

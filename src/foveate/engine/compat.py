@@ -18,6 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_atten
 from foveate.engine.arguments import CACHE, cache_of
 from foveate.engine.forward_pass import ForwardPass
 from foveate.errors import UnsupportedCacheError, UnsupportedModelError
+from foveate.tensors import on_cpu_by_default
 
 
 def takes_flat_masks(config: Any) -> bool:
@@ -210,7 +211,7 @@ def in_python(hook: Callable) -> Callable:
 
 
 def _unless_compiling(hook: Callable, *args: Any) -> Any:
-    return None if torch.compiler.is_compiling() else hook(*args)
+    return None if torch.compiler.is_compiling() else on_cpu_by_default(hook, *args)
 
 
 # `generate(cache_implementation="paged")` comes through the first; each may call the next
