@@ -75,7 +75,7 @@ class _Programs:
         try:
             self._await(index)
             self.function(**self.waiting[index][1])
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised by the one that waits
             self.errors.append(error)
         self.left.remove(index)
         self._next()

@@ -215,7 +215,7 @@ def cannot_run(command: str) -> str | None:
                 context = found.make_context("foveate", [*rest], resilient_parsing=True)
                 _, found, rest = found.resolve_command(context, rest)
             found.make_context("foveate", rest)
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             return str(error) or type(error).__name__
         return None
     if words[1] == "-m":

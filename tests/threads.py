@@ -15,7 +15,7 @@ def at_once(work: Callable[[Any], Any], over: Iterable[Any]) -> dict[Any, Any]:
     def run(one: Any) -> None:
         try:
             found[one] = work(one)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
             errors.append(error)
 
     threads = [threading.Thread(target=run, args=(one,)) for one in over]

@@ -129,9 +129,10 @@ def unless_dense_fails(check: Callable[[Pruner | None], None], why: str, pruner:
         check(pruner)
     except (FoveateError, NotApplicable):
         raise
-    except Exception:
+    except Exception as ours:
         try:
             check(None)
-        except Exception:
-            raise NotApplicable(why) from None
-        raise
+        except Exception as theirs:  # noqa: BLE001
+            if type(theirs) is type(ours):
+                raise NotApplicable(why) from None
+        raise ours from None

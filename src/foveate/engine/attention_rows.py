@@ -123,6 +123,22 @@ def attention_rows(
     return _FORMS[form](scores).masked_fill(absent, 0)
 
 
+def summed_rows(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | BlockMask | None,
+    options: dict[str, Any],
+    rows: Tensor,
+    form: AttentionForm = "softmax",
+) -> Tensor:
+    """The sum of `attention_rows`, (B, H, 1, K), a few rows at a time: memory is O(B H K), whatever R is."""
+    blocks = rows.split(ROWS, 1)
+    total = attention_rows(query, key, mask, options, blocks[0], form).sum(2, keepdim=True)
+    for block in blocks[1:]:
+        total += attention_rows(query, key, mask, options, block, form).sum(2, keepdim=True)
+    return total
+
+
 def _masked_scores(
     query: Tensor, key: Tensor, mask: Tensor | BlockMask | None, options: dict[str, Any], rows: Tensor
 ) -> Tensor:
@@ -147,6 +163,7 @@ def _masked_scores(
 
 KEYS = 1024  # turned into fp32 at a time
 QUERIES = 128  # rows of a whole attention map at a time
+ROWS = 64  # rows that are summed at a time
 
 
 def row_logits(query: Tensor, key: Tensor, scale: float, softcap: float | None = None) -> Tensor:

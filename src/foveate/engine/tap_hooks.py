@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import StaticLayer
 
 from foveate.engine.attachment import Attachment
-from foveate.engine.attention_rows import attention_rows, attention_tap
+from foveate.engine.attention_rows import attention_rows, attention_tap, summed_rows
 from foveate.engine.cache import cache_layer
 from foveate.engine.cut import text_rows
 from foveate.engine.forward_pass import ForwardPass, Prompt, Tapped
@@ -49,9 +49,8 @@ class TapHooks:
                     end = int(cached.cumulative_length) if forward.past else now
                     key, value = key[:, :, :end], value[:, :, :end]
                 if rows is not None:
-                    tapped.attention = attention_rows(
-                        query, key, mask, options, rows.to(query.device), method.attention_form()
-                    )
+                    read = summed_rows if method.sums_rows(stage) else attention_rows
+                    tapped.attention = read(query, key, mask, options, rows.to(query.device), method.attention_form())
                 tapped.keys = key[:, :, -now:].detach() if "keys" in wanted else None
                 tapped.values = value[:, :, -now:].detach() if "values" in wanted else None
 

@@ -86,7 +86,7 @@ def attempt(name: str, tensor: Tensor, compute: Callable[[], Tensor], check: Che
             return compute()
         except torch.OutOfMemoryError:  # says nothing of the kernel
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - Triton's have no common class; the warning has it
             _distrust(key, f"failed: {error!r}")
             return None
 
@@ -124,7 +124,7 @@ def _proven(key: Key, check: Check) -> bool:
             if key not in _trusted:
                 try:
                     same = check(*key[1:])
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 - as above
                     _distrust(key, f"failed: {error!r}")
                 else:
                     _trusted[key] = True

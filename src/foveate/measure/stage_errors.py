@@ -66,6 +66,9 @@ class Only(Pruner):
     def attention_form(self) -> Any:
         return self.method.attention_form()
 
+    def sums_rows(self, layer: int) -> bool:
+        return self.method.sums_rows(layer)
+
 
 @torch.inference_mode()
 def stage_errors(

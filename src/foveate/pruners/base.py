@@ -299,6 +299,10 @@ class Pruner:
         """
         return "softmax"
 
+    def sums_rows(self, layer: int) -> bool:
+        """Whether the stage before `layer` wants their sum alone, as one row, which takes little memory."""
+        return False
+
     def kv(self, layer: int) -> tuple[KeyOrValue, ...]:
         """Whether the stage before `layer` wants the keys, the values, or both, of layer - 1."""
         return ()

@@ -117,7 +117,7 @@ def _tried(name: str, law: Callable[[], Law]) -> Law:
         return law()
     except FoveateError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - any error breaks the law, and the law has it
         return Law(name, False, None, f"the run stops with {type(error).__name__}: {error}", error)
 
 

@@ -102,6 +102,9 @@ class GivenBoxes(Pruner):
     def attention_form(self) -> AttentionForm:
         return "softmax" if self.asked is None else self.asked.attention_form()
 
+    def sums_rows(self, layer: int) -> bool:
+        return self.asked is not None and self.asked.sums_rows(layer)
+
     def extra_tokens(self, model: nn.Module) -> Tensor | None:
         return None if self.asked is None else self.asked.extra_tokens(model)
 

@@ -196,6 +196,9 @@ class BTP(Pruner):
             return None
         return rows.last[:, None] if self.query == "last" else rows.text
 
+    def sums_rows(self, layer: int) -> bool:
+        return self.query == "mean_text"
+
     def kept(self, layer: int, dense: Tensor, present: Tensor) -> Tensor:
         share = self._stage(layer).keep
         if self.keep == 1.0:
