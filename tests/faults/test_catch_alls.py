@@ -1,4 +1,4 @@
-"""An error that nobody meant to catch comes through: it is in no table as "does not fit" or as time spent elsewhere."""
+"""An error that nobody meant to catch comes through: no table has it as "does not fit" or as time spent elsewhere."""
 
 from __future__ import annotations
 

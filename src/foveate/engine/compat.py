@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -138,18 +139,19 @@ def run_as_python(model: nn.Module, before: Callable[[Mapping[str, Any]], None])
     Parameters
     ----------
     before
-        Called with the keyword arguments of each forward, and with none after it; unlike a hook also where PEFT calls
+        Called with the arguments of each forward by name, and with none after it; unlike a hook also where PEFT calls
         `forward` itself.
     """
     forward, own = model.forward, model.__dict__.get("forward")
     eager = torch.compiler.disable(forward)
+    names = tuple(inspect.signature(forward).parameters)
     active = True
 
     @functools.wraps(forward)
     def uncompiled(*args: Any, **kwargs: Any) -> Any:
         if not active or _compiled_step(kwargs):
             return forward(*args, **kwargs)
-        before(kwargs)
+        before({**dict(zip(names, args, strict=False)), **kwargs})
         try:
             return eager(*args, **kwargs)
         finally:

@@ -81,7 +81,7 @@ class PromptHooks:
             labels, scored = kwargs.get("labels"), kwargs.get("logits_to_keep")
         asked, thread.asked = getattr(thread, "asked", None), None
         here.end()  # one that was interrupted
-        given = {"input_ids": args[0], **kwargs} if args else kwargs
+        given = {**dict(zip(here.base_takes, args, strict=False)), **kwargs}  # what comes by place has a name, too
         here.begin(read_prompt(given, labels, here.family, here.parts, here.config, asked, scored))
         if here.forward is not None and here.forward.record is not None:
             here.history.to_host()  # the prompt was read from the device just now: it has nothing to do
