@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import inspect
 import weakref
 
 import pytest
@@ -229,22 +228,3 @@ def test_a_dropped_model_is_freed(model):
     del fresh
     gc.collect()
     assert gone() is None
-
-
-@pytest.mark.parametrize("whole", [True, False])
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
-def test_arguments_by_place_mean_what_they_mean_by_name(family, whole):
-    """The mask says which tokens are padding, the labels where the question ends, however they are given."""
-    model, batch = build(family), inputs(family, "ragged")
-    if whole:
-        batch["labels"] = batch["input_ids"].masked_fill(torch.arange(batch["input_ids"].shape[1]) < 20, -100)
-    called = model if whole else model.model
-    names = list(inspect.signature(called.forward).parameters)
-    last = max(names.index(name) for name in batch)
-    by_place = [batch.get(name) for name in names[: last + 1]]
-    with FastV(keep=0.3)(model) as pruned, torch.no_grad():
-        wanted, found = called(**batch), called(*by_place)
-        first, second = pruned.report.prefills
-    for ours, theirs in zip(first.stages, second.stages, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(ours.kept, theirs.kept, strict=True))
-    assert torch.equal(wanted[1] if whole else wanted[0], found[1] if whole else found[0])
