@@ -8,7 +8,7 @@ import io
 
 import pytest
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer, StaticCache
+from transformers.cache_utils import DynamicCache, DynamicLayer, StaticCache, StaticLayer
 
 from foveate import BTP, FastV, Random
 from foveate.engine import attach
@@ -19,7 +19,9 @@ from foveate.errors import UnsupportedCacheError
 from foveate.testing.uneven import Uneven
 from tests.models.build import FAMILIES, WITH_STATES, build, decoder, inputs
 
-KINDS = [name for name in ("llava", "qwen2_5_vl", "gemma3", "qwen3_5") if name in FAMILIES]
+KINDS = [name for name in ("llava", "qwen2_5_vl", "gemma3") if name in FAMILIES] + [
+    name for name in WITH_STATES if name == "qwen3_5"
+]
 WORD = torch.tensor([[7]])
 NEW_CROP = "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parameters  # older ones take what is left
 
@@ -146,6 +148,8 @@ def step(model, cache, words, mask):
 @pytest.mark.parametrize("turns", [1, 2])
 def test_cropping_ragged_turns(kind, compact, turns):
     """Tokens taken off again leave what a conversation that never had them holds; samples kept different numbers."""
+    if kind == "static" and not hasattr(StaticLayer, "crop") and not compact:
+        pytest.skip("this transformers crops no static cache, of which the first layers are its own")
     model, batch = build("llava"), inputs("llava", "ragged")
     rows, length = batch["input_ids"].shape
     mask = batch["attention_mask"]
