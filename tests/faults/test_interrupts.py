@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import foveate
 from foveate import FastV
 from foveate.engine import attach
 from foveate.engine import attachment as engine
+from foveate.engine import attention_rows as rows
 from foveate.errors import AlreadyAttachedError
 from tests.laws.methods import METHODS
 from tests.models.build import build, inputs
@@ -154,3 +156,19 @@ def test_a_lost_handle_is_named_and_freed():
     foveate.detach(model)
     foveate.detach(model)
     attach(model, FastV()).detach()
+
+
+def test_a_lock_is_free_after_an_interruption_at_any_line():
+    """Also where it comes between the last statement under the lock and the lock's release."""
+    module = torch.nn.Linear(1, 1)
+    with Interrupt(0) as whole, rows.attention_tap(module, print):
+        pass
+    for at in range(1, whole.lines + 1):
+        with contextlib.suppress(KeyboardInterrupt), Interrupt(at), rows.attention_tap(module, print):
+            pass
+        rows.close_taps([module])  # as detaching does
+        other = threading.Thread(target=rows.settle_taps, daemon=True)
+        other.start()
+        other.join(10)
+        assert not other.is_alive(), at
+        assert AttentionInterface.get_interface is ORIGINAL, at

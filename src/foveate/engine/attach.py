@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 import weakref
 from collections.abc import Iterator
 from types import TracebackType
@@ -16,6 +15,7 @@ from foveate.engine.attachment import Attachment, Pause
 from foveate.engine.attention_rows import settle_taps
 from foveate.engine.compat import is_wrapper, sweep
 from foveate.engine.hooks import Hooks
+from foveate.engine.mutex import Mutex
 from foveate.engine.report import Report, summarise
 from foveate.errors import AlreadyAttachedError, ModelInUseError
 from foveate.families import Family, family_of
@@ -23,7 +23,7 @@ from foveate.families.tested import warn_of_untested
 from foveate.pruners.base import Pruner
 from foveate.tensors import on_cpu_by_default
 
-_lock = threading.Lock()
+_lock = Mutex()
 # Weak on both sides: a model that is dropped while attached goes, hooks and all.
 _attached: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Hooks]] = weakref.WeakKeyDictionary()
 

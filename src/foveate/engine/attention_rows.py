@@ -18,6 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers.modeling_utils import AttentionInterface
 
 from foveate.engine.masks import visible_keys
+from foveate.engine.mutex import Mutex
 from foveate.errors import UnsupportedModelError
 from foveate.kernels import dispatch as fused
 from foveate.pruners.base import AttentionForm
@@ -30,7 +31,7 @@ _FORMS: dict[AttentionForm, Callable[[Tensor], Tensor]] = {
     "logits": lambda scores: scores,
 }
 
-_lock = threading.Lock()
+_lock = Mutex()
 _taps: dict[tuple[int, nn.Module], Listener] = {}  # by thread and module
 _original = AttentionInterface.get_interface
 

@@ -70,6 +70,7 @@ class PrefillRecord:
     compacted: int = 0
     skipped: str | None = None
     notes: list[str] = field(default_factory=list)
+    entry: Any = None  # of the report, once it was read
 
     def to_host(self) -> None:
         """Move its tensors to the CPU; times are read, as what measures them lies on the device."""
