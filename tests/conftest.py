@@ -1,5 +1,7 @@
 """The same on every machine: one thread, no network, no example that another run would not draw.
 
+`FOVEATE_TEST_THREADS` asks for more threads.
+
 The tests' tensors are small, and the machine may be shared. Triton, where it is, interprets.
 """
 
@@ -8,7 +10,7 @@ import os
 import torch
 from hypothesis import HealthCheck, settings
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("FOVEATE_TEST_THREADS", "1")))
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported, whoever does that first
 
