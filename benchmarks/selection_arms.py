@@ -47,8 +47,13 @@ def relevant(features: Tensor, scores: Tensor) -> Tensor:
 
 
 def first_pick(unit: Tensor) -> Tensor:
-    """Index of the outlier from which `select.max_min_diversity` begins, so that all arms begin alike."""
-    return (unit @ unit.sum(0)).argmin()
+    """Index of the token whose nearest neighbour is farthest; all pairs are compared, a block at a time."""
+    nearest = []
+    for first in range(0, len(unit), 512):
+        cosine = unit[first : first + 512] @ unit.T
+        cosine.diagonal(first).fill_(-torch.inf)
+        nearest.append(cosine.amax(1))
+    return torch.cat(nearest).argmin()
 
 
 def diversity_loop(features: Tensor, scores: Tensor, k: int) -> Tensor:
@@ -66,8 +71,9 @@ def diversity_loop(features: Tensor, scores: Tensor, k: int) -> Tensor:
 def diversity_rows(features: Tensor, scores: Tensor, k: int) -> Tensor:
     unit = normalize(features.float(), dim=-1)
     picks = torch.empty(k, dtype=torch.long, device=unit.device)
-    picks[0] = first_pick(unit)
     distance = 1 - unit @ unit.T
+    distance.fill_diagonal_(torch.inf)
+    picks[0] = distance.amin(0).argmax()
     for step in range(1, k):
         nearest = distance.index_select(0, picks[:step]).amin(0)
         picks[step] = nearest.index_fill_(0, picks[:step], -torch.inf).argmax()

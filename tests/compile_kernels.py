@@ -56,7 +56,8 @@ def main() -> None:
     fused_diversity.together = fused_suppression.together = fused_dpp.together = lambda *_: at_once
     features, number, programs = torch.zeros(1, 2880, 3584, dtype=torch.bfloat16), 2880, 132
     budget, valid = torch.full((1,), 634), torch.ones(1, number, dtype=torch.bool)
-    fused_diversity.max_min_diversity(features, budget, valid, valid, programs)
+    fused_diversity.max_min_diversity(features, budget, valid, valid, programs=programs)
+    fused_diversity.max_min_diversity(features, budget, ~valid, valid, "outlier", programs)
     fused_suppression.greedy(features, torch.arange(number)[None], budget, torch.zeros(1), valid, programs)
     fused_dpp.low_rank_dpp(features, budget, valid, 634, programs)
     for heads, groups, rows in ((28, 4, 5), (16, 1, 1)):

@@ -101,6 +101,20 @@ def descending(scores: Tensor, valid: Tensor) -> Tensor:
     return order.gather(1, padding.to(torch.uint8).argsort(dim=-1, stable=True))
 
 
+def alike(values: Tensor) -> float:
+    """How far two cosines of this type may lie apart by rounding: less, and they count as equal."""
+    return 8 * torch.finfo(values.dtype).eps
+
+
+def first_lowest(cosines: Tensor) -> Tensor:
+    """Index (..., 1) of the lowest cosine in the last dimension; of those that rounding may have parted, the first.
+
+    The cosine of two tokens is one number, but not to the last bit if a product of matrices gives it twice.
+    """
+    lowest = cosines.amin(-1, keepdim=True)
+    return (cosines <= lowest + alike(cosines)).to(torch.uint8).argmax(-1, keepdim=True)
+
+
 def best(scores: Tensor, budget: Tensor, valid: Tensor) -> Tensor:
     """`top_k` of checked arguments: budget (B,) long, at most the row's valid tokens, and not read from its device."""
     within = torch.arange(scores.shape[1], device=scores.device) < budget[:, None]

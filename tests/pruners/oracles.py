@@ -20,7 +20,6 @@ from foveate.pruners import Pruner
 from tests.select import reference
 
 Row = Sequence[float]
-FIRST = "outlier"  # where max-min diversity begins in a method that has no option for it; see `farthest`
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ def farthest(features: Sequence[Row], k: int, start: Sequence[int] = (), first: 
 
 
 def divprune(pruner: DivPrune, seen: Seen) -> set[int]:
-    return farthest(seen.features, budget(pruner.keep, seen.dense), (), getattr(pruner, "first", FIRST))
+    return farthest(seen.features, budget(pruner.keep, seen.dense), (), pruner.first)
 
 
 # -- GreedyPrune
@@ -212,7 +211,7 @@ def btp(pruner: BTP, seen: Seen) -> set[int]:
         return chosen
     if pruner.spatial_seed:
         chosen = chosen | spread(seen, floor_of(stage.spatial, k - by_attention), pruner.distance)
-    return farthest(seen.features, k, sorted(chosen), getattr(pruner, "first", FIRST))
+    return farthest(seen.features, k, sorted(chosen), pruner.first)
 
 
 def _rows(pruner: BTP, head: list[Row]) -> list[Row]:

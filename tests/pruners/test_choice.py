@@ -30,6 +30,9 @@ from tests.pruners.visual_tokens import visual_tokens
 
 SETTINGS = {
     **{name: pruner for name, pruner in methods.METHODS.items() if type(pruner) in oracles.ORACLES},
+    "btp without a start": BTP(stages=[(1, 0.5, 0.0)]),
+    "btp without a start, from the outlier": BTP(stages=[(1, 0.5, 0.0)], first="outlier"),
+    "divprune from the outlier": DivPrune(keep=0.3, first="outlier"),
     "btp with a front of a quarter": BTP(stages=[(2, 0.4, 0.8, 2.0, 0.25, 0.5)]),
     "fastv per image": FastV(keep=0.3, per="image"),
     "glimpseprune corners": GlimpsePrune(weights=methods.glimpse(), max_keep=0.2, anchors=("tl", "tr", "bl", "br")),
@@ -207,6 +210,7 @@ OTHERS = {
     "attention": 0.75,
     "score": "logits",
     "distance": "euclidean",
+    "first": "outlier",
     "max_keep": 0.125,
     "anchors": ("tl", "br"),
 }

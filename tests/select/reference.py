@@ -29,7 +29,7 @@ def rebalanced_top_k(scores: Row, k: int, over: Fraction, split: Fraction | int,
     """`split`: an index, or else a share as a Fraction."""
     present = [i for i, real in enumerate(valid) if real]
     wanted = min(k, len(present))
-    back = split if isinstance(split, int) else round(split * len(present))
+    back = split if isinstance(split, int) else math.floor(split * len(present))
     ranked = sorted(present, key=lambda i: (-scores[i], i))
     candidates = ranked[: math.floor(over * wanted)]
     front = [i for i in candidates if present.index(i) < back]
@@ -92,12 +92,21 @@ def outlier(features: Sequence[Row], valid: Sequence[bool]) -> int:
     return min((i for i, real in enumerate(valid) if real), key=lambda i: (cosine(features[i], mean), i))
 
 
-def max_min_diversity(features: Sequence[Row], k: int, start: Sequence[bool], valid: Sequence[bool]) -> set[int]:
+def most_isolated(features: Sequence[Row], valid: Sequence[bool]) -> int:
+    """The valid token whose nearest neighbour is farthest."""
+    present = [i for i, real in enumerate(valid) if real]
+    near = {i: max((cosine(features[i], features[j]) for j in present if j != i), default=-1.0) for i in present}
+    return min(present, key=lambda i: (near[i], i))
+
+
+def max_min_diversity(
+    features: Sequence[Row], k: int, start: Sequence[bool], valid: Sequence[bool], first: str = "published"
+) -> set[int]:
     wanted = min(k, sum(valid))
     kept = {i for i, given in enumerate(start) if given and valid[i]}
     kept = set(sorted(kept)[:wanted])
     if not kept and wanted:
-        kept.add(outlier(features, valid))
+        kept.add((outlier if first == "outlier" else most_isolated)(features, valid))
     while len(kept) < wanted:
         left = [i for i, real in enumerate(valid) if real and i not in kept]
         kept.add(min(left, key=lambda i: (max(cosine(features[i], features[j]) for j in kept), i)))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from unittest import mock
 
 import pytest
@@ -11,15 +12,19 @@ from torch import Tensor
 from foveate import select
 from foveate.select import diversity
 from foveate.select import diversity as farthest
+from foveate.select import isolated
 from foveate.select import lazy_greedy as lazy
 from foveate.select.cosine import unit_rows
 from tests.select import reference
 from tests.select.cases import Case, continuous, sets, tied
 
 PLAIN = st.booleans()
+FIRST = st.sampled_from(("published", "outlier"))
 
 
-def choose(case: Case, plain: bool, crowd: int = 64, ready: int = 16, chunk: int = 256) -> Tensor:
+def choose(
+    case: Case, plain: bool, crowd: int = 64, ready: int = 16, chunk: int = 256, first: str = "published"
+) -> Tensor:
     how = diversity._one_by_one if plain else diversity._lazily
     with (
         mock.patch.object(farthest, "WORTH", 0),
@@ -29,23 +34,25 @@ def choose(case: Case, plain: bool, crowd: int = 64, ready: int = 16, chunk: int
         mock.patch.object(lazy, "CHUNK", chunk),
         mock.patch.object(diversity, "CHUNK", chunk),
         mock.patch.object(farthest, "CHUNK", chunk),
+        mock.patch.object(isolated, "CHUNK", min(chunk, 3)),
+        mock.patch.object(isolated, "BLOCK", min(chunk, 5)),
+        mock.patch.object(isolated, "FEW", ready),
     ):
-        return select.max_min_diversity(case.features, case.k, case.start, case.valid)
+        return select.max_min_diversity(case.features, case.k, case.start, case.valid, first)
 
 
 @given(tied(), PLAIN, st.sampled_from((1, 3, 128)), st.sampled_from((1, 2, 64)), st.sampled_from((1, 256)))
 def test_agrees_with_the_definition(case: Case, plain: bool, crowd: int, ready: int, chunk: int) -> None:
-    case.start |= case.valid & (case.valid.cumsum(-1) == 1)  # the mean direction is not exact in binary
     assert sets(choose(case, plain, crowd, ready, chunk)) == [
         reference.max_min_diversity(features, k, start, valid) for features, _, k, start, valid in case.rows()
     ]
 
 
-@given(continuous(), PLAIN, st.sampled_from((2, 5, 128)))
-def test_every_pick_is_the_farthest(case: Case, plain: bool, crowd: int) -> None:
+@given(continuous(), PLAIN, st.sampled_from((2, 5, 128)), FIRST)
+def test_every_pick_is_the_farthest(case: Case, plain: bool, crowd: int, first: str) -> None:
     assume(all(clear(row) for row in case.rows()))  # no near ties, which rounding decides
-    assert sets(choose(case, plain, crowd)) == [
-        reference.max_min_diversity(features, k, start, valid) for features, _, k, start, valid in case.rows()
+    assert sets(choose(case, plain, crowd, first=first)) == [
+        reference.max_min_diversity(features, k, start, valid, first) for features, _, k, start, valid in case.rows()
     ]
 
 
@@ -97,9 +104,60 @@ def test_a_start_set_over_the_budget_is_cut_in_order() -> None:
     assert keep.tolist() == [[False, True, True, False, False]]
 
 
-def test_first_pick_is_farthest_from_the_mean() -> None:
-    features = torch.tensor([[[1.0, 0.1], [1, 0], [0, 1], [1, 0.2]]])
-    assert select.max_min_diversity(features, 1).tolist() == [[False, False, True, False]]
+def test_first_pick() -> None:
+    # two of a kind are farthest from the mean, and the one between them and the others has no one near
+    features = torch.tensor([[[1.0, 0.1], [1, 0], [0, 1], [0, 1.1], [0.7, 0.7], [1, 0.2]]])
+    assert sets(select.max_min_diversity(features, 1)) == [{4}]
+    assert sets(select.max_min_diversity(features, 1, first="outlier")) == [{2}]
+    with pytest.raises(ValueError, match="first must be one of published, outlier, got 'mean'"):
+        select.max_min_diversity(features, 1, first="mean")
+
+
+def published(features: Tensor, k: int) -> list[int]:
+    """DivPrune's greedy as published, on a matrix of distances: all pairs for the first pick, rows after it."""
+    unit = torch.nn.functional.normalize(features, dim=-1)
+    distance = 1 - unit @ unit.T
+    # not to the last bit symmetric, which would decide between two tokens that are each other's nearest
+    distance = (distance + distance.T) / 2
+    picks: list[int] = []
+    while len(picks) < k:
+        if not picks:
+            score = distance.fill_diagonal_(torch.inf).amin(0)
+        else:
+            score = distance[picks].amin(0)
+            score[picks] = -torch.inf
+        picks.append(int(score.argmax()))
+    return picks
+
+
+def problems(number: int) -> Iterator[tuple[Tensor, int]]:
+    """Random ones of several kinds, every third with ties: entries of 1 and -1, whose cosines are exact in binary."""
+    for seed in range(number):
+        generator = torch.Generator().manual_seed(seed)
+        count, k = (int(torch.randint(low, high, (), generator=generator)) for low, high in ((2, 90), (1, 30)))
+        if seed % 3 == 0:
+            yield torch.randint(0, 2, (count, 16), generator=generator).double() * 2 - 1, k
+        else:
+            features = torch.randn(count, 24, generator=generator, dtype=torch.float64)
+            # random directions, or a walk of small steps, as neighbours in an image are alike
+            yield (features.cumsum(0) + 3 if seed % 3 == 1 else features), k
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_thousand_problems_as_published(plain: bool) -> None:
+    how = diversity._one_by_one if plain else diversity._lazily
+    agree = 0
+    for features, k in problems(1000):
+        k = min(k, len(features))
+        with (
+            mock.patch.object(diversity, "_lazily", how),
+            mock.patch.multiple(isolated, CHUNK=8, BLOCK=16, FEW=2),
+        ):
+            keep = select.max_min_diversity(features[None], k)
+            other = select.max_min_diversity(features[None], k, first="outlier")
+        assert sets(keep) == [set(published(features, k))]
+        agree += torch.equal(keep, other)
+    assert agree < 500  # where it begins matters
 
 
 def test_clusters_are_each_visited_before_any_is_visited_twice() -> None:

@@ -61,8 +61,23 @@ def test_diversity_of_a_ragged_batch(programs: int, dtype: torch.dtype) -> None:
     start = torch.zeros_like(valid)
     start[1, 2:25] = True  # more than fit into a round
     budget = torch.tensor([25, 32, 0])
-    keep = fused_diversity.max_min_diversity(features, budget, start, valid, programs, crowd=32, most=16)
+    keep = fused_diversity.max_min_diversity(features, budget, start, valid, programs=programs, crowd=32, most=16)
     assert torch.equal(keep, select.max_min_diversity(features, budget, start, valid))
+
+
+@TYPES
+@pytest.mark.parametrize("first", ["published", "outlier"])
+def test_diversity_begins_as_the_plain_form(first: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_diversity, "SPAN", 64)
+    begun = set()
+    for seed in range(4):
+        features = torch.randn(2, 100, 24, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        valid = torch.arange(100) < torch.tensor([[100], [70]])
+        start, budget = torch.zeros_like(valid), torch.ones(2, dtype=torch.long)
+        keep = fused_diversity.max_min_diversity(features, budget, start, valid, first, programs=1, crowd=32, most=16)
+        assert torch.equal(keep, select.max_min_diversity(features, budget, start, valid, first))
+        begun |= set(keep.nonzero()[:, 1].tolist())
+    assert max(begun) > 64
 
 
 @PROGRAMS

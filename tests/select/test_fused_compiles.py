@@ -26,6 +26,7 @@ def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
         "_repeated",
         "_mean",
         "_along",
+        "_nearest",
         "_rounds",
         "_walk",
         "_steps",

@@ -27,13 +27,15 @@ _trusted: dict[Key, bool] = {}
 _lock = threading.RLock()
 
 
-def max_min_diversity(features: Tensor, budget: Tensor, start: Tensor, valid: Tensor, agrees: Check) -> Tensor | None:
+def max_min_diversity(
+    features: Tensor, budget: Tensor, start: Tensor, valid: Tensor, first: str, agrees: Check
+) -> Tensor | None:
     """`select.max_min_diversity` of checked arguments; None: take the plain form."""
 
     def compute() -> Tensor:
         from foveate.kernels.diversity import max_min_diversity
 
-        return max_min_diversity(features, budget, start, valid)
+        return max_min_diversity(features, budget, start, valid, first)
 
     return attempt("max_min_diversity", features, compute, agrees) if _fits(features) else None
 
@@ -107,7 +109,7 @@ def small_problem(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     exact = torch.randint(0, 2, (1, number, 16), generator=generator) * 2.0 - 1
     features = torch.cat([exact, torch.randn(2, number, 16, generator=generator)]).to(dtype)
     features[:, 30] = features[:, 7]
-    features[:, [40, 41]] = 0
+    features[::2, [40, 41]] = 0  # the most isolated tokens there are
     valid = torch.arange(number) < torch.tensor([[number], [number], [44]])
     features[2, 45] = torch.nan
     return features, torch.tensor([number, 30, 12]), valid

@@ -26,9 +26,11 @@ from foveate.kernels.common import (
     together,
 )
 from foveate.kernels.suppression import to_mean
+from foveate.tensors import first_lowest
 
 CROWD = 256  # candidates that a round looks at closely
 ROUND = 128  # most picks in a round
+SPAN = 512  # tokens that one program compares a few others with, for the first pick
 
 
 @triton.jit
@@ -167,11 +169,48 @@ def _rounds(features, scale, nearest, keep, members, given, missing, crowds, val
                 times = meet(barrier, times, PROGRAMS)
 
 
+@triton.jit(do_not_specialize=["number"])
+def _nearest(features, scale, valid, seeded, nearest, number, width, sample_stride, stride, SPAN: tl.constexpr,
+             TILE: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
+    """Cosine of TILE tokens to their nearest neighbour among SPAN others, where a sample has no token to start from."""
+    sample, part = tl.program_id(2).to(tl.int64), tl.program_id(1)
+    if tl.load(seeded + sample) == 0:
+        lane = tl.arange(0, TILE)
+        token = tl.program_id(0) * TILE + lane
+        inside = token < number
+        features += sample * sample_stride
+        scale, valid = scale + sample * number, valid + sample * number
+        best = tl.full((TILE,), float("-inf"), tl.float32)
+        for first in range(part * SPAN, tl.minimum(part * SPAN + SPAN, number), TILE):
+            other = first + lane
+            there = tl.load(valid + other, other < number, 0) != 0
+            near = cosines(features, stride, width, scale, token, inside, other, there, TILE, TILE, WIDTH)
+            beside = there[None, :] & (token[:, None] != other[None, :])
+            best = tl.maximum(best, tl.max(tl.where(beside, near, float("-inf")), 1))
+        tl.store(nearest + (sample * tl.num_programs(1) + part) * number + token, best, inside)
+
+
+def _first_pick(features: Tensor, scale: Tensor, valid: Tensor, repeats: Tensor, seeded: Tensor, first: str) -> Tensor:
+    """Index (B, 1) of the token to begin with; anything where a sample is `seeded` (B,)."""
+    if first == "outlier":
+        return to_mean(features, scale, valid).masked_fill_(~valid | repeats, torch.inf).argmin(-1, keepdim=True)
+    batch, number, width = features.shape
+    tile = 64 if features.dtype != torch.float32 else 32
+    parts = triton.cdiv(number, SPAN)
+    nearest = torch.full((batch, parts, number), -torch.inf, device=features.device)
+    _nearest[(triton.cdiv(number, tile), parts, batch)](
+        features, scale, valid.to(torch.int8), seeded.to(torch.int8), nearest, number, width, features.stride(0),
+        features.stride(1), SPAN=SPAN, TILE=tile, WIDTH=32 if features.dtype == torch.float32 else 64,
+    )  # fmt: skip
+    return first_lowest(nearest.amax(1).masked_fill_(~valid | repeats, torch.inf))
+
+
 def max_min_diversity(
     features: Tensor,
     budget: Tensor,
     start: Tensor,
     valid: Tensor,
+    first: str = "published",
     programs: int | None = None,
     crowd: int = CROWD,
     most: int = ROUND,
@@ -186,6 +225,8 @@ def max_min_diversity(
         (B,) long, at most the row's valid tokens.
     start, valid
         (B, N) bool, start only where valid.
+    first
+        As of `select.max_min_diversity`.
     programs
         How many share a sample; None: as many as the GPU runs at once.
     crowd, most
@@ -203,10 +244,9 @@ def max_min_diversity(
     strides = (number, width, features.stride(0), features.stride(1))
     repeats = repeats_of(features, lengths, begin, valid)
     keep = start & (start.cumsum(-1) <= budget[:, None])
-    outlier = to_mean(features, scale, valid).masked_fill_(~valid | repeats, torch.inf)
-    outlier = outlier.argmin(-1, keepdim=True)
-    seeded = keep.any(-1, keepdim=True) | (budget == 0)[:, None]
-    keep.scatter_(1, outlier, keep.gather(1, outlier) | ~seeded)
+    seeded = keep.any(-1) | (budget == 0)
+    pick = _first_pick(features, scale, valid, repeats, seeded, first)
+    keep.scatter_(1, pick, keep.gather(1, pick) | ~seeded[:, None])
 
     nearest = torch.full((batch, number), -torch.inf, device=device).masked_fill_(keep | ~valid | repeats, torch.inf)
     members = (~keep).to(torch.uint8).argsort(dim=-1, stable=True).int()

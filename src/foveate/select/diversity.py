@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,19 +11,26 @@ from torch import Tensor
 from foveate.kernels import dispatch
 from foveate.select.checks import check_budget, check_features, check_mask, exact, widest
 from foveate.select.cosine import UnitRows, repeats_of, unit_rows
+from foveate.select.isolated import most_isolated, most_isolated_of_one
 from foveate.select.lazy_greedy import Array, LazyGreedy
 from foveate.tensors import take_rows, wide
 
 CHUNK = 256  # tokens of a start set compared at a time
+First = Literal["published", "outlier"]
 
 
 @exact
 def max_min_diversity(
-    features: Tensor, k: int | Tensor, start: Tensor | None = None, valid: Tensor | None = None
+    features: Tensor,
+    k: int | Tensor,
+    start: Tensor | None = None,
+    valid: Tensor | None = None,
+    first: First = "published",
 ) -> Tensor:
     """Pick farthest points by cosine distance: each next token is the one whose nearest kept token is farthest.
 
-    Only the cosine of each token to its nearest kept one is carried along, never an N x N matrix: O(N k D) in all.
+    Only the cosine of each token to its nearest kept one is carried along, never an N x N matrix: O(N k D) in all,
+    after the first pick.
 
     Parameters
     ----------
@@ -32,10 +41,14 @@ def max_min_diversity(
         Tokens to keep, the start set among them: an int, or (B,) whole numbers, one for each row.
     start
         (B, N) bool, tokens kept from the outset; where there are more than k, the first k of them. None, or a row
-        without any: the first pick is the token farthest from the mean direction of the row's valid tokens, an outlier
-        found in O(N D). (DivPrune takes the token whose nearest neighbour is farthest, which compares all pairs.)
+        without any: the first pick is as `first` says.
     valid
         (B, N) bool, False for padding, which is never kept; None: all tokens count.
+    first
+        The first pick of a row without a start. "published", as DivPrune and BTP have it: the token whose nearest
+        neighbour is farthest, exactly; O(N² D) at worst, in blocks. On a CPU few tokens are compared with all others
+        where images vary smoothly. "outlier": the token farthest from the mean direction of the row's valid tokens,
+        O(N D).
 
     Returns
     -------
@@ -45,7 +58,7 @@ def max_min_diversity(
     Raises
     ------
     TypeError, ValueError
-        When an argument has the wrong type or shape, or k is negative.
+        When an argument has the wrong type or shape, k is negative, or `first` is unknown.
 
     Notes
     -----
@@ -58,7 +71,9 @@ def max_min_diversity(
     valid = check_mask("valid", valid, shape, device)
     start = torch.zeros_like(valid) if start is None else check_mask("start", start, shape, device) & valid
     budget = check_budget(k, valid)
-    keep = dispatch.max_min_diversity(features, budget, start, valid, agrees)
+    if first not in get_args(First):
+        raise ValueError(f"first must be one of {', '.join(get_args(First))}, got {first!r}")
+    keep = dispatch.max_min_diversity(features, budget, start, valid, first, agrees)
     if keep is not None:
         return keep
     if not widest(budget):
@@ -66,7 +81,7 @@ def max_min_diversity(
 
     start = start & (start.cumsum(-1) <= budget[:, None])
     pick = _lazily if device.type == "cpu" else _one_by_one
-    keep = pick(features, budget, start, valid, repeats_of(features, valid))
+    keep = pick(features, budget, start, valid, repeats_of(features, valid), first)
     left = valid & ~keep
     return keep | left & (left.cumsum(-1) <= (budget - keep.sum(-1))[:, None])
 
@@ -88,16 +103,18 @@ def _to_set(unit: Tensor, chosen: Tensor) -> Tensor:
     return nearest
 
 
-def _lazily(features: Tensor, budget: Tensor, start: Tensor, valid: Tensor, repeats: Tensor) -> Tensor:
+def _lazily(features: Tensor, budget: Tensor, start: Tensor, valid: Tensor, repeats: Tensor, first: First) -> Tensor:
     """The same picks on a CPU, where the plain form reads all features for each; arguments as of `_one_by_one`."""
     keep = torch.zeros_like(valid)
     for row, count in enumerate(budget.tolist()):
         if count:
-            keep[row] = farthest_points(features[row], count, start[row], valid[row], repeats[row])
+            keep[row] = farthest_points(features[row], count, start[row], valid[row], repeats[row], first)
     return keep
 
 
-def _one_by_one(features: Tensor, budget: Tensor, start: Tensor, valid: Tensor, repeats: Tensor) -> Tensor:
+def _one_by_one(
+    features: Tensor, budget: Tensor, start: Tensor, valid: Tensor, repeats: Tensor, first: First
+) -> Tensor:
     """The plain form: one pick a step, no read from the device inside the loop.
 
     Parameters
@@ -110,10 +127,14 @@ def _one_by_one(features: Tensor, budget: Tensor, start: Tensor, valid: Tensor, 
         (B, N) bool, tokens that are not picked.
     """
     unit, keep = unit_rows(wide(features)), start.clone()
-    mean = torch.bmm(valid[:, None].to(unit), unit).squeeze(1)
-    outlier = _product(unit, mean).masked_fill_(~valid | repeats, torch.inf).argmin(-1, keepdim=True)
     seeded = keep.any(-1, keepdim=True) | (budget == 0)[:, None]
-    keep.scatter_(1, outlier, keep.gather(1, outlier) | ~seeded)
+    if not bool(seeded.all()):  # one read from the device, as of `missing` below
+        if first == "published":
+            pick = most_isolated(unit, valid, valid & ~repeats)
+        else:
+            mean = torch.bmm(valid[:, None].to(unit), unit).squeeze(1)
+            pick = _product(unit, mean).masked_fill_(~valid | repeats, torch.inf).argmin(-1, keepdim=True)
+        keep.scatter_(1, pick, keep.gather(1, pick) | ~seeded)
     nearest = _to_set(unit, keep).masked_fill_(keep | ~valid | repeats, torch.inf)
     missing = torch.minimum(budget, (valid & ~repeats | keep).sum(-1)) - keep.sum(-1)
     for step in range(widest(missing)):
@@ -127,7 +148,7 @@ def _one_by_one(features: Tensor, budget: Tensor, start: Tensor, valid: Tensor, 
 WORTH = 100_000_000  # multiplications of the plain loop: with fewer it is the faster one, at 64 to 3,584 features
 
 
-def farthest_points(features: Tensor, k: int, start: Tensor, valid: Tensor, repeats: Tensor) -> Tensor:
+def farthest_points(features: Tensor, k: int, start: Tensor, valid: Tensor, repeats: Tensor, first: First) -> Tensor:
     """One sample's `max_min_diversity`, without repeated tokens: it may fall short of k by them.
 
     Parameters
@@ -138,7 +159,9 @@ def farthest_points(features: Tensor, k: int, start: Tensor, valid: Tensor, repe
         (N,) bool; at most k of `start`.
     """
     unit, keep = UnitRows(features), start.clone()
-    if not bool(keep.any()):
+    if not bool(keep.any()) and first == "published":
+        keep[most_isolated_of_one(unit, valid, valid & ~repeats)] = True
+    elif not bool(keep.any()):
         outlier = unit.compare(unit.mean(valid)[None], None)[0].masked_fill_(~valid | repeats, torch.inf).argmin()
         keep[outlier] = True
     nearest = unit.inverse.new_full(keep.shape, -torch.inf)
@@ -190,5 +213,8 @@ def agrees(device: torch.device, dtype: torch.dtype) -> bool:
     start = torch.zeros_like(valid)
     start[2, 3:6] = True
     budget[0] = 40
-    fused = kernel(features.to(device), budget.to(device), start.to(device), valid.to(device))
-    return torch.equal(fused.cpu(), max_min_diversity(features, budget, start, valid))
+    given = [tensor.to(device) for tensor in (features, budget, start, valid)]
+    return all(
+        torch.equal(kernel(*given, first).cpu(), max_min_diversity(features, budget, start, valid, first))
+        for first in get_args(First)
+    )

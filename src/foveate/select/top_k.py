@@ -63,8 +63,8 @@ def rebalanced_top_k(
     over
         Candidates as a multiple of k, at least 1; 1 is plain top-k.
     split
-        Where the back begins, counted in the row's valid tokens: a float is a share in [0, 1] of them, rounded, an int
-        the index of the first token of the back. So 1.0 is after the last token, and 1 after the first.
+        Where the back begins, counted in the row's valid tokens: a float is a share in [0, 1] of them, rounded
+        down, an int the index of the first token of the back. So 1.0 is after the last token, and 1 after the first.
     valid
         (B, N) bool, False for padding, which is never kept; None: all tokens count.
 
@@ -90,8 +90,7 @@ def rebalanced_top_k(
     present = valid.sum(-1)
     back = _back(split, present)
 
-    # 1.15 · 100 is 114.99999999999999 in binary; a billionth more puts the floor right and moves no other one.
-    wanted = (over * budget.double() + 1e-9).floor()
+    wanted = _floor(over, budget)
     candidates = torch.minimum(wanted, present.double()).long()
     order = descending(scores, valid)
     candidate = torch.arange(scores.shape[1], device=scores.device) < candidates[:, None]
@@ -110,6 +109,14 @@ def _check_over(over: float) -> float:
     return float(over)
 
 
+def _floor(share: float, count: Tensor) -> Tensor:
+    """⌊share · count⌋, of the share as it is written.
+
+    1.15 · 100 is 114.99999999999999 in binary; a billionth more puts the floor right and moves no other one.
+    """
+    return (share * count.double() + 1e-9).floor()
+
+
 def _back(split: float | int, present: Tensor) -> Tensor:
     """Index (B,) among a row's valid tokens at which the back begins."""
     if isinstance(split, bool) or not isinstance(split, Real):
@@ -120,7 +127,7 @@ def _back(split: float | int, present: Tensor) -> Tensor:
         share = float(split)
         if not 0 <= share <= 1:
             raise ValueError(f"split must be a share in [0, 1] or an int, got {split!r}") from None
-        return (share * present.double()).round().long()
+        return _floor(share, present).long()
     if index < 0:
         raise ValueError(f"split must not be negative, got {split!r}")
     return torch.full_like(present, index)

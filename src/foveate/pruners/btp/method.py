@@ -96,6 +96,11 @@ class BTP(Pruner):
     rebalance: bool = option(True, "undo attention's bias towards the end of the prompt")
     spatial_seed: bool = option(True, "begin diversity with cells spread over the images")
     distance: Literal["manhattan", "euclidean"] = option("manhattan", "between cells, for the spatial seed")
+    first: Literal["published", "outlier"] = option(
+        "published",
+        "where diversity begins without a start: at the token whose nearest neighbour is farthest, or at the one "
+        "farthest from the mean",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -218,7 +223,7 @@ class BTP(Pruner):
             return chosen
         if self.spatial_seed and stage.spatial:
             chosen = chosen | spread(tokens, _share(stage.spatial, k - attended), self.distance)
-        return select.max_min_diversity(tokens.features, k, start=chosen, valid=tokens.valid)
+        return select.max_min_diversity(tokens.features, k, start=chosen, valid=tokens.valid, first=self.first)
 
     def _attended(self, tokens: VisualTokens, stage: BTPStage, k: Tensor) -> Tensor:
         if not stage.attention:
