@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from foveate import select
-from foveate.select import diversity
+from foveate.select import diversity, isolated
 from foveate.select import diversity as farthest
-from foveate.select import isolated
 from foveate.select import lazy_greedy as lazy
 from foveate.select.cosine import unit_rows
 from tests.select import reference

@@ -172,7 +172,7 @@ def _rounds(features, scale, nearest, keep, members, given, missing, crowds, val
 @triton.jit(do_not_specialize=["number"])
 def _nearest(features, scale, valid, seeded, nearest, number, width, sample_stride, stride, SPAN: tl.constexpr,
              TILE: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
-    """Cosine of TILE tokens to their nearest neighbour among SPAN others, where a sample has no token to start from."""
+    """Cosine of TILE tokens to their nearest neighbour among SPAN others, where a sample has no start."""
     sample, part = tl.program_id(2).to(tl.int64), tl.program_id(1)
     if tl.load(seeded + sample) == 0:
         lane = tl.arange(0, TILE)
