@@ -213,8 +213,10 @@ def agrees(device: torch.device, dtype: torch.dtype) -> bool:
     start = torch.zeros_like(valid)
     start[2, 3:6] = True
     budget[0] = 40
-    given = [tensor.to(device) for tensor in (features, budget, start, valid)]
+    there, count, begun, real = (tensor.to(device) for tensor in (features, budget, start, valid))
     return all(
-        torch.equal(kernel(*given, first).cpu(), max_min_diversity(features, budget, start, valid, first))
+        torch.equal(
+            kernel(there, count, begun, real, first).cpu(), max_min_diversity(features, budget, start, valid, first)
+        )
         for first in get_args(First)
     )
