@@ -165,7 +165,7 @@ def test_command(tmp_path):
         (["--suite", "scenes"], "give one of"),
         (["--vision-layers", "7,1"], "7"),
         (["--vision-layers", "deep"], "31,23,15,7"),
-        (["--learning-rate", "nan"], "learning_rate"),
+        (["--learning-rate", "nan"], "learning-rate"),
         (["--max-keep", "1.5"], "max_keep"),
         (["--max-steps", "-1", "--epochs", "nan"], "epochs"),
         (["--size", "10"], "multiple of 4"),
