@@ -42,7 +42,11 @@ class QwenVL(Family):
         if pieces is None:
             return None
         positions = kwargs.get("position_ids")
-        axes = positions[-3:].cpu() if isinstance(positions, Tensor) and positions.ndim == 3 else None
+        axes = (
+            positions[-3:].cpu()
+            if isinstance(positions, Tensor) and positions.ndim == 3 and len(positions) >= 3
+            else None
+        )
         return [_from_positions(axes, places) for _, _, places in pieces]
 
     def merge_patches(self, config: Any, output: Tensor, projected: Tensor) -> Tensor:
