@@ -15,7 +15,7 @@ from foveate.engine.arguments import cache_of, with_cache
 from foveate.errors import AlreadyAttachedError, BudgetError, UnsupportedCacheError, UnsupportedModelError
 from foveate.families import Family
 from tests.laws.methods import Ladder
-from tests.models.build import ATTENTIVE, build, feed_forward, generate, inputs
+from tests.models.build import ATTENTIVE, build, build_anew, feed_forward, generate, inputs
 from tests.threads import at_once
 
 ORIGINAL = AttentionInterface.get_interface
@@ -222,7 +222,7 @@ def test_two_threads_on_one_model(model):
 
 
 def test_a_dropped_model_is_freed(model):
-    fresh = build.__wrapped__(builder_of(model), "sdpa")
+    fresh = build_anew(builder_of(model), "sdpa")
     foveate.attach(fresh, Random())  # never detached
     gone = weakref.ref(fresh)
     del fresh

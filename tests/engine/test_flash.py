@@ -19,7 +19,7 @@ from foveate.errors import UnsupportedCacheError, UnsupportedModelError
 from foveate.testing import hidden_from, reference_logits
 from tests.engine import window_models
 from tests.laws.methods import METHODS
-from tests.models.build import IMAGE, build, generate, inputs
+from tests.models.build import IMAGE, build, build_anew, generate, inputs
 
 NAME = "flash_like"
 MASKS: list[torch.Tensor | None] = []
@@ -64,7 +64,7 @@ CASES += [(family, method) for family in ("qwen2_5_vl", "qwen3_vl") for method i
 @pytest.mark.parametrize(("family", "method"), CASES)
 @pytest.mark.parametrize("layout", ["one image", "ragged", "ragged with text only"])
 def test_flat_masks(family, method, layout):
-    model, batch = with_flash(build.__wrapped__(family, "sdpa")), inputs(family, layout)
+    model, batch = with_flash(build_anew(family, "sdpa")), inputs(family, layout)
     dense = generate(model, batch, 5)
     with attach(model, METHODS["ladder"].__class__(keep=1.0), _always_gather=True):
         same = generate(model, batch, 5)
@@ -125,7 +125,7 @@ def test_a_window_shorter_than_the_prompt_is_refused():
 
 @pytest.mark.parametrize("attention", [NAME, "flex_attention"])
 def test_static_caches_are_refused(attention):
-    model = build.__wrapped__("llava", "sdpa")
+    model = build_anew("llava", "sdpa")
     model.get_decoder().config._attn_implementation = attention
     cache = StaticCache(config=model.config.get_text_config(), max_cache_len=64)
     message = f"with sdpa and eager attention, not with {attention}"

@@ -18,7 +18,7 @@ from foveate import FastV, Random
 from foveate.engine.arguments import CACHE, NAMES, cache_name, cache_of, find_arguments, with_cache
 from foveate.errors import UnsupportedModelError
 from foveate.families import family_of, tested
-from tests.models.build import BUILDERS, build, generate, inputs
+from tests.models.build import BUILDERS, build, build_anew, generate, inputs
 
 MODULES = {
     "base": lambda parts: parts.base,
@@ -57,7 +57,7 @@ def test_names_are_found_in_every_family(family):
 @pytest.mark.parametrize("where", MODULES)
 @pytest.mark.parametrize("what", ["KV cache", "attention mask"])
 def test_a_name_that_nobody_knows_is_refused(where, what):
-    model = build.__wrapped__("llava")
+    model = build_anew("llava")
     parts = family_of(model).parts(model)
     module = MODULES[where](parts)
     old = next(name for name in NAMES[what] if name in inspect.signature(module.forward).parameters)
@@ -76,7 +76,7 @@ def test_a_name_that_nobody_knows_is_refused(where, what):
 
 @pytest.mark.parametrize("what", ["hidden states", "rotary tables"])
 def test_a_layer_must_take_what_is_cut(what):
-    model = build.__wrapped__("llava")
+    model = build_anew("llava")
     renamed(model.get_decoder().layers[0], NAMES[what][0], "hoard")
     with pytest.raises(UnsupportedModelError, match=f"LlamaDecoderLayer takes no argument for the {what}"):
         foveate.attach(model, Random(keep=0.3))
@@ -84,7 +84,7 @@ def test_a_layer_must_take_what_is_cut(what):
 
 def test_a_cache_under_an_unknown_name_is_refused():
     """A decoder that takes anything may be given its cache by a name that is in no signature."""
-    model, batch = build.__wrapped__("llava"), inputs("llava", "one image")
+    model, batch = build_anew("llava"), inputs("llava", "one image")
     decoder, name = model.get_decoder(), cache_name(build("llava"))
     inner = decoder.forward
 
@@ -108,7 +108,7 @@ def test_a_cache_under_an_unknown_name_is_refused():
 @pytest.mark.parametrize("pruner", [Random(keep=0.3), Random(keep=0.3, layer=2), FastV(keep=0.3)])
 def test_a_layer_that_hides_its_cache_gives_no_answer(pruner):
     """The proof after a prefill: a layer's cache must hold what the report says."""
-    model, batch = build.__wrapped__("llava"), inputs("llava", "one image")
+    model, batch = build_anew("llava"), inputs("llava", "one image")
     attention = model.get_decoder().layers[3].self_attn
     inner = attention.forward
 
@@ -129,7 +129,7 @@ def test_a_layer_that_hides_its_cache_gives_no_answer(pruner):
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_checkpointed_layers_need_no_cache(family, pruner):
     """In training transformers takes the cache away from them: that it stays empty is no fault."""
-    model, batch = build.__wrapped__(family), inputs(family, "ragged")
+    model, batch = build_anew(family), inputs(family, "ragged")
     model.train()
     with pruner(model):
         expected = model(**batch).logits

@@ -9,7 +9,18 @@ from foveate import DivPrune, FastV, GreedyPrune, Random
 from foveate.engine.arguments import cache_of, with_cache
 from foveate.testing import NEVER, hidden_from, reference_logits
 from tests.laws.methods import Ladder
-from tests.models.build import ATTENTIVE, BUILDERS, IMAGE, build, caches, decoder, generate, inputs, last_stage
+from tests.models.build import (
+    ATTENTIVE,
+    BUILDERS,
+    IMAGE,
+    build,
+    build_anew,
+    caches,
+    decoder,
+    generate,
+    inputs,
+    last_stage,
+)
 from tests.models.sizes import LAYERS
 
 
@@ -184,7 +195,7 @@ def test_a_prompt_that_ends_in_an_image_keeps_its_last_token(family, attention):
 @pytest.mark.parametrize("family", BUILDERS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(family, dtype):
-    model = build.__wrapped__(family, "sdpa").to(dtype)
+    model = build_anew(family, "sdpa").to(dtype)
     batch = inputs(family, "ragged")
     batch["pixel_values"] = batch["pixel_values"].to(dtype)
     dense = generate(model, batch, 3)

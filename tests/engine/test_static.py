@@ -15,7 +15,7 @@ from foveate.engine.arguments import cache_of, with_cache
 from foveate.engine.cache_layers import STEP, PrunedStaticLayer
 from foveate.errors import UnsupportedCacheError
 from tests.laws.methods import METHODS
-from tests.models.build import build, generate, inputs, visual
+from tests.models.build import build, build_anew, generate, inputs, visual
 
 NAMES = ["random", "fastv late", "btp logits compacted", "glimpseprune", "ladder", "ladder from 0 compacted"]
 STEPS = 5
@@ -91,7 +91,7 @@ def test_buffers_are_smaller(method):
 )
 def test_decoding_is_compiled_once(family, layout, method, backend):
     """One graph without breaks serves every step, and the next prompt of the same size."""
-    model = build.__wrapped__(family, "sdpa")
+    model = build_anew(family, "sdpa")
     batch, other = inputs(family, layout), inputs(family, layout)
     other["input_ids"] = torch.where(visual(batch), other["input_ids"], (other["input_ids"] + 1) % 80 + 1)
     compile_config = CompileConfig(fullgraph=True, backend=backend, mode=None)
@@ -116,7 +116,7 @@ def test_decoding_is_compiled_once(family, layout, method, backend):
 
 def test_compiled_dense_then_pruned_then_dense():
     """What was compiled without a pruner is not used with it, nor the other way round."""
-    model, batch = build.__wrapped__("llava", "sdpa"), inputs("llava", "one image")
+    model, batch = build_anew("llava", "sdpa"), inputs("llava", "one image")
     compile_config = CompileConfig(fullgraph=True, backend="eager", mode=None)
     compile_config._compile_all_devices = True
     static = dict(cache_implementation="static", compile_config=compile_config)

@@ -20,7 +20,7 @@ from foveate.engine.arguments import cache_of, with_cache
 from foveate.engine.vision_features import MOST_CALLS, VisionFeatures
 from foveate.errors import VisionFeaturesError
 from foveate.families import family_of
-from tests.models.build import SEEING, build, feed_forward, generate, inputs
+from tests.models.build import SEEING, build, build_anew, feed_forward, generate, inputs
 from tests.models.images import SIZED
 from tests.threads import at_once
 from tests.vision_probe import ENCODES_FIRST, VIDEOS_LINE_UP, Look, hooked, looked, run
@@ -208,7 +208,7 @@ def test_a_prompt_given_as_embeddings(family):
 @pytest.mark.parametrize("family", SEEING)
 def test_half_precision(family):
     """Only places are worked out by comparing, and those are exact in any type."""
-    model = build.__wrapped__(family, "sdpa").to(torch.bfloat16)
+    model = build_anew(family, "sdpa").to(torch.bfloat16)
     batch = inputs(family, "ragged")
     half = {key: value.bfloat16() if value.is_floating_point() else value for key, value in batch.items()}
     for how in ("generate", "forward"):
@@ -220,7 +220,7 @@ def test_half_precision(family):
 @pytest.mark.parametrize("family", SEEING)
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_training_with_gradient_checkpointing(family, reentrant):
-    model, batch = build.__wrapped__(family, "sdpa"), inputs(family, "ragged")
+    model, batch = build_anew(family, "sdpa"), inputs(family, "ragged")
     expected = looked(build(family), batch, "forward")[0]
     model.train()
     for module in model.modules():  # as `Trainer` has it, whatever the name of the method that does it

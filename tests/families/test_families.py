@@ -9,7 +9,18 @@ from foveate import GreedyPrune, Random, errors
 from foveate.engine.layout import lay_out
 from foveate.engine.prompt import last_prompt_token
 from foveate.families import FAMILIES, Grid, family_of, find_runs, visual_mask
-from tests.models.build import ABSENT, BUILDERS, IMAGE, VARIANTS, WITH_VIDEOS, build, generate, inputs, pictures
+from tests.models.build import (
+    ABSENT,
+    BUILDERS,
+    IMAGE,
+    VARIANTS,
+    WITH_VIDEOS,
+    build,
+    build_anew,
+    generate,
+    inputs,
+    pictures,
+)
 
 CROPS_APART = ("idefics3", "smolvlm")
 
@@ -130,7 +141,7 @@ def test_paligemma_without_token_types_is_refused(family):
 
 def test_deep_stack_features_follow_the_kept_tokens():
     """Where attention and MLP add nothing, each kept token holds what it holds in the dense run: its own features."""
-    model, batch = build.__wrapped__("qwen3_vl", "sdpa"), inputs("qwen3_vl", "two images")
+    model, batch = build_anew("qwen3_vl", "sdpa"), inputs("qwen3_vl", "two images")
     decoder, seen = model.get_decoder(), {}
     with torch.no_grad():
         for layer in decoder.layers:

@@ -159,11 +159,22 @@ WITH_VIDEOS = (
 )
 
 
-@functools.cache
 def build(family: str, attention: str = "sdpa") -> PreTrainedModel:
-    """One shared model a family and backend; weights large enough that attention is not uniform."""
+    """One shared model a family and backend, as if just made: it knows nothing of the prompt before."""
+    model = _shared(family, attention)
+    for module in model.modules():
+        if hasattr(module, "rope_deltas"):  # a text alone would be placed as if it went on with that prompt
+            module.rope_deltas = None
+    return model
+
+
+def build_anew(family: str, attention: str = "sdpa") -> PreTrainedModel:
+    """A model of one's own; weights large enough that attention is not uniform."""
     attention = "eager" if family in EAGER_ONLY and attention == "sdpa" else attention
     return make(*BUILDERS[family](), {"text_config": attention} if family in DECODER_ONLY else attention)
+
+
+_shared = functools.cache(build_anew)
 
 
 def make(cls: type[PreTrainedModel], config: object, attention: str | dict[str, str] = "sdpa") -> PreTrainedModel:

@@ -12,7 +12,7 @@ from transformers.masking_utils import flash_attention_mask
 
 from foveate.pruners import Pruner
 from tests.engine.test_flash import MASKS, flash_like
-from tests.models.build import build, decoder
+from tests.models.build import build, build_anew, decoder
 from tests.ways.checks import agree, run, unless_dense_fails
 from tests.ways.ways import NotApplicable, way
 
@@ -69,7 +69,7 @@ def _flash(family: str) -> Iterator[PreTrainedModel]:
     AttentionInterface.register(FLASH, flash_like)
     AttentionMaskInterface.register(FLASH, flash_attention_mask)
     try:
-        model = build.__wrapped__(family, "sdpa")
+        model = build_anew(family, "sdpa")
         decoder(model).config._attn_implementation = FLASH
         yield model
     finally:
