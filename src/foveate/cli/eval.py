@@ -36,7 +36,7 @@ def eval_(
             help="Meaning of --keep: the share 'after' the cut, or the 'mean' share per layer, for all methods."
         ),
     ] = "after",
-    suite: Annotated[str, typer.Option(help="Suite of questions: scenes, scenes-hard or reading.")] = "scenes",
+    suite: Annotated[str, typer.Option(help="Suite of questions: scenes or scenes-hard.")] = "scenes",
     samples: Annotated[int, typer.Option(min=1, help="Number of questions.")] = 450,
     seed: Annotated[int, typer.Option(min=0, help="Random seed for questions, draws and bootstrap.")] = 0,
     layer: Annotated[
@@ -50,7 +50,7 @@ def eval_(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")] = False,
     json_file: JsonFile = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:

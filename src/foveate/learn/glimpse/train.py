@@ -64,7 +64,7 @@ class GlimpseSettings:
     check_every: int = 100
     check_samples: int = 128
     check_batch: int = 16
-    max_new_tokens: int = 8
+    max_new_tokens: int = 32
     save_every: int = 100
     max_keep: float | None = 0.111
 

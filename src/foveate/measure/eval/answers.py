@@ -63,7 +63,7 @@ def run_batch(
     questions: list[str],
     images: list[list[Image.Image]],
     pruner: Any = None,
-    max_new_tokens: int = 8,
+    max_new_tokens: int = 32,
 ) -> AnsweredBatch:
     """Return the greedy answers to a batch of questions.
 
@@ -93,7 +93,7 @@ def answer_batch(
     loaded: LoadedModel,
     examples: list[Example],
     pruner: Any = None,
-    max_new_tokens: int = 8,
+    max_new_tokens: int = 32,
     shrink: float | int = 1.0,
 ) -> list[Answer]:
     """Return the answers to a batch of examples and what each cost.

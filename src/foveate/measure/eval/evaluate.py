@@ -121,7 +121,7 @@ class EvalSettings:
     oracle: bool = False
     budget: Literal["after", "mean"] = "after"
     batch_size: int = 16
-    max_new_tokens: int = 8
+    max_new_tokens: int = 32
 
 
 def check_settings(settings: EvalSettings) -> None:
