@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tests.shared_state import draws
 from transformers import LlavaForConditionalGeneration
 
 from foveate.tiny.drawing import GLYPHS
@@ -24,6 +25,7 @@ from foveate.tiny.training.run import Run
 from foveate.tiny.training.train import train
 from foveate.tiny.training.vision_stage import see
 from foveate.tiny.vocabulary import WORD_ID
+from foveate.torch_state import threads
 
 MINUTE = Recipe(
     scenes=24,
@@ -62,7 +64,11 @@ class Stopped(Exception):
 
 
 def test_a_resumed_run_equals_one_that_never_stopped(tmp_path, monkeypatch):
-    whole = train(tmp_path / "whole", MINUTE)
+    before = draws()
+    with threads(2):
+        whole = train(tmp_path / "whole", MINUTE)
+        assert torch.get_num_threads() == 2
+    assert draws() == before
     for name in ("scenes", "held_out"):
         shutil.copytree(tmp_path / "whole" / name, tmp_path / "parts" / name)
     save = Run.save

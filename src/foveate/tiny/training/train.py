@@ -15,6 +15,8 @@ from foveate.tiny.training.recipe import Recipe
 from foveate.tiny.training.run import Run
 from foveate.tiny.training.vision_stage import Progress, amplify_texture, train_vision
 from foveate.tiny.vocabulary import processor
+from foveate.torch_state import own_randomness
+from foveate.torch_state import threads as with_threads
 
 __all__ = ["Recipe", "export", "train"]
 
@@ -68,9 +70,7 @@ def train(
     folder, recipe = Path(folder), recipe or Recipe()
     if not resume and any((folder / name).exists() for name in ("vision.pt", "language.pt", "log.jsonl")):
         raise FileExistsError(f"{folder} holds a run already; resume it or choose another folder")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with with_threads(threads), own_randomness():
         run = Run(folder, recipe, checkpoint_seconds)
         run.log(stage="start", threads=threads, torch=torch.__version__, recipe=asdict(recipe))
         held_out = render_pool(folder / "held_out", recipe.held_out_scenes, recipe.seed, POOL_CHECK_STREAM)
@@ -86,6 +86,4 @@ def train(
         train_language(run, model, pool, tokens[0], held_out, tokens[1], progress)
         export(model, folder / "weights")
         plot_log(folder / "log.jsonl", folder / "curve.png")
-    finally:
-        torch.set_num_threads(before)
     return folder / "weights"
