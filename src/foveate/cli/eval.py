@@ -51,6 +51,12 @@ def eval_(
     json_file: JsonFile = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 8,
+    gallery: Annotated[
+        int, typer.Option(min=0, help="Keep so many questions with changed answers and their images, for a report.")
+    ] = 0,
+    timed: Annotated[
+        int, typer.Option("--time", metavar="ROUNDS", min=0, help="Time each arm beside the dense model, in rounds.")
+    ] = 0,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
@@ -73,6 +79,8 @@ def eval_(
         budget=budget,  # type: ignore[arg-type]
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
+        gallery=gallery,
+        timed=timed,
     )
     check_settings(settings)
     # 2. load, and answer

@@ -27,6 +27,8 @@ class Answer:
         where the report knows no FLOPs.
     skipped
         Why nothing was pruned although it was asked for.
+    kept_tokens
+        Which of the visual tokens were kept, as `token_bits` writes it; `None` where nobody asked for it.
     """
 
     text: str
@@ -36,6 +38,7 @@ class Answer:
     kv_share: float = 1.0
     flops_share: float | None = 1.0
     skipped: str | None = None
+    kept_tokens: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ def answer_batch(
     pruner: Any = None,
     max_new_tokens: int = 8,
     shrink: float | int = 1.0,
+    which: bool = False,
 ) -> list[Answer]:
     """Return the answers to a batch of examples and what each cost.
 
@@ -106,18 +110,52 @@ def answer_batch(
         One image each.
     shrink
         Share of each image's pixels that is given to the processor; a count: this share of its visual tokens.
+    which
+        Record which visual tokens were kept.
     """
+    questions, images = _shrunk(loaded, examples, shrink)
+    batch = run_batch(loaded, questions, images, pruner, max_new_tokens)
+    visual = _visual(loaded, batch.inputs)
+    dense = [Answer("", count, count) for count in visual]
+    spent = dense if batch.report is None else _after(batch.report, dense)
+    if which and batch.report is not None and batch.report.prefills and batch.report.prefills[0].stages:
+        kept = batch.report.prefills[0].stages[-1].kept
+        rows = zip(spent, kept, batch.inputs["input_ids"].cpu(), strict=True)
+        spent = [
+            replace(cost, kept_tokens=token_bits(torch.isin(visual_positions(loaded.model.config, ids), own)))
+            for cost, own, ids in rows
+        ]
+    return [replace(cost, text=text) for cost, text in zip(spent, batch.texts, strict=True)]
+
+
+def batch_inputs(loaded: LoadedModel, examples: list[Example], shrink: float | int = 1.0) -> Any:
+    """Return what the processor makes of a batch of examples; the arguments are those of `answer_batch`."""
+    return loaded.inputs(*_shrunk(loaded, examples, shrink))
+
+
+def _shrunk(
+    loaded: LoadedModel, examples: list[Example], shrink: float | int
+) -> tuple[list[str], list[list[Image.Image]]]:
+    """Questions, and images with that share of their pixels."""
     questions = [example.question for example in examples]
     shares = [shrink] * len(examples)
     if isinstance(shrink, int):
         whole = _visual(loaded, loaded.process(questions, [[example.image] for example in examples]))
         shares = [min(1.0, shrink / max(number, 1)) for number in whole]
     images = [[downsample(example.image, share)] for example, share in zip(examples, shares, strict=True)]
-    batch = run_batch(loaded, questions, images, pruner, max_new_tokens)
-    visual = _visual(loaded, batch.inputs)
-    dense = [Answer("", count, count) for count in visual]
-    spent = dense if batch.report is None else _after(batch.report, dense)
-    return [replace(cost, text=text) for cost, text in zip(spent, batch.texts, strict=True)]
+    return questions, images
+
+
+def token_bits(kept: torch.Tensor) -> str:
+    """Return `(N,) bool` as hexadecimal digits: the first token is the highest bit, zeros fill the last digit."""
+    bits = "".join("1" if one else "0" for one in kept.tolist())
+    digits = -(-len(bits) // 4)
+    return f"{int(bits.ljust(4 * digits, '0') or '0', 2):0{digits}x}" if digits else ""
+
+
+def token_list(bits: str, number: int) -> list[bool]:
+    """Return what `token_bits` was given, of `number` tokens."""
+    return [one == "1" for one in f"{int(bits or '0', 16):0{4 * len(bits)}b}"[:number]]
 
 
 def _visual(loaded: LoadedModel, inputs: Any) -> list[int]:

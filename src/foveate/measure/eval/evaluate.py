@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 from foveate.errors import BudgetError, FoveateError
 from foveate.measure import environment
-from foveate.measure.eval.answers import Answer, answer_batch
+from foveate.measure.eval.answers import Answer, answer_batch, batch_inputs
 from foveate.measure.eval.arms import EvalArm, Evidence, check_keeps, evidence_masks, plan_arms
+from foveate.measure.eval.gallery import write_gallery
+from foveate.measure.eval.latency import clock_of, measure_latency
 from foveate.measure.eval.suites import Example, is_correct, load_suite, suite_fingerprint, suite_named
 from foveate.measure.eval.summary import summarise
 from foveate.measure.loading import LoadedModel
@@ -110,6 +112,10 @@ class EvalSettings:
         layers), or "mean", for every method the mean share of visual tokens per decoder layer.
     batch_size, max_new_tokens
         Of the answers.
+    gallery
+        How many questions with changed answers are kept with their images, for a report.
+    timed
+        Rounds in which each arm is timed beside the dense model; 0 times nothing.
     """
 
     methods: tuple[MethodSpec, ...]
@@ -122,6 +128,8 @@ class EvalSettings:
     budget: Literal["after", "mean"] = "after"
     batch_size: int = 16
     max_new_tokens: int = 8
+    gallery: int = 0
+    timed: int = 0
 
 
 def check_settings(settings: EvalSettings) -> None:
@@ -188,7 +196,10 @@ def evaluate(
             if progress:
                 progress(arm.label, done, total)
     order = [example.index for example in examples]
-    return {
+    answered = [(arm, journal.arm(arm.label, order)) for arm in arms]
+    if settings.gallery:
+        write_gallery(folder, loaded, examples, [(arm.label, rows) for arm, rows in answered], settings.gallery)
+    result = {
         "format": "foveate-eval-1",
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": environment.command(),
@@ -200,8 +211,38 @@ def evaluate(
             "keeps": list(settings.keeps),
         },
         "out_of_reach": out_of_reach,
-        **summarise([(arm, journal.arm(arm.label, order)) for arm in arms], settings.seed),
+        **summarise(answered, settings.seed),
     }
+    if settings.timed:
+        time_arms(result, loaded, settings, arms, examples[: settings.batch_size], progress)
+    return result
+
+
+def time_arms(
+    result: dict[str, Any],
+    loaded: LoadedModel,
+    settings: EvalSettings,
+    arms: list[EvalArm],
+    batch: list[Example],
+    progress: Callable[[str, int, int], None] | None = None,
+) -> None:
+    """Give each arm of a result its `time`: prefill, and the whole answer, of one batch beside the dense model."""
+    result["time"] = {
+        "rounds": settings.timed,
+        "batch_size": len(batch),
+        "new_tokens": settings.max_new_tokens,
+        "clock": clock_of(loaded.model),
+    }
+    whole = batch_inputs(loaded, batch)
+    for done, (arm, entry) in enumerate(zip(arms, result["arms"], strict=True), 1):
+        masks = evidence_masks(batch, _visual_tokens(loaded, batch)) if needs_evidence(arm) else None
+        inputs = batch_inputs(loaded, batch, arm.shrink) if arm.shrink != 1 else whole
+        pruner = arm.pruner(settings.seed * SEEDS_APART, masks)
+        entry["time"] = measure_latency(
+            loaded.model, whole, inputs, pruner, settings.max_new_tokens, settings.timed
+        ).to_dict()
+        if progress:
+            progress(f"timing {arm.label}", done, len(arms))
 
 
 def _configuration(loaded: LoadedModel, settings: EvalSettings, examples: list[Example]) -> dict[str, Any]:
@@ -228,10 +269,14 @@ def _configuration(loaded: LoadedModel, settings: EvalSettings, examples: list[E
 def _answer(
     loaded: LoadedModel, settings: EvalSettings, arm: EvalArm, batch: list[Example], seed: int
 ) -> list[Answer]:
-    masks = None
-    if arm.spec is not None and arm.spec.name == Evidence.name:
-        masks = evidence_masks(batch, _visual_tokens(loaded, batch))
-    return answer_batch(loaded, batch, arm.pruner(seed, masks), settings.max_new_tokens, arm.shrink)
+    masks = evidence_masks(batch, _visual_tokens(loaded, batch)) if needs_evidence(arm) else None
+    which = settings.gallery > 0
+    return answer_batch(loaded, batch, arm.pruner(seed, masks), settings.max_new_tokens, arm.shrink, which)
+
+
+def needs_evidence(arm: EvalArm) -> bool:
+    """Say whether an arm is the diagnostic that is given the evidence."""
+    return arm.spec is not None and arm.spec.name == Evidence.name
 
 
 def _visual_tokens(loaded: LoadedModel, batch: list[Example]) -> int:
@@ -242,7 +287,7 @@ def _visual_tokens(loaded: LoadedModel, batch: list[Example]) -> int:
 
 
 def _row(arm: EvalArm, example: Example, answer: Answer) -> dict[str, Any]:
-    return {
+    row = {
         "arm": arm.label,
         "index": example.index,
         "task": example.task,
@@ -250,3 +295,6 @@ def _row(arm: EvalArm, example: Example, answer: Answer) -> dict[str, Any]:
         "correct": is_correct(answer.text, example.answer),
         **{"answer" if key == "text" else key: value for key, value in asdict(answer).items()},
     }
+    if answer.kept_tokens is None:
+        del row["kept_tokens"]
+    return row
