@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import string
 from collections import Counter
@@ -42,13 +43,13 @@ class Metric:
 # normalisation ---------------------------------------------------------------------------------------------------
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
-POINT = re.compile(r"(?<=\d)[.,](?=\d)")  # of a number
+POINT = re.compile(r"(?<=\d)\.(?=\d)")  # of a number
 
 
 def squad_words(text: str) -> list[str]:
     """Return the words of a text as SQuAD compares them: lower case, without punctuation and articles.
 
-    A point or comma within a number stays, which in SQuAD's own script it does not: 3.5 is not 35.
+    A point within a number stays, which in SQuAD's own script it does not: 3.5 is not 35.
     """
     kept = {match.start() for match in POINT.finditer(text)}
     bare = "".join(sign for at, sign in enumerate(text.lower()) if sign not in string.punctuation or at in kept)
@@ -69,7 +70,11 @@ they've wasn't we'd've we've weren't what'll what're what's what've when's where
 who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've
 you'd you'd've you'll you're you've
 """
-APOSTROPHES = {word.replace("'", "").lower(): word for word in CONTRACTIONS.split()}
+APOSTROPHES = {
+    "".join(parts).lower(): word
+    for word in CONTRACTIONS.split()
+    for parts in itertools.product(*(("'", "") if sign == "'" else (sign,) for sign in word))
+}
 VQA_SIGNS = ';/[]"{}()=+\\_-><@`,?!'
 VQA_COMMA = re.compile(r"(\d)(,)(\d)")
 VQA_POINT = re.compile(r"(?!<=\d)(\.)(?!\d)")  # as it stands in VQA's own script
@@ -235,7 +240,26 @@ METRICS: Mapping[str, Metric] = {
         Metric("same-tokens", None, needs="logits"),
     )
 }
-LABELLED, CHOSEN, UNLABELLED = ("exact",), ("choice",), ("agreement", "identical", "kl")
+EXACT, CHOICE, UNLABELLED, SCORED = ("exact",), ("choice",), ("agreement", "identical", "kl"), ("same-tokens", "kl")
+
+
+def usual(labelled: bool, choices: bool, mode: str) -> tuple[str, ...]:
+    """Return the metrics of a question where nobody named one.
+
+    Parameters
+    ----------
+    labelled
+        The truth is known.
+    choices
+        The question has choices.
+    mode
+        "generate" or "score".
+    """
+    if labelled and choices:
+        return CHOICE
+    if mode == "score":
+        return SCORED
+    return EXACT if labelled else UNLABELLED
 
 
 @dataclass(frozen=True)
@@ -250,17 +274,52 @@ class Metrics:
 
     by_task: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def of(self, task: str) -> tuple[str, ...]:
-        """Return the metrics of a task, the one that decides first; none where nobody said."""
+    def named(self, task: str) -> tuple[str, ...]:
+        """Return the metrics that were named for a task, if any."""
         return self.by_task.get(task) or self.by_task.get(ALL, ())
 
-    def needs(self, task: str, what: str) -> bool:
-        """Say whether a metric of the task needs the "truth", the "dense" answer, or "logits"."""
-        return any(METRICS[name].needs == what for name in self.of(task))
+    def of(self, task: str, labelled: bool, choices: bool, mode: str) -> tuple[str, ...]:
+        """Return the metrics of a question, the one that decides first; the arguments are those of `usual`."""
+        return self.named(task) or usual(labelled, choices, mode)
+
+    @staticmethod
+    def needs(names: Sequence[str], what: str) -> bool:
+        """Say whether one of these metrics needs the "truth", the "dense" answer, or "logits"."""
+        return any(METRICS[name].needs == what for name in names)
 
     def to_dict(self) -> dict[str, list[str]]:
         """Return plain data for JSON."""
         return {task or "all tasks": list(names) for task, names in self.by_task.items()}
+
+
+def check_mode(mode: str, metrics: Metrics, own: bool) -> None:
+    """Refuse a mode that does not exist, or in which a metric cannot be computed.
+
+    Parameters
+    ----------
+    mode
+        "generate" or "score".
+    metrics
+        Those that were named.
+    own
+        The questions are one's own.
+
+    Raises
+    ------
+    MetricError
+        It is so.
+    """
+    if mode not in ("generate", "score"):
+        raise MetricError(f"--mode is 'generate' or 'score', got '{mode}'")
+    if not own and (mode == "score" or metrics.by_task):
+        raise MetricError("--metric and --mode score are for own questions: give them with --data")
+    if mode == "score":
+        texts = {name for names in metrics.by_task.values() for name in names} - {"choice", "kl", "same-tokens"}
+        if texts:
+            raise MetricError(
+                f"--mode score generates no answers, which '{min(texts)}' compares; there are choice, "
+                "kl and same-tokens"
+            )
 
 
 def parse_metrics(texts: Sequence[str]) -> Metrics:

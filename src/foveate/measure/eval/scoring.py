@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,3 +68,51 @@ def next_words(model: Any, forced: Forced) -> Tensor:
     """(B, T, V) log-probabilities, fp32, of each answer token's place."""
     logits = model(**forced.inputs).logits[:, forced.start - 1 : -1]
     return logits.float().log_softmax(-1)
+
+
+def answer_words(model: Any, forced: Forced) -> Tensor:
+    """(B, T, V) log-probabilities as `next_words`, of the answer's places alone where the model can be asked so."""
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        return next_words(model, forced)
+    length = forced.real.shape[1]
+    inputs = {name: value for name, value in forced.inputs.items() if name != "labels"}
+    with torch.inference_mode():
+        logits = model(**inputs, logits_to_keep=length + 1).logits[:, -length - 1 : -1]
+        return logits.float().log_softmax(-1)
+
+
+def compare(dense: Tensor, other: Tensor, real: Tensor) -> list[dict[str, float]]:
+    """Return how far the next words are from the dense model's, a mean over each answer's tokens.
+
+    Parameters
+    ----------
+    dense, other
+        (B, T, V), log-probabilities.
+    real
+        (B, T) bool, the answer's tokens.
+
+    Returns
+    -------
+    list of dict
+        Of each sample "kl", KL(dense || other) in nats, and "same-tokens", the share of tokens whose most probable
+        word is the dense one.
+    """
+    each = dense.exp() * (dense - other)
+    kl = each.masked_fill(dense.isneginf(), 0.0).sum(-1).clamp(min=0)  # what is impossible for both is no difference
+    same = (dense.argmax(-1) == other.argmax(-1)).double()
+    number = real.sum(-1)
+    means = ((value.double() * real).sum(-1).cpu() / number.cpu() for value in (kl, same))
+    return [{"kl": far, "same-tokens": share} for far, share in zip(*(mean.tolist() for mean in means), strict=True)]
+
+
+def likeliest_letter(words: Tensor, letters: Sequence[Sequence[int]]) -> int:
+    """Return which letter is most probable.
+
+    Parameters
+    ----------
+    words
+        (V,), log-probabilities of the first token of an answer.
+    letters
+        Of each letter the ids of the tokens that it can be.
+    """
+    return max(range(len(letters)), key=lambda at: float(words[list(letters[at])].max()))

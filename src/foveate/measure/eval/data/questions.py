@@ -17,6 +17,7 @@ from foveate.measure.eval.data.errors import DataError, RowError
 from foveate.measure.eval.data.fields import Names, Row, parse_names, read_row
 from foveate.measure.eval.data.media import Media
 from foveate.measure.eval.data.tables import Table, open_table
+from foveate.measure.eval.metrics import METRICS, Metrics
 from foveate.measure.eval.suites import Example
 
 PATCH = 28**2  # pixels of a visual token, about: for the order of batches only
@@ -57,6 +58,35 @@ class DataSettings:
     allow_urls: bool = False
     skip_bad: bool = False
     frames: int = 8
+
+
+def data_settings(name: str | None, *, bad_rows: str = "fail", **given: Any) -> DataSettings | None:
+    """Return the settings of own data as a command line gives them; `None` where there is none.
+
+    Parameters
+    ----------
+    name
+        Of the data, or `None`.
+    bad_rows
+        "fail" or "skip".
+    **given
+        Further fields of `DataSettings`.
+
+    Raises
+    ------
+    DataError
+        `bad_rows` is neither, a field's name is wrong, or a setting of own data is given without data.
+    """
+    if bad_rows not in ("fail", "skip"):
+        raise DataError(f"--bad-rows is 'fail' or 'skip', got '{bad_rows}'")
+    if name is not None:
+        parse_names(given.get("fields", ()))
+        return DataSettings(name, skip_bad=bad_rows == "skip", **given)
+    without = [key for key in ("fields", "question", "split", "subset", "allow_urls") if given.get(key)]
+    if bad_rows != "fail" or without:
+        option = "bad-rows" if not without else {"fields": "field"}.get(without[0], without[0].replace("_", "-"))
+        raise DataError(f"--{option} goes with --data")
+    return None
 
 
 @dataclass(frozen=True)
@@ -101,9 +131,7 @@ class OwnQuestions(Sequence[Question]):
     lengths
         About how many tokens the prompt of each has.
     labelled
-        Whether the truth is known: of all, or of none.
-    with_choices
-        Whether a row has choices.
+        Whether the truth is known of the questions that have the usual metrics: of all, or of none.
     fingerprint
         Short hash of questions, answers and images.
     tasks
@@ -120,14 +148,13 @@ class OwnQuestions(Sequence[Question]):
         places: array[int],
         lengths: array[int],
         labelled: bool,
-        with_choices: bool,
         fingerprint: str,
         tasks: tuple[str, ...],
         skipped: tuple[str, ...],
     ) -> None:
         self._table, self._names, self._media = table, names, media
         self._places, self._lengths = places, lengths
-        self.labelled, self.with_choices, self.fingerprint = labelled, with_choices, fingerprint
+        self.labelled, self.fingerprint = labelled, fingerprint
         self.tasks, self.skipped = tasks, skipped
 
     def __len__(self) -> int:
@@ -181,11 +208,20 @@ def _question(index: int, row: Row, media: Media, where: str, digest: Any = None
     )
 
 
+def _check_metrics(row: Row, named: tuple[str, ...]) -> None:
+    for name in named:
+        if METRICS[name].needs == "truth" and not row.answers:
+            raise RowError(f"it has no answer, and the metric '{name}' needs one")
+        if name == "choice" and not row.choices:
+            raise RowError("it has no choices, and the metric 'choice' needs them")
+
+
 def load_questions(
     settings: DataSettings,
+    metrics: Metrics | None = None,
+    mode: str = "generate",
     seed: int = 0,
     downloads: Path | None = None,
-    needs_truth: Callable[[str], bool] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> OwnQuestions:
     """Look through all rows, their images included, and return those that can be used.
@@ -194,12 +230,12 @@ def load_questions(
     ----------
     settings
         Where they come from.
+    metrics, mode
+        By which answers are scored, and how they are made: a row must have what that needs.
     seed
         Of the draw, where not all are wanted.
     downloads
         Folder for what is fetched.
-    needs_truth
-        Whether a task is measured by a metric that needs the truth; `None`: if any row has it.
     progress
         Called with what is done, how many rows and of how many.
 
@@ -209,6 +245,7 @@ def load_questions(
         There is no such data, no row that can be used, or one that cannot and is not to be skipped; the message names
         file, row and reason.
     """
+    metrics = metrics or Metrics()
     names = parse_names(settings.fields, settings.question)
     table = open_table(settings.name, settings.split, settings.subset, settings.question is not None)
     media = Media(table.folder, settings.allow_urls, downloads, settings.frames)
@@ -218,14 +255,14 @@ def load_questions(
     places, lengths, unlabelled = array("Q"), array("Q"), array("Q")
     tasks: dict[str, None] = {}
     bad: dict[int, str] = {}
-    digest, labelled, with_choices = hashlib.sha256(), False, False
+    digest, labelled = hashlib.sha256(), False
     for done, place in enumerate(taken, 1):
         try:
             row = read_row(table.row(place), names)
             media_digest = hashlib.sha256()
             question = _question(0, row, media, "", media_digest)
-            if needs_truth is not None and needs_truth(row.task) and not row.answers:
-                raise RowError("it has no answer, and the metric needs one")
+            named = metrics.named(row.task)
+            _check_metrics(row, named)
         except RowError as error:
             bad[place] = str(error)
         else:
@@ -237,12 +274,13 @@ def load_questions(
             pixels = sum(one.width * one.height for one in shown)
             lengths.append(pixels // PATCH + len(row.question) // 4)
             tasks[sys.intern(row.task)] = None
-            labelled, with_choices = labelled or bool(row.answers), with_choices or bool(row.choices)
-            if not row.answers:
-                unlabelled.append(place)
+            if not named:  # the usual metrics, of questions with answers or of those without
+                labelled = labelled or bool(row.answers)
+                if not row.answers:
+                    unlabelled.append(place)
         if progress:
             progress("looking through the data", done, len(taken))
-    if needs_truth is None and labelled and len(unlabelled):
+    if labelled:
         bad |= dict.fromkeys(unlabelled, "it has no answer, and other rows have one")
     told = [f"{table.unit} {table.number(place)}: {bad[place]}" for place in sorted(bad)]
     if bad and (not settings.skip_bad or len(bad) == len(taken)):
@@ -259,7 +297,6 @@ def load_questions(
         array("Q", (places[at] for at in kept)),
         array("Q", (lengths[at] for at in kept)),
         labelled,
-        with_choices,
         digest.hexdigest()[:16],
         tuple(tasks),
         tuple(told),
