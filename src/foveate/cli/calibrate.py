@@ -46,8 +46,8 @@ def btp(
 ) -> None:
     """Measure where and how to prune a model with BTP; no training, no labels. Runs under `accelerate launch`, too."""
     from foveate.learn.btp.calibrate import CalibrationSettings, calibrate_btp
-    from foveate.learn.processes import alone_by_mistake, current
     from foveate.measure.loading import check_place, load_model
+    from foveate.measure.processes import alone_by_mistake, current
 
     settings: Any = CalibrationSettings(
         keep=keep,

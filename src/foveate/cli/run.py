@@ -38,7 +38,7 @@ def run(
     dtype: DType = "auto",
 ) -> None:
     """Answer one question with pruned visual tokens and report what was kept."""
-    from foveate.cli.images import open_image
+    from foveate.measure.images import open_image
 
     pruner = make_pruner(method, keep, option or [], 0.22)
     images = [open_image(source) for source in image or []]

@@ -72,8 +72,8 @@ def glimpse(
     """Train GlimpsePrune's predictor on images with boxes; the model stays frozen. Runs under `accelerate launch`."""
     from foveate.learn.errors import TrainingError
     from foveate.learn.glimpse.train import PICTURE, GlimpseSettings, earlier_run, need_accelerate, train_glimpse
-    from foveate.learn.processes import current
     from foveate.measure.loading import check_place, load_model
+    from foveate.measure.processes import current
     from foveate.pruners.glimpseprune.sizes import sizes_for
 
     # 1. what can be refused before anything is loaded
@@ -204,8 +204,8 @@ def glimpse_plus(
     from foveate.learn.glimpse_plus.config import read_settings
     from foveate.learn.glimpse_plus.setup import load_samples
     from foveate.learn.glimpse_plus.train import ADAPTER, MODEL, PREDICTOR, STEPS, need_trl, train_plus
-    from foveate.learn.processes import current
     from foveate.measure.loading import check_place
+    from foveate.measure.processes import current
 
     settings = read_settings(config)
     check_place(device)

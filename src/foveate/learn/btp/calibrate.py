@@ -22,9 +22,9 @@ from foveate.learn.btp.samples import Sample, Samples
 from foveate.learn.btp.sums import PassSums
 from foveate.learn.errors import CalibrationError
 from foveate.learn.plots import draw_calibration
-from foveate.learn.processes import Processes
 from foveate.measure import environment
 from foveate.measure.loading import LoadedModel
+from foveate.measure.processes import Processes
 from foveate.pruners import Pruner
 from foveate.pruners.btp.method import BTP, BTPStage
 

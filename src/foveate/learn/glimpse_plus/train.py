@@ -18,9 +18,9 @@ from foveate.learn.glimpse.train import GlimpseSettings, train_glimpse
 from foveate.learn.glimpse_plus.config import PlusSettings
 from foveate.learn.glimpse_plus.rewards import reward_by_name
 from foveate.learn.glimpse_plus.setup import Progress, load_for, make_trainer, usable
-from foveate.learn.processes import Processes
 from foveate.measure import environment
 from foveate.measure.loading import load_model
+from foveate.measure.processes import Processes
 from foveate.measure.resume import differences, write_whole
 from foveate.pruners.glimpseprune.modules import GlimpseConfig
 from foveate.pruners.glimpseprune.sizes import sizes_for

@@ -51,7 +51,7 @@ class Evidence(SingleStagePruner):
         return select.top_k((draw + self.masks).to(tokens.features.device), k, tokens.valid)
 
 
-def evidence_masks(examples: list[Example], visual_tokens: int) -> Tensor:
+def evidence_masks(examples: Sequence[Example], visual_tokens: int) -> Tensor:
     """Return the evidence of a batch, `(B, visual_tokens) bool`.
 
     Raises

@@ -41,6 +41,16 @@ class Example:
     answer: str
     evidence: torch.Tensor | None = None
 
+    @property
+    def images(self) -> tuple[Image.Image, ...]:
+        """All images that it is about."""
+        return (self.image,)
+
+    @property
+    def videos(self) -> tuple[tuple[Image.Image, ...], ...]:
+        """All videos that it is about, each as its frames."""
+        return ()
+
 
 def scenes(samples: int, seed: int) -> Iterator[Example]:
     """Yield held-out scenes of the embedded model, balanced over its tasks: short answers, and long ones that read."""

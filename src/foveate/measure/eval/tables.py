@@ -23,6 +23,15 @@ def _number(share: float | None, digits: int = 1) -> str:
     return percent(share, digits).removesuffix(" %")
 
 
+def _metric(figures: dict[str, Any] | None) -> list[str]:
+    """Mean, and difference to the dense model with its interval, three digits each."""
+    if figures is None:
+        return ["–", "–"]
+    value, low, high = (figures["to_dense"][key] for key in ("value", "low", "high"))
+    gap = f"{value:+.3f}" if low == high else f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return [f"{figures['mean']:.3f}", gap]
+
+
 def result_tables(result: dict[str, Any]) -> list[Cells]:
     """Return the tables of a result: accuracy, what it cost, and accuracy by task."""
     arms, tasks = result["arms"], result["tasks"]
@@ -52,6 +61,11 @@ def result_tables(result: dict[str, Any]) -> list[Cells]:
         "What was kept, % of the dense run": (["tokens", "mean over layers", "KV cache", "FLOPs"], cost),
         "Accuracy by task, %": (tasks, by_task),
     }
+    names_of = list(dict.fromkeys(name for arm in arms for name in arm.get("metrics", {})))  # none in older results
+    if names_of:
+        columns = [head for name in names_of for head in (name, f"{name} – dense [{level}]")]
+        cells = [[cell for name in names_of for cell in _metric(arm.get("metrics", {}).get(name))] for arm in arms]
+        heads["Metrics, 0 to 1; kl in nats"] = (columns, cells)
     return [
         Cells(title, ["method", "keep", *columns], [[*name, *row] for name, row in zip(names, rows, strict=True)])
         for title, (columns, rows) in heads.items()

@@ -10,15 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.learn.errors import CalibrationError
+from foveate.errors import FoveateError
 
 # by torch's launcher, and by those of MPI
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
+class ProcessesError(FoveateError, ImportError):
+    """Several processes were launched, and what joins them is not installed."""
+
+
 @dataclass(frozen=True)
 class Processes:
-    """Who else works on this calibration.
+    """Who else works on this.
 
     Attributes
     ----------
@@ -60,6 +64,14 @@ class Processes:
 
         return broadcast_object_list([value])[0]
 
+    def together(self, value: Any) -> list[Any]:
+        """What each process has, in every process, in the order of their indices; all wait for the last."""
+        if self.state is None:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return list(gather_object([value]))
+
 
 def alone_by_mistake() -> bool:
     """True where accelerate was asked for several processes and started one: on CPUs its own launcher needs MPI."""
@@ -72,7 +84,7 @@ def current() -> Processes:
 
     Raises
     ------
-    CalibrationError
+    ProcessesError
         Several were launched, but accelerate is not installed.
     """
     if max(int(os.environ.get(name, "1")) for name in SIZES) < 2:
@@ -80,7 +92,7 @@ def current() -> Processes:
     try:
         from accelerate import PartialState
     except ImportError as error:
-        raise CalibrationError("several processes need accelerate: pip install 'foveate[learn]'") from error
+        raise ProcessesError("several processes need accelerate: pip install 'foveate[learn]'") from error
     cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     state = PartialState(cpu=cpu)
     return Processes(state.num_processes, state.process_index, state)
