@@ -49,7 +49,7 @@ def cut(
     # 2. the method selects
     with torch.no_grad():
         wants_text = method.wants_text(layer)
-        tokens = _show(shown.detach(), forward, prompt, layer, dense_positions, columns, visual, wants_text)
+        tokens = _show(shown.detach(), forward, prompt, method, layer, dense_positions, columns, visual, wants_text)
         selection = method.select(tokens)
     selection = selection if isinstance(selection, Selection) else Selection(selection)
     _check_selection(selection, method, tokens.valid)
@@ -89,6 +89,7 @@ def _show(
     hidden: Tensor,
     forward: ForwardPass,
     prompt: Prompt,
+    method: Pruner,
     layer: int,
     dense_positions: Tensor,
     columns: Tensor,
@@ -122,8 +123,8 @@ def _show(
     if previous is not None:
         previous = gather_positions(previous, columns, 1).masked_fill(~valid[..., None], 0)
     # 3. what the vision encoder's blocks put out for them
-    seen, blocks = prompt.vision, 0 if prompt.vision is None else prompt.vision.blocks
-    vision = () if seen is None else seen.at(position.masked_fill(~valid, -1))
+    seen = prompt.vision
+    vision, received = ((), ()) if seen is None else seen.at(position.masked_fill(~valid, -1), method)
     return VisualTokens(
         layer=layer,
         features=features if min(prompt.counts) == max(prompt.counts) else features.masked_fill(~valid[..., None], 0),
@@ -141,15 +142,16 @@ def _show(
         mean_text=torch.einsum("bn,bnd->bd", text, hidden) / text.sum(-1, keepdim=True).clamp(min=1),
         attention=attention,
         extra=hidden[:, hidden.shape[1] - forward.extra :],
-        vision=vision[:blocks],
-        received=tuple(one[..., 0] for one in vision[blocks:]),
-        class_received=tuple(one[..., 1] for one in vision[blocks:]),
+        vision=vision,
+        received=tuple(one[..., 0] for one in received),
+        class_received=tuple(one[..., 1] for one in received),
         keys=_of_rows(tapped.keys, columns, valid),
         values=_of_rows(tapped.values, columns, valid),
         text_keys=_of_rows(tapped.keys, text_of, text_of >= 0),
         text_values=_of_rows(tapped.values, text_of, text_of >= 0),
         previous=previous,
         text=_picked(hidden, text_of) if wants_text else None,
+        dense_image=prompt.layout.places[0],
     )
 
 

@@ -28,7 +28,7 @@ class TapHooks:
         if forward is None or forward.prompt is None:
             return
         # 1. what the method wants of this layer
-        method, stage = here.method, number + 1
+        method, stage = here.method.member(number + 1), number + 1
         given = here.names.by_name(number, args, kwargs)
         hidden, cache = here.family.shown_states(given[here.names.hidden]), given.get(here.names.cache)
         forward.follow(hidden)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import BudgetError
-from foveate.pruners import saving
+from foveate.pruners import saving, shares
 from foveate.pruners.budget import check_keep, keep_behind, tokens_to_keep
 from foveate.pruners.options import option as option
 from foveate.pruners.options import settle
@@ -114,6 +114,9 @@ class VisualTokens:
     text
         (B, T, D) hidden states that would enter the layer of the text tokens after the first visual token, in the
         order of `PromptRows.text`; zeros where a sample has fewer. None unless `wants_text`.
+    dense_image
+        (B, L) long, for each place of the prompt the image that the visual token there belonged to before any pruning,
+        -1 for all else; None: all tokens of each image are there.
     """
 
     layer: int
@@ -141,6 +144,7 @@ class VisualTokens:
     text_values: Tensor | None = None
     previous: Tensor | None = None
     text: Tensor | None = None
+    dense_image: Tensor | None = None
 
     def by_image(self, images: int) -> VisualTokens:
         """The same tokens with one row for each (sample, image): (B * images, N, ...), other images' tokens invalid.
@@ -161,11 +165,12 @@ class VisualTokens:
         number = torch.arange(images, device=self.image.device).repeat(self.image.shape[0])
         mine = rows(self.image) == number[:, None]
         count = mine.sum(-1).cpu()
+        before = None if self.dense_image is None else rows(self.dense_image) == number[:, None]
         return dataclasses.replace(
             self,
             features=rows(self.features),
             valid=rows(self.valid) & mine,
-            dense=count,
+            dense=count if before is None else before.sum(-1).cpu(),
             present=count,
             position=rows(self.position),
             image=rows(self.image),
@@ -236,6 +241,7 @@ class Pruner:
     uses_grids: ClassVar[bool] = False
     keep_is_mean: ClassVar[bool] = False  # `keep` is a mean share of visual tokens per layer
     by_class_token: ClassVar[bool] = False  # the report says where the vision encoder has none
+    needs_all_tokens: ClassVar[bool] = False  # it reads whole grids: nothing may be cut before it
     finds_budget: ClassVar[bool] = False  # how much is kept is the method's own choice, unless `keep` is given
     shipped: ClassVar[Mapping[str, Path]] = MappingProxyType({})  # trained pruners in the package: name -> folder
 
@@ -268,6 +274,15 @@ class Pruner:
         """
         return self
 
+    @property
+    def members(self) -> tuple[Pruner, ...]:
+        """The methods that this one is made of: itself alone, unless it is a `Chain`."""
+        return (self,)
+
+    def member(self, layer: int) -> Pruner:
+        """That of the `members` which cuts before `layer`; asked of a method that was `resolved`."""
+        return self
+
     def select(self, tokens: VisualTokens) -> Tensor | Selection:
         """Keep mask (B, N) bool for the visual tokens at one stage, or a `Selection`, with which tokens merge.
 
@@ -287,6 +302,22 @@ class Pruner:
             (B,) long on the CPU, as in `VisualTokens`.
         """
         return None
+
+    def planned(self, layer: int, dense: Tensor, present: Tensor) -> Tensor | None:
+        """How many tokens (B,) the budget lets stay before `layer`, whatever the prompt is.
+
+        What `kept` says, else the share or count that `keep` is. A prompt may be left with fewer, or with more where a
+        method leaves images alone. None where it depends on the prompt.
+
+        Parameters
+        ----------
+        dense, present
+            (B,) long on the CPU, as in `VisualTokens`.
+        """
+        known, keep = self.kept(layer, dense, present), getattr(self, "keep", None)
+        if known is not None or keep is None or self.keep_is_mean:
+            return known
+        return torch.minimum(tokens_to_keep(keep, dense), present)
 
     def attention_rows(self, layer: int, rows: PromptRows) -> Tensor | None:
         """Rows (B, R) whose attention at layer - 1 the stage before `layer` wants, or None."""
@@ -347,9 +378,30 @@ class Pruner:
         Raises
         ------
         BudgetError
-            When no budget of the method gives that in such a model.
+            When no budget of the method gives that in such a model; the message says what can be reached.
         """
-        raise BudgetError(f"{self.name} has no budget that could be set to a mean share of visual tokens per layer")
+        if not hasattr(self, "keep"):
+            raise BudgetError(f"{self.name} has no option keep, so its mean share of visual tokens cannot be set")
+
+        def made(keep: float) -> Pruner:
+            return dataclasses.replace(self, keep=keep)  # type: ignore[call-arg]
+
+        depth = depth_of(config)
+        return shares.solve(self.name, made, lambda one: shares.mean(one.resolved(config), depth), share)
+
+    def scaled(self, factor: float, config: Any) -> Pruner:
+        """The same method with its budget times `factor`, and at most all tokens: how a chain's budget is set.
+
+        Raises
+        ------
+        BudgetError
+            When the budget is not a share of the visual tokens.
+        """
+        keep = getattr(self, "keep", None)
+        if not isinstance(keep, float):
+            what = "finds its budget itself" if keep is None else f"keeps a count, {keep}"
+            raise BudgetError(f"{self.name} {what}: only shares, such as keep=0.5, can be scaled to a mean per layer")
+        return dataclasses.replace(self, keep=min(1.0, factor * keep))  # type: ignore[call-arg]
 
     def for_bench(self, model: nn.Module, vision: bool) -> Pruner:
         """The method as it is timed on a model: what it lacks and its time depends on is made up.

@@ -187,6 +187,12 @@ class BTP(Pruner):
         made.resolved(config)
         return made
 
+    def scaled(self, factor: float, config: Any) -> BTP:
+        made = self.resolved(config)
+        stages = made.schedule(depth_of(config))
+        kept = tuple(dataclasses.replace(one, keep=min(1.0, factor * one.keep)) for one in stages)
+        return dataclasses.replace(made, stages=kept)
+
     def layers(self, depth: int) -> tuple[int, ...]:
         return tuple(stage.layer for stage in self.schedule(depth))
 
