@@ -92,3 +92,10 @@ def turn(text: str, *images: str, role: str = "user") -> dict:
         return {"role": role, "content": text}
     parts = [{"type": "image_url", "image_url": {"url": one}} for one in images]
     return {"role": role, "content": [*parts, {"type": "text", "text": text}]}
+
+
+def until(condition, seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)

@@ -97,7 +97,7 @@ def serve(
     with console(stderr=True).status(f"loading {model}"):
         quiet_loading()
         service = Service(load_model(model, device, dtype), settings)
-    usual = service.choices.choose(None, 0)
+    usual = service.choices.choose(None)
     say(f"{settings.served_name}: {usual!r}" if usual is not None else f"{settings.served_name}: dense")
     config = uvicorn.Config(
         build_app(service),

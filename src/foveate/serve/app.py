@@ -218,7 +218,7 @@ async def _next(events: asyncio.Queue[tuple[int, Event]], gone: asyncio.Task[Non
 
 
 def _model(service: Service) -> dict[str, Any]:
-    usual = service.choices.choose(None, 0)
+    usual = service.choices.choose(None)
     return {
         "id": service.settings.served_name,
         "object": "model",

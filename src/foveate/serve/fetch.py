@@ -100,18 +100,20 @@ class _Connection(http.client.HTTPSConnection):
     def __init__(self, parts: SplitResult, address: str, seconds: float) -> None:
         super().__init__(parts.hostname or "", PORTS[parts.scheme], timeout=seconds)
         self.default_port = PORTS[parts.scheme]
+        self._raw: socket.socket | None = None  # `sock` is gone as soon as the answer begins
         self._address, self._secure, self._host_name = address, parts.scheme == "https", parts.hostname
 
     def connect(self) -> None:
-        self.sock = socket.create_connection((self._address, self.port), self.timeout)
+        self._raw = self.sock = socket.create_connection((self._address, self.port), self.timeout)
         if self._secure:
-            self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self._host_name)
+            context = ssl.create_default_context()
+            self._raw = self.sock = context.wrap_socket(self.sock, server_hostname=self._host_name)
 
     def cut(self) -> None:
         """End it, from another thread."""
-        if self.sock is not None:
+        if self._raw is not None:
             with contextlib.suppress(OSError):
-                self.sock.shutdown(socket.SHUT_RDWR)
+                self._raw.shutdown(socket.SHUT_RDWR)
 
 
 def _get(parts: SplitResult, address: str, until: float, most: int) -> bytes | str:

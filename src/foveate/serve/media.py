@@ -7,7 +7,6 @@ import binascii
 import io
 import re
 import struct
-import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,16 +104,14 @@ def decode_video(data: bytes, settings: Settings) -> list[Image.Image]:
 def _opened(data: bytes, formats: tuple[str, ...], settings: Settings) -> Iterator[Image.Image]:
     names = ", ".join(formats)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images, which are counted below, and of odd metadata
-            image = Image.open(io.BytesIO(data), formats=formats)
-            if image.width * image.height > settings.max_pixels:
-                raise bad(
-                    f"an image has {image.width} x {image.height} pixels; {settings.max_pixels} are allowed",
-                    "messages",
-                    "image_too_large",
-                )
-            yield image
+        image = Image.open(io.BytesIO(data), formats=formats)
+        if image.width * image.height > settings.max_pixels:
+            raise bad(
+                f"an image has {image.width} x {image.height} pixels; {settings.max_pixels} are allowed",
+                "messages",
+                "image_too_large",
+            )
+        yield image
     except ApiError:
         raise
     except Image.DecompressionBombError:

@@ -79,7 +79,7 @@ class Choices:
         self.lengths = {name: self._lengths(name, model) for name in self.methods if name != DENSE}
         self._cached = functools.lru_cache(maxsize=256)(self._make)
 
-    def choose(self, asked: Pruning | None, visual: int) -> Pruner | None:
+    def choose(self, asked: Pruning | None, visual: int | None = None) -> Pruner | None:
         """Return the pruner of a request; None: it runs dense.
 
         Parameters
@@ -87,7 +87,7 @@ class Choices:
         asked
             What the request asks for, if anything.
         visual
-            Its visual tokens.
+            Its visual tokens; None: not known yet, and a count is not held against the limits.
 
         Raises
         ------
@@ -108,7 +108,9 @@ class Choices:
         keep = self.settings.keep
         if asked.keep is not None:
             keep = self._within(asked.keep, visual)
-        return None if keep == 1.0 and isinstance(keep, float) else self._cached(name, keep, self._share(keep, visual))
+        if keep == 1.0 and isinstance(keep, float):
+            return None
+        return self._cached(name, keep, self._share(keep, visual or 1))
 
     def describe(self, pruner: Pruner | None) -> dict[str, Any]:
         """Return a pruner's name and budget as a response has them."""
@@ -116,13 +118,15 @@ class Choices:
             return {"method": DENSE, "keep": 1.0}
         return {"method": pruner.name, "keep": getattr(pruner, "keep", None)}
 
-    def _within(self, keep: float | int, visual: int) -> float | int:
+    def _within(self, keep: float | int, visual: int | None) -> float | int:
         low, high = self.settings.least_keep, self.settings.most_keep
         try:
             keep = check_keep(keep)
         except BudgetError as error:
             raise bad(str(error), "foveate.keep") from None
-        share = keep if isinstance(keep, float) else min(1.0, keep / max(visual, 1))
+        if isinstance(keep, int) and visual is None:
+            return keep
+        share = keep if isinstance(keep, float) else min(1.0, keep / max(visual or 0, 1))
         if low is None or high is None or not low <= share <= high:
             raise bad(f"this server keeps between {low} and {high} of the visual tokens", "foveate.keep")
         return keep
@@ -131,7 +135,7 @@ class Choices:
         """Return the budget as the least share, of those looked at, that is not under it."""
         if keep is None or self.settings.least_keep is None:
             return None
-        share = keep if isinstance(keep, float) else min(1.0, keep / max(visual, 1))
+        share = keep if isinstance(keep, float) else min(1.0, keep / visual)
         return next((point for point in self._points() if point >= share), 1.0)
 
     def _points(self) -> list[float]:

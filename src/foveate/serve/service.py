@@ -68,7 +68,7 @@ class Service:
         self._check(request)
 
         def work() -> tuple[Prompt, Pruner | None]:
-            self.choices.choose(request.foveate, 10**9)  # what is refused anyway costs nothing more
+            self.choices.choose(request.foveate)  # what is refused anyway costs nothing more
             prompt = self.prompts.read(request)
             return prompt, self.choices.choose(request.foveate, prompt.visual)
 

@@ -31,8 +31,9 @@ class AnswerText:
 
     def add(self, token: int) -> None:
         """Take in a token."""
-        self._ids.append(token)
-        self._extend(unfinished=False)
+        if not self.stopped:
+            self._ids.append(token)
+            self._extend(unfinished=False)
 
     def end(self) -> None:
         """No more tokens will come."""
