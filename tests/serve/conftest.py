@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
+import dataclasses
 import io
+import socket
 import threading
 import time
 
@@ -28,27 +31,32 @@ from foveate.serve.settings import Settings  # noqa: E402
 class Running:
     """A server in a thread of this process."""
 
-    def __init__(self, service: Service, port: int) -> None:
-        self.service, self.port = service, port
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self, service: Service, listening: socket.socket) -> None:
+        self.service, self.socket, self.port = service, listening, listening.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.clients: dict[str, openai.OpenAI] = {}
 
-    def client(self, key: str = "none", **options) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60, **options)
+    def client(self, key: str = "none") -> openai.OpenAI:
+        if key not in self.clients:
+            self.clients[key] = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+        return self.clients[key]
 
 
 @contextlib.contextmanager
 def running(loaded, **options):
+    # a model of its own: a pruner is attached to it at any time
+    loaded = dataclasses.replace(loaded, model=copy.deepcopy(loaded.model))
     settings = Settings(**{"served_name": "tiny", "min_visual": 0, "seconds": 60.0, **options})
     service = Service(loaded, settings)
-    config = uvicorn.Config(build_app(service), port=0, log_level="warning", access_log=False)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
+    server = uvicorn.Server(uvicorn.Config(build_app(service), log_level="warning", access_log=False))
+    listening = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     while not server.started:
         assert thread.is_alive()
         time.sleep(0.01)
     try:
-        yield Running(service, server.servers[0].sockets[0].getsockname()[1])
+        yield Running(service, listening)
     finally:
         server.should_exit = True
         thread.join(30)

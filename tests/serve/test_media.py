@@ -69,7 +69,7 @@ WRONG = {
     "too many pixels": (encoded(picture(101, 100), "PNG"), "10000 are allowed"),
     "bomb": (bomb(60_000, 60_000), "pixels"),
     "larger bomb": (bomb(2**31 - 1, 2**31 - 1), "pixels"),
-    "no pixels": (bomb(0, 5), ""),
+    "no pixels": (bomb(0, 5), "image"),
 }
 
 

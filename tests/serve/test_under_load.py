@@ -49,14 +49,14 @@ def text(server, request) -> str:
 
 
 def test_each_answer_is_that_of_the_request_alone(server):
-    requests = [asked(number) for number in range(24)]
+    requests = [asked(number) for number in range(16)]
     alone = [text(server, request) for request in requests]
-    assert len(set(alone)) > 12
+    assert len(set(alone)) > 8
     sizes = batch_sizes(server)
-    with ThreadPoolExecutor(24) as pool:
+    with ThreadPoolExecutor(16) as pool:
         together = list(pool.map(lambda request: text(server, request), requests))
     assert together == alone
-    assert batch_sizes(server)[0] - sizes[0] < 20  # batches for 24 requests: they were not run one by one
+    assert batch_sizes(server)[0] - sizes[0] < 13  # batches for 16 requests: they were not run one by one
 
 
 def batch_sizes(server) -> tuple[int, int]:
@@ -68,7 +68,7 @@ def batch_sizes(server) -> tuple[int, int]:
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), ValueError("/secret/path")])
 def test_a_batch_that_fails_is_halved_and_no_request_is_lost(server, error, monkeypatch):
     """Where more than two rows do not fit; in the second step, when tokens are out already."""
-    requests = [asked(3 * number, stream=True, extra_body={}, temperature=0, max_tokens=6) for number in range(8)]
+    requests = [asked(3 * number, stream=True, extra_body={}, temperature=0, max_tokens=6) for number in range(6)]
     alone = [streamed(server, request) for request in requests]
     batches, sizes = server.service.batches, []
     generate = batches.model.generate
@@ -90,7 +90,7 @@ def test_a_batch_that_fails_is_halved_and_no_request_is_lost(server, error, monk
         return generate(*args, input_ids=input_ids, stopping_criteria=stopping_criteria, **kwargs)
 
     monkeypatch.setattr(batches.model, "generate", narrow)
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(6) as pool:
         together = list(pool.map(lambda request: streamed(server, request), requests))
     assert together == alone
     assert min(sizes) <= 2 < max(sizes)
@@ -197,6 +197,7 @@ def test_a_request_has_its_time(endless):
 def test_a_reader_that_does_not_read_harms_nobody(endless):
     with running(endless, seconds=3.0, max_new_tokens=1000) as server:
         long = asked(0, max_tokens=1000, n=4, stream=True, logprobs=True, top_logprobs=20)  # more than buffers hold
+        server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         slow = raw(server, long, buffer=4096)
         assert text(server, asked(1, extra_body={}))
         until(lambda: not server.service.running, 10)
