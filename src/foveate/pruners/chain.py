@@ -80,7 +80,7 @@ class Chain(Pruner):
         made = tuple(itertools.chain.from_iterable(_methods_of(one) for one in made))
         if not made:
             raise BudgetError("chain: no method is given; a chain is such as Chain(DivPrune(keep=0.5), BTP())")
-        together = {
+        together: dict[str, Any] = {
             "compact_cache": _compacts(made) if compact_cache is None else compact_cache,
             "min_visual": _least(made) if min_visual is None else min_visual,
         }
