@@ -114,6 +114,12 @@ class VisualTokens:
     text
         (B, T, D) hidden states that would enter the layer of the text tokens after the first visual token, in the
         order of `PromptRows.text`; zeros where a sample has fewer. None unless `wants_text`.
+    rotary, text_rotary
+        Cosines and sines (B, N, E) and (B, T, E) by which the layer before the cut turns these tokens' queries and
+        keys, and those of the text tokens in `text`; zeros for padding. Models may turn only some of the channels, and
+        give each angle once or twice. None unless `wants_rotary`.
+    carried
+        (B, ...) what the method's last stage in this prefill left for this one, see `Selection.carry`.
     """
 
     layer: int
@@ -141,6 +147,9 @@ class VisualTokens:
     text_values: Tensor | None = None
     previous: Tensor | None = None
     text: Tensor | None = None
+    rotary: tuple[Tensor, Tensor] | None = None
+    text_rotary: tuple[Tensor, Tensor] | None = None
+    carried: Tensor | None = None
 
     def by_image(self, images: int) -> VisualTokens:
         """The same tokens with one row for each (sample, image): (B * images, N, ...), other images' tokens invalid.
@@ -154,7 +163,7 @@ class VisualTokens:
         def rows(tensor: Tensor) -> Tensor:
             return tensor.repeat_interleave(images, 0)
 
-        optional = ("attention", "keys", "values", "text_keys", "text_values", "previous", "text")
+        optional = ("attention", "keys", "values", "text_keys", "text_values", "previous", "text", "carried")
         given = {name: getattr(self, name) for name in optional}
         repeated: dict[str, Any] = {name: None if one is None else rows(one) for name, one in given.items()}
 
@@ -179,6 +188,8 @@ class VisualTokens:
             vision=tuple(rows(features) for features in self.vision),
             received=tuple(rows(sums) for sums in self.received),
             class_received=tuple(rows(sums) for sums in self.class_received),
+            rotary=None if self.rotary is None else (rows(self.rotary[0]), rows(self.rotary[1])),
+            text_rotary=None if self.text_rotary is None else (rows(self.text_rotary[0]), rows(self.text_rotary[1])),
             **repeated,
         )
 
@@ -205,12 +216,16 @@ class Selection:
         (B, N) its weight, not negative; None: 1.
     how
         See above.
+    carry
+        (B, ...) what the method's next stages of this prefill are to know, as `VisualTokens.carried`; None: they are
+        shown what they would have been.
     """
 
     keep: Tensor
     into: Tensor | None = None
     weight: Tensor | None = None
     how: Literal["average", "add"] = "average"
+    carry: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,6 +328,10 @@ class Pruner:
 
     def wants_text(self, layer: int) -> bool:
         """Whether the stage before `layer` wants the hidden states of the text tokens after the first visual token."""
+        return False
+
+    def wants_rotary(self, layer: int) -> bool:
+        """Whether the stage before `layer` wants the cosines and sines by which layer - 1 turns queries and keys."""
         return False
 
     def vision_layers(self, depth: int) -> tuple[int, ...]:
