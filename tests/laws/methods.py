@@ -148,6 +148,8 @@ FIELD: dict[str, Pruner] = {
     "anchorprune": foveate.AnchorPrune(keep=0.5, novelty=0.6),
     "v2drop": foveate.V2Drop(keep=0.4),
     "apet": foveate.ApET(keep=0.5, basis=3),
+    "sparsevlm": foveate.SparseVLM(keep=0.5),
+    "sparsevlm recycling": foveate.SparseVLM(keep=0.4, version=1, schedule=64),
     "tome": foveate.ToMe(keep=0.3, layer=2),
     "uniform": foveate.Uniform(keep=0.3, layer=1),
     "pool": foveate.Pool(keep=0.3, per="image"),
@@ -170,7 +172,8 @@ VIDEO = ("evs", "vidcom2", "chain of a video")
 # up, stages between layers that share keys and values, added tokens that would need several states: these raise where
 # they are attached
 ADDING = ("glimpseprune", "glimpseprune two tokens")
-READING = ("btp", "pyramiddrop", *ADDING, "telling")  # the others read the one layer that has attention
+SPARSE = ("sparsevlm", "sparsevlm recycling")
+READING = ("btp", "pyramiddrop", *ADDING, "telling", *SPARSE)  # the others read the one layer that has attention
 REFUSED = {(family, method) for family in WITH_STATES for method in READING} | {
     (family, "glimpseprune") for family in UNSEEN
 }

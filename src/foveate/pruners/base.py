@@ -118,6 +118,12 @@ class VisualTokens:
     dense_image
         (B, L) long, for each place of the prompt the image that the visual token there belonged to before any pruning,
         -1 for all else; None: all tokens of each image are there.
+    rotary, text_rotary
+        Cosines and sines (B, N, E) and (B, T, E) by which the layer before the cut turns these tokens' queries and
+        keys, and those of the text tokens in `text`; zeros for padding. Models may turn only some of the channels, and
+        give each angle once or twice. None unless `wants_rotary`.
+    carried
+        (B, ...) what the method's last stage in this prefill left for this one, see `Selection.carry`.
     """
 
     layer: int
@@ -146,6 +152,9 @@ class VisualTokens:
     previous: Tensor | None = None
     text: Tensor | None = None
     dense_image: Tensor | None = None
+    rotary: tuple[Tensor, Tensor] | None = None
+    text_rotary: tuple[Tensor, Tensor] | None = None
+    carried: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,12 +179,16 @@ class Selection:
         (B, N) its weight, not negative; None: 1.
     how
         See above.
+    carry
+        (B, ...) what the method's next stages of this prefill are to know, as `VisualTokens.carried`; None: they are
+        shown what they would have been.
     """
 
     keep: Tensor
     into: Tensor | None = None
     weight: Tensor | None = None
     how: Literal["average", "add"] = "average"
+    carry: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,6 +317,10 @@ class Pruner:
 
     def wants_text(self, layer: int) -> bool:
         """Whether the stage before `layer` wants the hidden states of the text tokens after the first visual token."""
+        return False
+
+    def wants_rotary(self, layer: int) -> bool:
+        """Whether the stage before `layer` wants the cosines and sines by which layer - 1 turns queries and keys."""
         return False
 
     def vision_layers(self, depth: int) -> tuple[int, ...]:

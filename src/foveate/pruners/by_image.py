@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from foveate.pruners.base import Selection, VisualTokens
 
 DIMENSIONS = {"attention": 3, "keys": 2, "values": 2, "previous": 1}  # of the tokens in what may be None
-OF_SAMPLE = ("query", "mean_text", "extra", "text_keys", "text_values", "text")
+OF_SAMPLE = ("query", "mean_text", "extra", "text_keys", "text_values", "text", "carried")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +115,10 @@ def _rows(
     for name in OF_SAMPLE:
         tensor = getattr(tokens, name)
         changes[name] = None if tensor is None else tensor.index_select(0, rows)
+    if tokens.rotary is not None:
+        changes["rotary"] = tuple(picked(one) for one in tokens.rotary)
+    if tokens.text_rotary is not None:
+        changes["text_rotary"] = tuple(one.index_select(0, rows) for one in tokens.text_rotary)
     shown = dataclasses.replace(
         tokens,
         features=picked(tokens.features),

@@ -70,15 +70,18 @@ def _chosen(method: Pruner, stages: Iterable[int], visual: int, text: int) -> li
     tokens = visual_tokens(prompt, method, next(iter(stages)))
     for layer in stages:
         tokens = for_stage(tokens, prompt, method, layer)
-        keep = _mask(method, tokens) if counts[-1:] != [0] else tokens.valid
+        keep, tokens = _select(method, tokens) if counts[-1:] != [0] else (tokens.valid, tokens)
         counts.append(int(keep.sum()))
         tokens = left(tokens, keep)
     return counts
 
 
-def _mask(method: Pruner, tokens: VisualTokens) -> Tensor:
-    selection = method.member(tokens.layer).select(tokens)
-    return (selection.keep if isinstance(selection, Selection) else selection) & tokens.valid
+def _select(method: Pruner, tokens: VisualTokens) -> tuple[Tensor, VisualTokens]:
+    """What a stage keeps (B, N) bool, and the tokens with what it leaves for the next one."""
+    chosen = method.member(tokens.layer).select(tokens)
+    selection = chosen if isinstance(chosen, Selection) else Selection(chosen)
+    carried = tokens.carried if selection.carry is None else selection.carry
+    return selection.keep & tokens.valid, dataclasses.replace(tokens, carried=carried)
 
 
 def _found(method: Any, visual: int, share: float | None) -> int:
@@ -150,7 +153,7 @@ def _seconds(rates: Rates, pruner: Pruner, config: Any, batch: int, text: int, v
         tokens = for_stage(tokens, prompt, method, layer)
         shown = tokens
         total += clock(lambda shown=shown: method.select(shown), device, SECONDS)  # type: ignore[misc]
-        keep = _mask(method, shown)
+        keep, tokens = _select(method, shown)
         if not bool(keep.any()):
             break
         tokens = left(tokens, keep)
@@ -288,6 +291,8 @@ def _read(tokens: VisualTokens, prompt: MadeUpPrompt, pruner: Pruner, layer: int
         },
         "previous": states(visual) if pruner.wants_previous(layer) else None,
         "text": states(prompt.text) if pruner.wants_text(layer) else None,
+        "rotary": (states(visual, prompt.heads)[:, 0],) * 2 if pruner.wants_rotary(layer) else None,
+        "text_rotary": (states(prompt.text, prompt.heads)[:, 0],) * 2 if pruner.wants_rotary(layer) else None,
     }
 
 
