@@ -271,7 +271,7 @@ def test_batches_are_of_prompts_of_a_length_and_hold_each_question_once(tmp_path
     assert found.batches(2) == [[1, 3], [2, 4], [0, 5]]
     long = {"image": "1.png", "question": "why " * 40}
     found = load_questions(DataSettings(str(write_jsonl(tmp_path / "a.jsonl", [long, *given]))))
-    assert found.batches(2)[-1] == [6, 0]
+    assert found.batches(2)[-1] == [0]
 
 
 def test_the_fingerprint_is_of_questions_answers_and_pixels(tmp_path):

@@ -184,6 +184,7 @@ def evaluate(
             "methods": [str(spec) for spec in settings.methods],
             "keeps": list(settings.keeps),
             "metrics": settings.metrics.to_dict(),
+            "data": None if settings.data is None else settings.data.to_dict(),
         },
         "out_of_reach": out_of_reach,
         "skipped_rows": list(examples.skipped) if isinstance(examples, OwnQuestions) else [],
@@ -239,8 +240,8 @@ def _batch(
 
 def _scored(settings: EvalSettings, examples: Sequence[Example], own: list[Example]) -> bool:
     """Whether next words are compared: a metric of one of the questions needs it."""
-    if not isinstance(examples, OwnQuestions):
-        return False
+    if not isinstance(examples, OwnQuestions) or settings.mode == "score":
+        return settings.mode == "score"
     return any(settings.metrics.needs(_names(settings, examples, one), "logits") for one in own)
 
 
@@ -276,11 +277,6 @@ def time_arms(
             progress(f"timing {arm.label}", done, len(arms))
 
 
-def _data_name(name: str) -> str:
-    """A file or folder without its path, which may name a person; a data set of the Hub as it is."""
-    return Path(name).name if Path(name).exists() else name
-
-
 def _configuration(loaded: LoadedModel, settings: EvalSettings, examples: Sequence[Example]) -> dict[str, Any]:
     """Return what answers must share to stand in one table; arms may be added, this may not change."""
     return {
@@ -291,7 +287,7 @@ def _configuration(loaded: LoadedModel, settings: EvalSettings, examples: Sequen
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "device": loaded.model.device.type,
         "revision": getattr(loaded.model.config, "_commit_hash", None),
-        "suite": settings.suite if settings.data is None else _data_name(settings.data.name),
+        "suite": settings.suite if settings.data is None else settings.data.short_name,
         "samples": len(examples),
         "seed": settings.seed,
         "questions": examples.fingerprint if isinstance(examples, OwnQuestions) else suite_fingerprint(examples),

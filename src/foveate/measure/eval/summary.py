@@ -130,6 +130,7 @@ def _ratio(top: float, bottom: float) -> float:
 
 LEVEL = 0.95
 RESAMPLES = 2000
+AT_ONCE = 2**16  # draws in memory
 
 
 @dataclass(frozen=True)
@@ -145,25 +146,13 @@ class Interval:
         return asdict(self)
 
 
-def resample_counts(questions: int, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.int64]:
-    """Return how often each question is drawn in each bootstrap resample.
-
-    Parameters
-    ----------
-    questions
-        Number of questions `n`.
-    resamples
-        Number of resamples `R`.
-    seed
-        Seed of the resampling; the same seed gives the same resamples for every arm.
-
-    Returns
-    -------
-    ndarray of int, shape (R, n)
-        Each row sums to `n`.
-    """
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(questions, np.full(questions, 1.0 / questions), size=resamples)
+def _resampled(columns: Sequence[ArrayLike], resamples: int, seed: int) -> NDArray[np.float64]:
+    """Sums of each column in each resample, (R, columns); some at a time, so that memory is the same for any data."""
+    values = np.stack([np.asarray(column, dtype=np.float64) for column in columns], -1)
+    rng, questions = np.random.default_rng(seed), len(values)
+    share, step = np.full(questions, 1.0 / questions), max(1, AT_ONCE // questions)
+    pieces = (min(step, resamples - done) for done in range(0, resamples, step))
+    return np.concatenate([rng.multinomial(questions, share, size=size) @ values for size in pieces])
 
 
 def _percentiles(draws: NDArray[np.float64]) -> tuple[float, float]:
@@ -178,17 +167,15 @@ def accuracy_kept(method: ArrayLike, dense: ArrayLike, resamples: int = RESAMPLE
     Parameters
     ----------
     method, dense
-        (n,) of 0 and 1. Which questions each got right, in the same order.
+        (n,) from 0 to 1. How right each was on which question, in the same order.
     resamples, seed
-        See `resample_counts`.
+        How often the questions are drawn anew, and the seed of that: the same draws for every arm.
     """
     right, reference = _paired(method, dense)
     if right.size == 0 or reference.sum() == 0:
         return Interval(None, None, None)
-    counts = resample_counts(right.size, resamples, seed)
-    bottom = counts @ reference
-    top = (counts @ right)[bottom > 0]
-    low, high = _percentiles(top / bottom[bottom > 0])
+    top, bottom = _resampled([right, reference], resamples, seed).T
+    low, high = _percentiles(top[bottom > 0] / bottom[bottom > 0])
     return Interval(float(right.sum() / reference.sum()), low, high)
 
 
@@ -198,15 +185,15 @@ def accuracy_gap(method: ArrayLike, other: ArrayLike, resamples: int = RESAMPLES
     Parameters
     ----------
     method, other
-        (n,) of 0 and 1. Which questions each got right, in the same order.
+        (n,) from 0 to 1. How right each was on which question, in the same order.
     resamples, seed
-        See `resample_counts`.
+        See `accuracy_kept`.
     """
     right, reference = _paired(method, other)
     if right.size == 0:
         return Interval(None, None, None)
     gap = right - reference
-    low, high = _percentiles(resample_counts(gap.size, resamples, seed) @ gap / gap.size)
+    low, high = _percentiles(_resampled([gap], resamples, seed)[:, 0] / gap.size)
     return Interval(float(gap.mean()), low, high)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import sys
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,15 @@ class DataSettings:
     allow_urls: bool = False
     skip_bad: bool = False
     frames: int = 8
+
+    @property
+    def short_name(self) -> str:
+        """A file or folder without its path, which may name a person; a data set of the Hub as it is."""
+        return os.path.basename(os.path.abspath(self.name)) if os.path.exists(self.name) else self.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {**asdict(self), "name": self.short_name, "fields": list(self.fields)}
 
 
 def data_settings(name: str | None, *, bad_rows: str = "fail", **given: Any) -> DataSettings | None:
