@@ -38,6 +38,17 @@ def test_a_folder_of_images(run, llava_folder, pictures, tmp_path):
     assert foveate.load(tmp_path / "out").depth == result["depth"] == 6
 
 
+def test_the_papers_rule(run, llava_folder, pictures, tmp_path):
+    found = run(
+        "calibrate", "btp", "--model", llava_folder, "--images", pictures, "--out", tmp_path / "out", *SMALL,
+        "--rule", "paper",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    assert "KL" not in found.output
+    assert "selected:" in found.output
+    assert foveate.load(tmp_path / "out").layers(6)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -48,6 +59,7 @@ def test_a_folder_of_images(run, llava_folder, pictures, tmp_path):
         (["--suite", "scenes", "--keep", "1.5"], "over 0 and under 1"),
         (["--suite", "scenes", "--final", "drop"], "auto or keep"),
         (["--suite", "scenes", "--tau", "2"], "tau is a cosine"),
+        (["--suite", "scenes", "--rule", "curve"], "measured or paper"),
     ],
 )
 def test_errors_take_one_line(run, tmp_path, options, message):

@@ -244,7 +244,7 @@ def test_the_page_in_a_browser(html, result, tmp_path, width):
     # a window of a browser with a head is never narrower than 500 pixels; without one it is as narrow as it is told to
     found = subprocess.run(
         [CHROMIUM, *options, f"--window-size={width},900", "--dump-dom", driven.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     written = re.search(r'data-seen="([^"]*)"', found.stdout)
     assert written, found.stderr

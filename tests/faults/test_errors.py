@@ -94,6 +94,7 @@ RAISED = {
     ),
     ("GlimpsePrune.logits", "IncompatibleWeightsError"): "tests/pruners/test_glimpse_modules.py::test_",
     ("PyramidDrop", "BudgetError"): lambda folder: PyramidDrop(keep=3),
+    ("SparseVLM.stages", "BudgetError"): lambda folder: foveate.SparseVLM(keep=0.01).stages(12),
     ("V2Drop.schedule", "BudgetError"): lambda folder: foveate.V2Drop(keep=0.01).schedule(12),
     **{
         (method, "BudgetError"): partial(wrong_option, method, option, value)
@@ -106,6 +107,7 @@ RAISED = {
             ("HiPrune", "alpha", 1.5),
             ("HoloV", "parts", 0),
             ("SCOPE", "alpha", -1.0),
+            ("SparseVLM", "heads", 0),
             ("V2Drop", "keep", 64),
             ("VTW", "layer", -1),
             ("VidCom2", "keep", 64),

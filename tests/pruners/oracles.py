@@ -177,7 +177,7 @@ def greedyprune(pruner: GreedyPrune, seen: Seen) -> set[int]:
 # -- BTP
 
 
-def spread(seen: Seen, k: int, metric: str = "manhattan") -> set[int]:
+def spread(seen: Seen, k: int, metric: str = "manhattan") -> list[int]:
     """The k tokens that come first in the farthest-point order of their grid, by (r + 1/2) of its n cells."""
     ranks = {}
     orders = [reference.spatial_order(*size, metric) for size in seen.sizes]
@@ -186,7 +186,7 @@ def spread(seen: Seen, k: int, metric: str = "manhattan") -> set[int]:
             (row, column), (height, width) = seen.cell[j], seen.sizes[seen.grid[j]]
             place = orders[seen.grid[j]].index(row * width + column)
             ranks[j] = Fraction(2 * place + 1, 2 * height * width)
-    return set(sorted(ranks, key=lambda j: (ranks[j], j))[:k])
+    return sorted(ranks, key=lambda j: (ranks[j], j))[:k]
 
 
 def btp(pruner: BTP, seen: Seen) -> set[int]:
@@ -198,20 +198,26 @@ def btp(pruner: BTP, seen: Seen) -> set[int]:
     by_attention = floor_of(stage.attention, k)
     chosen: set[int] = set()
     if stage.attention:
+        over = Fraction(repr(stage.over))
         # the logarithm of a softmax is the scaled product, less what is the same for all tokens of a head
         form: Callable[[float], float] = math.log if pruner.score == "logits" else float
         rows = [[form(a) for a in row] for head in seen.attention for row in _rows(pruner, head)]
         score, valid = mean(rows), [True] * seen.number
-        if pruner.rebalance:
-            over, split = Fraction(repr(stage.over)), Fraction(repr(stage.split))
+        if stage.split is None:
+            chosen = top(score, min(math.floor(over * by_attention), k))
+        elif pruner.rebalance:
+            split = Fraction(repr(stage.split))
             chosen = reference.rebalanced_top_k(score, by_attention, over, split, valid)
         else:
             chosen = top(score, by_attention)
     if stage.attention == 1:
         return chosen
+    start = sorted(chosen)
+    start += sorted(farthest(seen.features, floor_of(stage.scratch, k), (), pruner.first) - chosen)
     if pruner.spatial_seed:
-        chosen = chosen | spread(seen, floor_of(stage.spatial, k - by_attention), pruner.distance)
-    return farthest(seen.features, k, sorted(chosen), pruner.first)
+        number = floor_of(stage.spatial, k - by_attention)
+        start += [j for j in spread(seen, number, pruner.distance) if j not in start]
+    return farthest(seen.features, k, start[:k], pruner.first)
 
 
 def _rows(pruner: BTP, head: list[Row]) -> list[Row]:

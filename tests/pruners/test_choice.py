@@ -30,6 +30,12 @@ from tests.pruners.visual_tokens import visual_tokens
 
 SETTINGS = {
     **{name: pruner for name, pruner in methods.METHODS.items() if type(pruner) in oracles.ORACLES},
+    "btp as LLaVA's released file": BTP(
+        stages=[(1, 0.5, 0.3, 3.7, 0.5, 0.713, 0.3), (3, 0.25, 0.9, 1.5, 0.5, 0.0, 0.1), (4, 0.1, 1.0, 1.2, 1 / 3)],
+        score="logits",
+    ),
+    "btp as Qwen's released file": BTP(stages=[(1, 0.5, 0.1, 1.2, None), (3, 0.25, 0.4, 1), (4, 0.125, 1.0)]),
+    "btp with more than fits": BTP(stages=[(2, 0.3, 0.5, 2.5, None, 1.0, 0.4)]),
     "btp without a start": BTP(stages=[(1, 0.5, 0.0)]),
     "btp without a start, from the outlier": BTP(stages=[(1, 0.5, 0.0)], first="outlier"),
     "divprune from the outlier": DivPrune(keep=0.3, first="outlier"),
@@ -42,7 +48,7 @@ ELSEWHERE = {
     **dict.fromkeys(("apet", "pool", "tome", "uniform"), "merging_methods"),
     **dict.fromkeys(("evs", "vidcom2"), "video_methods"),
     **dict.fromkeys(("fastervlm", "hiprune", "holov", "visionzip", "vispruner"), "encoder_methods"),
-    **{name: name for name in ("anchorprune", "cdpruner", "dart", "scope", "v2drop", "vtw")},
+    **{name: name for name in ("anchorprune", "cdpruner", "dart", "scope", "sparsevlm", "v2drop", "vtw")},
 }
 # plain images with other padding in each sample; grids of unequal sizes; separators, which lie on no grid
 PLACES = (("llava", "ragged"), ("qwen2_5_vl", "ragged"), ("llava_next", "one image"))
@@ -203,7 +209,7 @@ OTHERS = {
     "query": "mean_text",
     "fill": "relax",
     "variant": "default",
-    "stages": ((2, 0.5, 0.5, 1.5, 0.25, 0.75), (4, 0.25)),
+    "stages": ((2, 0.5, 0.5, 1.5, None, 0.75, 0.125), (4, 0.25)),
     "final": "keep",
     "harmless": 9,
     "depth": 12,

@@ -35,7 +35,7 @@ def eval_(
             help="Meaning of --keep: the share 'after' the cut, or the 'mean' share per layer, for all methods."
         ),
     ] = "after",
-    suite: Annotated[str, typer.Option(help="Suite of questions: scenes, scenes-hard or reading.")] = "scenes",
+    suite: Annotated[str, typer.Option(help="Suite of questions: scenes or scenes-hard.")] = "scenes",
     data: Annotated[
         str | None,
         typer.Option(
@@ -90,7 +90,7 @@ def eval_(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")] = False,
     json_file: JsonFile = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 16,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
     gallery: Annotated[
         int, typer.Option(min=0, help="Keep so many questions with changed answers and their images, for a report.")
     ] = 0,

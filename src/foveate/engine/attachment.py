@@ -96,8 +96,8 @@ class Attachment:
         if self.extra is not None and family.has_streams:
             raise UnsupportedModelError(ADDED_STREAMS.format(pruner.name))
         self.vision: VisionRecorder | None = vision_recorder(model, self.method, family)
-        if self.vision is not None and self.vision.class_token is None and self.method.by_class_token:
-            self.notes += (NO_CLASS_TOKEN.format(pruner.name),)
+        if self.vision is not None and self.vision.class_token is None:
+            self.notes += tuple(NO_CLASS_TOKEN.format(one.name) for one in self.method.members if one.by_class_token)
         self.group = [sum(stage <= layer for stage in self.stages) for layer in range(self.depth)]
         self.base_takes = inspect.signature(self.parts.base.forward).parameters
         self.scales: dict[int, Callable[[Tensor], Tensor]] = {}

@@ -108,6 +108,8 @@ class Prompt:
         Whether the images came encoded, as in `generate()` of current transformers.
     vision
         Outputs of the vision encoder's blocks; None where no method wants them.
+    carried
+        (B, ...) what the method's last stage left for the next one; None without.
     """
 
     visual: Tensor
@@ -120,6 +122,7 @@ class Prompt:
     ids: Tensor | None
     encoded: bool
     vision: VisionFeatures | None = None
+    carried: Tensor | None = None
 
     def move(self, device: torch.device) -> None:
         """Bring what the layers ask for to their device."""
@@ -127,6 +130,8 @@ class Prompt:
         self.layout = dataclasses.replace(self.layout, places=self.layout.places.to(device))
         if self.real is not None:
             self.real = self.real.to(device)
+        if self.carried is not None:
+            self.carried = self.carried.to(device)
         if self.vision is not None:
             values = tuple(value.to(device) for value in self.vision.values)
             self.vision = dataclasses.replace(self.vision, values=values, index=self.vision.index.to(device))
@@ -144,12 +149,15 @@ class Tapped:
         (B, G, n, E) of the rows of now; None where not asked for.
     previous
         (B, n, D) hidden states that entered that layer; None where not asked for.
+    rotary
+        Cosines and sines (1 or B, n, E) that it was given; None where not asked for.
     """
 
     attention: Tensor | None = None
     keys: Tensor | None = None
     values: Tensor | None = None
     previous: Tensor | None = None
+    rotary: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass

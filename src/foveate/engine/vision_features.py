@@ -47,21 +47,40 @@ class VisionFeatures:
     Attributes
     ----------
     values
-        For each block asked for, (M, C) in the encoder's order.
+        For each of `wanted`, then of `received`, (M, C) in the encoder's order; of the latter two channels.
     index
         (B, L) long, the row of these that a place in the prompt stands for; -1 for text and separators.
-    blocks
-        How many of the values are outputs of blocks; the others, of two channels, are attention received.
+    wanted, received
+        Blocks whose outputs, and whose attention received, these are.
+    depth
+        Blocks of the encoder.
     """
 
     values: tuple[Tensor, ...]
     index: Tensor
-    blocks: int
+    wanted: tuple[int, ...]
+    received: tuple[int, ...]
+    depth: int
 
-    def at(self, places: Tensor) -> tuple[Tensor, ...]:
-        """(B, N, C) of each block at `places` (B, N) of the prompt; zeros for -1, text and separators."""
+    def at(self, places: Tensor, method: Pruner) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """What `method` wants, each (B, N, C) at `places` (B, N) of the prompt; zeros for -1, text and separators.
+
+        Returns
+        -------
+        tuple
+            The outputs of its blocks, and the attention received in its blocks, of two channels.
+        """
         index = self.index.gather(1, places.clamp(0, self.index.shape[1] - 1)).masked_fill(places < 0, -1)
-        return tuple(one[index.clamp(min=0)].masked_fill((index < 0)[..., None], 0) for one in self.values)
+
+        def picked(value: Tensor) -> Tensor:
+            return value[index.clamp(min=0)].masked_fill((index < 0)[..., None], 0)
+
+        outputs = dict(zip(self.wanted, self.values, strict=False))
+        sums = dict(zip(self.received, self.values[len(self.wanted) :], strict=True))
+        return (
+            tuple(picked(outputs[block]) for block in method.vision_layers(self.depth)),
+            tuple(picked(sums[block]) for block in method.vision_attention(self.depth)),
+        )
 
 
 @dataclass
@@ -231,7 +250,7 @@ class VisionRecorder:
                     for one in self.received
                 ]
                 values = tuple(one.to(embeds.device) for one in (*outputs, *sums))
-                return VisionFeatures(values, index, len(self.wanted))
+                return VisionFeatures(values, index, self.wanted, self.received, len(self.parts.blocks))
         raise VisionFeaturesError(MISFIT)
 
     def _values(self, calls: Sequence[_Call], outputs: Sequence[Tensor]) -> Tensor:
@@ -304,19 +323,28 @@ def vision_recorder(model: Any, method: Pruner, family: Family) -> VisionRecorde
     BudgetError
         When the encoder has no such block.
     """
-    kind = type(method)
-    if kind.vision_layers is Pruner.vision_layers and kind.vision_attention is Pruner.vision_attention:
+    kinds = {type(one) for one in method.members}
+    if all(
+        kind.vision_layers is Pruner.vision_layers and kind.vision_attention is Pruner.vision_attention
+        for kind in kinds
+    ):
         return None
     try:
         depth = len(family.vision_blocks(model))
     except UnsupportedModelError:
-        if not (method.vision_layers(1) or method.vision_attention(1)):  # it wants none, however many there are
+        # it wants none, however many there are
+        if not any(one.vision_layers(1) or one.vision_attention(1) for one in method.members):
             return None
         raise
-    wanted, attended = tuple(method.vision_layers(depth)), tuple(method.vision_attention(depth))
-    if not {*wanted, *attended} <= set(range(depth)):
-        raise BudgetError(f"{method.name}: vision layers must be blocks of 0 to {depth - 1}, got {wanted + attended}")
-    return VisionRecorder(model, family, wanted, attended) if wanted or attended else None
+    wanted: dict[int, None] = {}
+    attended: dict[int, None] = {}
+    for one in method.members:
+        outputs, sums = tuple(one.vision_layers(depth)), tuple(one.vision_attention(depth))
+        if not {*outputs, *sums} <= set(range(depth)):
+            raise BudgetError(f"{one.name}: vision layers must be blocks of 0 to {depth - 1}, got {outputs + sums}")
+        wanted |= dict.fromkeys(outputs)
+        attended |= dict.fromkeys(sums)
+    return VisionRecorder(model, family, tuple(wanted), tuple(attended)) if wanted or attended else None
 
 
 def _column(call: _Call, number: int) -> Tensor:

@@ -22,6 +22,7 @@ from foveate.pruners.pool import Pool as Pool
 from foveate.pruners.pyramiddrop import PyramidDrop as PyramidDrop
 from foveate.pruners.random import Random as Random
 from foveate.pruners.scope import SCOPE as SCOPE
+from foveate.pruners.sparsevlm import SparseVLM as SparseVLM
 from foveate.pruners.tome import ToMe as ToMe
 from foveate.pruners.uniform import Uniform as Uniform
 from foveate.pruners.v2drop import V2Drop as V2Drop

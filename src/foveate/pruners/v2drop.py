@@ -12,7 +12,7 @@ from torch import Tensor
 from foveate import select
 from foveate.errors import BudgetError
 from foveate.pruners.base import Pruner, VisualTokens, depth_of, option
-from foveate.pruners.btp.stages import BTPStage, scale_to
+from foveate.pruners.btp.stages import BTPStage, mean_tokens, scale_to
 from foveate.pruners.budget import check_share, tokens_to_keep
 
 PLACES = (3 / 28, 16 / 28, 22 / 28)  # of the depth: before layers 3, 16 and 22 of Qwen2-VL-7B's 28
@@ -58,6 +58,11 @@ class V2Drop(Pruner):
         made = dataclasses.replace(self, keep=share)
         made.schedule(depth_of(config))
         return made
+
+    def scaled(self, factor: float, config: Any) -> V2Drop:
+        depth = depth_of(config)
+        kept = [dataclasses.replace(one, keep=min(1.0, factor * one.keep)) for one in self.schedule(depth)]
+        return dataclasses.replace(self, keep=mean_tokens(kept, depth))
 
     def schedule(self, depth: int) -> tuple[BTPStage, ...]:
         """The stages in a model of `depth` decoder layers, of which layer and keep count.

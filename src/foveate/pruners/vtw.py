@@ -64,6 +64,9 @@ class VTW(Pruner):
         made.layers(depth_of(config))
         return made
 
+    def scaled(self, factor: float, config: Any) -> VTW:
+        return self  # up to its layer it keeps all
+
     def notes(self, depth: int) -> tuple[str, ...]:
         if self.keep == 1.0:
             return ()

@@ -8,7 +8,7 @@ from typing import Any
 from foveate.errors import BudgetError
 from foveate.pruners import Pruner, Random
 from foveate.pruners.base import depth_of
-from foveate.pruners.spec import MethodSpec, build, method_class
+from foveate.pruners.spec import MethodSpec, brings_budget, build
 
 DENSE, AGAIN, SMALLER, RANDOM = "dense", "dense again", "smaller picture", "random"
 
@@ -63,7 +63,7 @@ def check_methods(methods: tuple[MethodSpec, ...], keeps: tuple[float | int, ...
 
 def has_own(spec: MethodSpec) -> bool:
     """Whether a method is measured with the budget that its options bring, and not with --keep."""
-    return method_class(spec.name).brings_budget(spec.options)
+    return brings_budget(spec.name, spec.options)
 
 
 def make_arms(model: Any, methods: tuple[MethodSpec, ...], keeps: tuple[float | int, ...], vision: bool) -> list[Arm]:

@@ -76,7 +76,7 @@ def run_batch(
     questions: list[str],
     images: list[list[Image.Image]],
     pruner: Any = None,
-    max_new_tokens: int = 8,
+    max_new_tokens: int = 32,
 ) -> AnsweredBatch:
     """Return the greedy answers to a batch of questions.
 
@@ -97,7 +97,7 @@ def run_batch(
 
 
 @torch.inference_mode()
-def generate(loaded: LoadedModel, inputs: Any, pruner: Any = None, max_new_tokens: int = 8) -> AnsweredBatch:
+def generate(loaded: LoadedModel, inputs: Any, pruner: Any = None, max_new_tokens: int = 32) -> AnsweredBatch:
     """Return the greedy answers to a processed batch; the arguments are those of `run_batch`."""
     settings = {"max_new_tokens": max_new_tokens, "do_sample": False}
     if pruner is None:
@@ -115,7 +115,7 @@ def answer_batch(
     loaded: LoadedModel,
     examples: Sequence[Example],
     pruner: Any = None,
-    max_new_tokens: int = 8,
+    max_new_tokens: int = 32,
     shrink: float | int = 1.0,
     which: bool = False,
     inputs: Any = None,

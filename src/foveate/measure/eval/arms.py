@@ -14,7 +14,7 @@ from foveate.errors import BudgetError, FoveateError, UnknownMethodError
 from foveate.measure.eval.suites import Example
 from foveate.pruners import Pruner, SingleStagePruner, VisualTokens
 from foveate.pruners.budget import check_keep
-from foveate.pruners.spec import MethodSpec, build, has_option, method_class
+from foveate.pruners.spec import MethodSpec, brings_budget, build, has_option, method_class
 
 
 class NoEvidenceError(FoveateError, ValueError):
@@ -129,9 +129,15 @@ class EvalArm:
             made: Any = _evidence(options, seed, masks)
         else:
             made = build(self.spec.name, options)
-            if has_option(type(made), "seed"):
-                made = replace(made, seed=seed + made.seed)
+            made = _drawing(made, seed)
         return made if self.config is None or self.own_budget else made.with_mean(self.keep, self.config)
+
+
+def _drawing(pruner: Any, seed: int) -> Any:
+    """The pruner, or each of a chain, with `seed` added to its own where it draws at random."""
+    if len(pruner.members) > 1:
+        return replace(pruner, methods=[_drawing(one, seed) for one in pruner.members])
+    return replace(pruner, seed=seed + pruner.seed) if has_option(type(pruner), "seed") else pruner
 
 
 def _class(spec: MethodSpec) -> type[Pruner]:
@@ -252,7 +258,7 @@ def _placed(spec: MethodSpec, layer: int | None) -> MethodSpec:
 
 def _budgets(spec: MethodSpec, keeps: Sequence[float | int], config: Any) -> list[EvalArm]:
     written, method = str(spec), _class(spec)
-    if method.finds_budget or method.brings_budget(spec.options):
+    if method.finds_budget or (method is not Evidence and brings_budget(spec.name, spec.options)):
         return [EvalArm(written, 1.0, spec, own_budget=True)]
     if "keep" in spec.options:
         raise UnknownMethodError(f"'{written}': budgets are given by --keep, for every method the same")

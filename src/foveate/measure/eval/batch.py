@@ -36,7 +36,7 @@ class Way:
     """
 
     mode: Mode = "generate"
-    max_new_tokens: int = 8
+    max_new_tokens: int = 32
     score_tokens: int = 0
     which: bool = False
 

@@ -76,7 +76,7 @@ class EvalSettings:
     oracle: bool = False
     budget: Literal["after", "mean"] = "after"
     batch_size: int = 16
-    max_new_tokens: int = 8
+    max_new_tokens: int = 32
     gallery: int = 0
     timed: int = 0
     data: DataSettings | None = None
