@@ -15,7 +15,8 @@ from PIL import Image
 
 from foveate.cli.app import app
 from tests.faults.test_commands import refused
-from tests.measure.own_data import data_uri, write_jsonl
+from tests.measure.folders import picture
+from tests.measure.own_data import data_uri, png, write_jsonl
 
 GOOD = {"image": "a.png", "question": "what?", "answer": "red"}
 HEAD = "image,question,answer\n"
@@ -145,7 +146,7 @@ def call(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     Image.new("RGB", (8, 8), "red").save("a.png")
     whole = (tmp_path / "a.png").read_bytes()
-    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "cut.png").write_bytes(png(picture())[:2000])
     head = bytearray(whole)
     head[16:24] = (60_000).to_bytes(4, "big") * 2
     head[29:33] = zlib.crc32(head[12:29]).to_bytes(4, "big")

@@ -245,7 +245,7 @@ def test_two_launched_processes_give_the_result_of_one(llava_folder, tmp_path):
     write_jsonl(tmp_path / "own.jsonl", rows(tmp_path, 5))
     words = ["--data", str(tmp_path / "own.jsonl"), "--methods", "fastv", "--keep", "0.25", "--batch-size", "2"]
     words += ["--model", str(llava_folder), "--max-new-tokens", "2", "--metric", "exact,kl", "--device", "cpu"]
-    launch = ["accelerate.commands.launch", "--cpu", "--multi_gpu", "--num_processes", "2", "--main_process_port"]
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port"]
     for folder, start in {"one": [], "two": [*launch, str(port), "-m"]}.items():
         subprocess.run(
             [sys.executable, "-m", *start, "foveate", "eval", *words, "--out", str(tmp_path / folder)],
