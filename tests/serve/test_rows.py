@@ -99,3 +99,22 @@ def test_half_a_character_at_the_end():
     assert text.text == ""
     text.end()
     assert text.text == "\ufffd"
+
+
+def test_tokens_that_are_out_stand_when_a_batch_is_run_again():
+    """In another batch a tie may fall otherwise, and what was sent cannot be taken back."""
+    from foveate.serve.batch import _Steps
+    from foveate.serve.jobs import Job, Pruned
+
+    sent: list = []
+    prompt = type("Prompt", (), {"visual": 0})()
+    job = Job(prompt, None, Sampling(0.0), (), 4, None, True, float("inf"), sent.append, tokens=[65, 66], sent=2)
+    steps = _Steps([job], Bytes(), None, lambda: [Pruned(0, 0)])
+    scores = torch.zeros(1, 128)
+    scores[0, 67] = 1.0  # what is most likely now
+    for _ in range(4):
+        steps.draw(scores)
+        over = steps.stop()
+    assert over == [True]
+    assert job.tokens == [65, 66, 67, 67]
+    assert [one.text for one in sent] == ["C", "C", "ABCC"]

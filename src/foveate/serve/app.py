@@ -40,12 +40,14 @@ def build_app(service: Service) -> FastAPI:
     app.add_middleware(Gate, service=service)
     _handle_errors(app)
 
-    @app.get("/health")
+    state: dict[int | str, dict[str, Any]] = {503: {"description": "It does not."}}
+
+    @app.get("/health", responses=state)
     async def health() -> Response:
         """Say whether the process can answer at all."""
         return _state(not service.worker.broken)
 
-    @app.get("/ready")
+    @app.get("/ready", responses=state)
     async def ready() -> Response:
         """Say whether new requests are taken."""
         return _state(not service.worker.broken and not service.closing)
@@ -67,7 +69,9 @@ def build_app(service: Service) -> FastAPI:
             raise ApiError(404, "this server has no such model", "model_not_found", param="model")
         return _model(service)
 
-    @app.post("/v1/chat/completions")
+    kinds: dict[str, Any] = {"application/json": {}, "text/event-stream": {}}
+
+    @app.post("/v1/chat/completions", responses={200: {"description": "An answer.", "content": kinds}})
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a chat."""
         return await answer(service, body, request)
