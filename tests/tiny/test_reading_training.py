@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tests.shared_state import draws
 
 from foveate.tiny.reading.check import answer_right, attention_of, make_items, selections, verdict
 from foveate.tiny.reading.check import check as check_model
@@ -21,6 +22,7 @@ from foveate.tiny.reading.scenes import LAYOUTS, make_reading_scene
 from foveate.tiny.reading.train import train, trained_model
 from foveate.tiny.training.pool import IGNORE
 from foveate.tiny.training.run import START, Run
+from foveate.torch_state import threads
 
 MINUTE = ReadingRecipe(
     scenes=24,
@@ -66,7 +68,11 @@ class Stopped(Exception):
 
 
 def test_a_resumed_run_equals_one_that_never_stopped(tmp_path, monkeypatch):
-    whole = train(tmp_path / "whole", MINUTE)
+    before = draws()
+    with threads(2):
+        whole = train(tmp_path / "whole", MINUTE)
+        assert torch.get_num_threads() == 2
+    assert draws() == before
     for name in ("scenes", "held_out"):
         shutil.copytree(tmp_path / "whole" / name, tmp_path / "parts" / name)
     save = Run.save

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tests.shared_state import draws
 
 from foveate.tiny.model import build
 from foveate.tiny.questions import ask
@@ -18,6 +19,7 @@ from foveate.tiny.training.pool import IGNORE, LABELS, Pool, patch_labels
 from foveate.tiny.training.run import Recipe
 from foveate.tiny.training.train import train
 from foveate.tiny.training.vision_stage import see
+from foveate.torch_state import threads
 
 MINUTE = Recipe(
     scenes=12,
@@ -49,7 +51,11 @@ class Stopped(Exception):
 
 
 def test_a_resumed_run_equals_one_that_never_stopped(tmp_path):
-    whole = train(tmp_path / "whole", MINUTE, threads=1)
+    before = draws()
+    with threads(2):
+        whole = train(tmp_path / "whole", MINUTE, threads=1)
+        assert torch.get_num_threads() == 2
+    assert draws() == before
     for name in ("scenes", "held_out"):
         shutil.copytree(tmp_path / "whole" / name, tmp_path / "parts" / name)
 

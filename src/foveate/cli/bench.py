@@ -79,12 +79,12 @@ def bench(
     from foveate.measure.bench.published_shapes import shape_named
     from foveate.measure.bench.result import WORDS, notes, tables
     from foveate.measure.bench.run import run
-    from foveate.measure.bench.run import threads as with_threads
     from foveate.measure.bench.settings import BenchSettings, whole_numbers
     from foveate.measure.check.check import attention_named
     from foveate.measure.loading import LoadError
     from foveate.pruners.budget import parse_keeps
     from foveate.pruners.spec import parse_methods
+    from foveate.torch_state import threads as with_threads
 
     # 1. options that do not go together, before anything is loaded
     if model is not None and random_weights is not None:

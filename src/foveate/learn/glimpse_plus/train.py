@@ -24,6 +24,7 @@ from foveate.measure.loading import load_model
 from foveate.measure.resume import differences, write_whole
 from foveate.pruners.glimpseprune.modules import GlimpseConfig
 from foveate.pruners.glimpseprune.sizes import sizes_for
+from foveate.torch_state import own_randomness
 
 ADAPTER, STEPS, MODEL, PREDICTOR, RUN = "adapter", "steps.json", "model", "predictor", "rl"
 FIGURES = ("step", "seconds", "peak_bytes", "kept", "kv_share", "reward", "reward_std", "kl", "entropy", "loss")
@@ -46,6 +47,7 @@ def need_trl() -> None:
         raise TrainingError(f"GlimpsePrune+ needs {error.name}: pip install 'foveate[train]'") from error
 
 
+@own_randomness()
 def reinforce(
     settings: PlusSettings,
     samples: GroundedSamples,

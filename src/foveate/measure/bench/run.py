@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -197,18 +196,6 @@ def _shape(model: Any) -> dict[str, Any]:
             for name, places in tower.items()
         },
     }
-
-
-@contextlib.contextmanager
-def threads(number: int | None) -> Iterator[None]:
-    """Let torch use so many threads inside the block; None changes nothing."""
-    before = torch.get_num_threads()
-    if number is not None:
-        torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _no_prompt(question: str, images: int) -> str:

@@ -22,6 +22,8 @@ from foveate.tiny.reading.scenes import POOL_CHECK_STREAM
 from foveate.tiny.reading.vision import train_vision
 from foveate.tiny.training.run import Run
 from foveate.tiny.training.vision_stage import amplify_texture
+from foveate.torch_state import own_randomness
+from foveate.torch_state import threads as with_threads
 
 RECIPE, WEIGHTS = "recipe.json", "weights"
 
@@ -57,6 +59,8 @@ def trained_model(run: Run) -> torch.nn.Module:
     return model.eval()
 
 
+@with_threads(None)
+@own_randomness()
 def train(
     folder: Path, recipe: ReadingRecipe | None = None, threads: int = 1, checkpoint_seconds: float = 180.0
 ) -> Path:

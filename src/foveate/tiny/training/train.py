@@ -35,6 +35,8 @@ from foveate.tiny.training.vision_stage import (
     to_pixels,
 )
 from foveate.tiny.vocabulary import processor
+from foveate.torch_state import own_randomness
+from foveate.torch_state import threads as with_threads
 
 Progress = Callable[[str, int, int, str], None]
 
@@ -200,6 +202,8 @@ def _pools(run: Run, progress: Progress | None) -> tuple[Pool, Pool]:
     return render_pool(run.folder / "scenes", recipe.scenes, recipe.seed, progress=rendered), held_out
 
 
+@with_threads(None)
+@own_randomness()
 def train(
     folder: str | Path,
     recipe: Recipe | None = None,
