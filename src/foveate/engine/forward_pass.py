@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
@@ -195,6 +196,10 @@ class ForwardPass:
         Closed at the end of the forward pass.
     keys
         What layers that others read the keys and values of have attended to.
+    thread
+        The `ident` of its thread.
+    over
+        Whether it has ended, or the pruner was detached in the midst of it.
     """
 
     length: int
@@ -214,9 +219,12 @@ class ForwardPass:
     whole: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     memo: dict[Hashable, tuple[Any, Any]] = field(default_factory=dict)
     keys: dict[int, Keys] = field(default_factory=dict)
+    thread: int = field(default_factory=threading.get_ident)
+    over: bool = False
 
     def close(self) -> None:
-        """Undo what was done to the model for this forward pass; safe to repeat."""
+        """It is over: undo what was done to the model for it; safe to repeat."""
+        self.over = True
         self.tap.close()
         self.whole.close()
 

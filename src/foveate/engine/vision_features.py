@@ -8,7 +8,6 @@ ones did is not guessed: what the language model is given is compared with what 
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.engine.attention_rows import attention_tap, find_attention, received
+from foveate.engine.per_thread import PerThread
 from foveate.errors import BudgetError, UnsupportedModelError, VisionFeaturesError
 from foveate.families import Family, same_features
 from foveate.pruners.base import Pruner
@@ -114,8 +114,7 @@ class VisionRecorder:
         self.wanted, self.received = wanted, received
         self.attention = {number: find_attention(self.parts.blocks[number]) for number in received}
         self.class_token = family.class_token(self.parts.encoder)
-        self.thread = threading.local()
-        self.everywhere: list[_Seen] = []
+        self.threads: PerThread[_Seen] = PerThread()
 
     def register(self) -> list[Any]:
         """Hooks on the encoder, the blocks that are wanted, and the projector."""
@@ -142,10 +141,9 @@ class VisionRecorder:
 
     def close(self) -> None:
         """Let go of all, in every thread."""
-        while self.everywhere:
-            self.everywhere[-1].tap.close()
-            self.everywhere.pop()
-        self.thread = threading.local()
+        for seen in self.threads.every():
+            seen.tap.close()
+        self.threads.clear()
 
     def forget(self, failed: bool) -> None:
         """A prefill is over in this thread: let go, unless it wants to take the same again."""
@@ -154,10 +152,10 @@ class VisionRecorder:
 
     @property
     def _seen(self) -> _Seen:
-        if not hasattr(self.thread, "seen"):
-            self.thread.seen = _Seen()
-            self.everywhere.append(self.thread.seen)
-        return self.thread.seen
+        seen = self.threads.own
+        if seen is None:
+            seen = self.threads.own = _Seen()
+        return seen
 
     # -- recording
 
