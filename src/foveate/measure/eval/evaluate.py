@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from foveate.errors import BudgetError, FoveateError
+from foveate.errors import FoveateError
 from foveate.measure import environment
+from foveate.measure.budget import PromptCost, check_budget
 from foveate.measure.eval.answers import Answer, answer_batch
-from foveate.measure.eval.arms import EvalArm, Evidence, check_keeps, evidence_masks, plan_arms
+from foveate.measure.eval.arms import EvalArm, Evidence, evidence_masks, plan_arms
 from foveate.measure.eval.suites import Example, is_correct, load_suite, suite_fingerprint, suite_named
 from foveate.measure.eval.summary import summarise
 from foveate.measure.loading import LoadedModel
@@ -107,7 +108,8 @@ class EvalSettings:
         Add the diagnostic that knows where the answer lies.
     budget
         What a budget is: "after", the share kept after the cut (for BTP, whose cuts are several, a mean over the
-        layers), or "mean", for every method the mean share of visual tokens per decoder layer.
+        layers); or for every method the "mean" share of visual tokens per decoder layer, that in the "kv" cache, or
+        that of the "flops" of the first question's prompt.
     batch_size, max_new_tokens
         Of the answers.
     """
@@ -119,7 +121,7 @@ class EvalSettings:
     seed: int = 0
     layer: int | None = None
     oracle: bool = False
-    budget: Literal["after", "mean"] = "after"
+    budget: Literal["after", "mean", "kv", "flops"] = "after"
     batch_size: int = 16
     max_new_tokens: int = 8
 
@@ -130,12 +132,10 @@ def check_settings(settings: EvalSettings) -> None:
     Raises
     ------
     UnknownSuiteError, UnknownMethodError, BudgetError
-        A suite, a method, an option or a budget does not exist, or `budget` is neither "after" nor "mean".
+        A suite, a method, an option or a budget does not exist, or `budget` is none of `BUDGETS`.
     """
-    if settings.budget not in ("after", "mean"):
-        raise BudgetError(f"--budget is 'after' or 'mean', got '{settings.budget}'")
+    check_budget(settings.budget, settings.keeps)
     suite_named(settings.suite)
-    check_keeps(settings.keeps, settings.budget == "mean")
     plan_arms(settings.methods, settings.keeps, settings.layer, settings.oracle)
 
 
@@ -173,8 +173,11 @@ def evaluate(
     """
     config = loaded.model.config if settings.budget == "mean" else None
     out_of_reach: list[str] = []
-    arms = plan_arms(settings.methods, settings.keeps, settings.layer, settings.oracle, config, out_of_reach)
     examples = load_suite(settings.suite, settings.samples, settings.seed, progress)
+    cost, first = None, examples[0]
+    if settings.budget in ("kv", "flops"):
+        cost = PromptCost.of_question(loaded, settings.budget, first.question, [first.image])
+    arms = plan_arms(settings.methods, settings.keeps, settings.layer, settings.oracle, config, out_of_reach, cost)
     shared = _configuration(loaded, settings, examples)
     journal = Journal(folder / JOURNAL, shared, fresh)
     batches = [examples[at : at + settings.batch_size] for at in range(0, len(examples), settings.batch_size)]
