@@ -50,7 +50,7 @@ def test_each_stage_chooses_among_what_is_left_and_budgets_add_up():
 @pytest.mark.parametrize("first", [name for name in METHODS if name not in ("vtw", "v2drop", "pyramiddrop", "btp")])
 def test_any_method_may_come_first_and_what_it_keeps_is_what_it_keeps_alone(first):
     layer = {} if first in ("evs", "vidcom2") else {"layer": 2}
-    alone = foveate.make(first, keep=0.5, **layer)
+    alone = foveate.make(first, keep=0.5, compact_cache=False, **layer)
     chained = Chain(alone, Random(keep=0.3, layer=4))
     one, both = report_of(alone, "qwen3_vl"), report_of(chained, "qwen3_vl")
     for ours, theirs in zip(one.stages[0].kept, both.stages[0].kept, strict=True):
@@ -139,7 +139,7 @@ def test_notes_of_all_and_of_a_method_that_has_nothing_to_do():
     assert idle.startswith("chain: fastv takes nothing out: no more than 30% of the visual tokens reach it")
     assert dropped.startswith("vtw: every visual token is dropped before layer 4")
     assert not report_of(TWO).notes
-    assert len(report_of(Chain(GlimpsePrune(max_keep=0.9, layer=1), VTW(layer=4))).notes) == 2
+    assert len(report_of(Chain(GlimpsePrune(max_keep=0.9, layer=1), VTW(layer=4), compact_cache=False)).notes) == 2
 
 
 def test_short_prompts_run_dense():
@@ -148,7 +148,7 @@ def test_short_prompts_run_dense():
 
 def test_errors_of_each_cut_and_a_prediction():
     model, batch = model_of("llava"), dict(inputs("llava", "one image"))
-    chain = Chain(foveate.VisionZip(keep=0.7), foveate.DART(keep=0.4, layer=2), Telling(layer=4, keep=0.2))
+    chain = Chain(foveate.VisionZip(keep=0.7, block=-1), foveate.DART(keep=0.4, layer=2), Telling(layer=4, keep=0.2))
     assert [one.layer for one in stage_errors(model, chain, batch)] == [0, 2, 4]
     report, text = report_of(chain, layout="one image"), model.config.get_text_config()
     visual = report.stages[0].dense[0]
