@@ -127,16 +127,12 @@ class Chain(Pruner):
         made._check_what_is_left(depth)
         if self.keep in (None, 1.0):
             return made
-        made = dataclasses.replace(made, keep=None)
 
-        def scaled(setting: float) -> Chain:
-            factor = 2.0 ** (40 * setting - 20)
-            return made._each(lambda one: one.scaled(factor, config))
+        def reached(one: Pruner) -> float:
+            return shares.mean(one.resolved(config), depth)
 
-        def reached(one: Chain) -> float:
-            return shares.mean(one._each(lambda method: method.resolved(config)), depth)
-
-        return shares.solve(self.name, scaled, reached, self.keep).resolved(config)
+        solved = shares.solve(self.name, lambda setting: made.set_to(setting, config), reached, self.keep)
+        return solved.resolved(config)  # type: ignore[return-value]
 
     def select(self, tokens: VisualTokens) -> Tensor | Selection:
         return self.member(tokens.layer).select(tokens)
