@@ -283,8 +283,10 @@ def _received(query: Tensor, key: Tensor, scale: float, mask: Any, class_token: 
     sums = column_sums(query, key, scale, mask).mean(1)
     if class_token is None:
         return torch.stack([sums, sums / sums.sum(-1, keepdim=True)], -1)  # a query gives 1 in all
-    row = torch.full((len(query), 1), class_token % query.shape[2], device=query.device)
-    shape = (1, 1, query.shape[2], key.shape[2])
-    every = torch.ones(shape, dtype=torch.bool, device=query.device) if mask is None else mask.to(query.device)
-    alone = attention_rows(query, key, every, {"scaling": scale}, row)
+    own = class_token % query.shape[2]
+    if mask is None:
+        alone = row_logits(query[:, :, own : own + 1], key, scale).softmax(-1)
+    else:
+        row = torch.full((len(query), 1), own, device=query.device)
+        alone = attention_rows(query, key, mask.to(query.device), {"scaling": scale}, row)
     return torch.stack([sums, alone[:, :, 0].mean(1)], -1)
