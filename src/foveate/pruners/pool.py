@@ -35,7 +35,7 @@ class Pool(SingleStagePruner):
         for row, (grids, places) in enumerate(zip(tokens.grids, k.tolist(), strict=True)):
             starts = itertools.accumulate((one.length for one in grids), initial=0)
             here = dict(zip(range(len(grids)), starts, strict=False))
-            shown = [number for number in here if bool((grid[row] == number).any())]
+            shown = [number for number in grid[row].unique().tolist() if number in here]
             cells = [grids[number].cells for number in shown]
             shares = share_out([float(one) for one in cells], cells, places) if shown else []
             for number, share in zip(shown, shares, strict=True):
