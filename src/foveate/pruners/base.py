@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from foveate.errors import BudgetError
 from foveate.pruners import saving
 from foveate.pruners.budget import check_keep, keep_behind, tokens_to_keep
+from foveate.pruners.by_image import chosen_by_image
 from foveate.pruners.options import option as option
 from foveate.pruners.options import settle
 from foveate.select import top_k
@@ -141,46 +142,6 @@ class VisualTokens:
     text_values: Tensor | None = None
     previous: Tensor | None = None
     text: Tensor | None = None
-
-    def by_image(self, images: int) -> VisualTokens:
-        """The same tokens with one row for each (sample, image): (B * images, N, ...), other images' tokens invalid.
-
-        Parameters
-        ----------
-        images
-            The most images that any sample has.
-        """
-
-        def rows(tensor: Tensor) -> Tensor:
-            return tensor.repeat_interleave(images, 0)
-
-        optional = ("attention", "keys", "values", "text_keys", "text_values", "previous", "text")
-        given = {name: getattr(self, name) for name in optional}
-        repeated: dict[str, Any] = {name: None if one is None else rows(one) for name, one in given.items()}
-
-        number = torch.arange(images, device=self.image.device).repeat(self.image.shape[0])
-        mine = rows(self.image) == number[:, None]
-        count = mine.sum(-1).cpu()
-        return dataclasses.replace(
-            self,
-            features=rows(self.features),
-            valid=rows(self.valid) & mine,
-            dense=count,
-            present=count,
-            position=rows(self.position),
-            image=rows(self.image),
-            grid=rows(self.grid),
-            row=rows(self.row),
-            column=rows(self.column),
-            grids=tuple(grids for grids in self.grids for _ in range(images)),
-            query=rows(self.query),
-            mean_text=rows(self.mean_text),
-            extra=rows(self.extra),
-            vision=tuple(rows(features) for features in self.vision),
-            received=tuple(rows(sums) for sums in self.received),
-            class_received=tuple(rows(sums) for sums in self.class_received),
-            **repeated,
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -484,19 +445,7 @@ class SingleStagePruner(Pruner):
             return tokens.valid
         if self.per == "prompt":
             return self.choose(tokens, tokens_to_keep(self.keep, tokens.dense))
-        batch, number = tokens.valid.shape
-        images = int(tokens.image.max()) + 1
-        split = tokens.by_image(images)
-        chosen = self.choose(split, tokens_to_keep(self.keep, split.dense))
-        if isinstance(chosen, Tensor):
-            return (chosen & split.valid).view(batch, images, number).any(1)
-
-        def joined(tensor: Tensor | None, absent: float) -> Tensor | None:  # each token is valid in one row at most
-            filled = None if tensor is None else tensor.masked_fill(~split.valid, absent)
-            return None if filled is None else filled.view(batch, images, number).amax(1)
-
-        keep = (chosen.keep & split.valid).view(batch, images, number).any(1)
-        return Selection(keep, joined(chosen.into, -1), joined(chosen.weight, 0), chosen.how)
+        return chosen_by_image(tokens, lambda shown: self.choose(shown, tokens_to_keep(self.keep, shown.dense)))
 
     def choose(self, tokens: VisualTokens, k: Tensor) -> Tensor | Selection:
         """Keep mask (B, N) bool with at most k (B,) valid tokens a row, or a `Selection`; k is on the CPU."""

@@ -57,8 +57,8 @@ class SCOPE(EncoderPruner):
         keep = torch.zeros_like(valid)  # on a CPU one after another, each without its padding
         for row, there in enumerate(valid):
             real = there.nonzero()[:, 0]
-            shown = tokens.vision[0][row, real], saliency[row, real], k[row], there[real]
-            keep[row, real] = covering(*(one[None] for one in shown), add)[0]
+            shown, own = tokens.vision[0][row, real][None], saliency[row, real][None]
+            keep[row, real] = covering(shown, own, k[row : row + 1], there[real][None], add)[0]
         return keep
 
 

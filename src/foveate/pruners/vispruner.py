@@ -86,7 +86,7 @@ def without_duplicates(unit: Tensor, places: int) -> Tensor:
             order = alike.argsort(descending=True, stable=True)
             if bool(sure[order[:leave]].all()):  # one read from the device a round
                 break
-            stale = order[~sure[order]][:ROWS // 4]
+            stale = order[~sure[order]][: ROWS // 4]
             cosines[even[stale]], likest[even[stale]] = _most_alike(unit, even[stale], left)
             known[stale] = is_odd[likest[even[stale]]]
         left = torch.cat([even[order[leave:].sort().values], odd])

@@ -10,9 +10,10 @@ ROWS = 512  # tokens compared at a time
 
 
 def likest(features: Tensor, others: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest cosine (B, N) of each row to any of the others, and the place (B, N) of that one, the first of equal ones.
+    """Largest cosine (B, N) of each row to any of the others, and the place (B, N) of that one.
 
-    Where none is there they are -inf and 0. Memory is O(B (N + C)) beside the unit vectors of the others.
+    Of equal ones it is the first; where none is there, they are -inf and 0. Beside the unit vectors of the others
+    memory is O(B (N + C)).
 
     Parameters
     ----------
