@@ -1,12 +1,15 @@
 """What each option of each method costs at 16,000 visual tokens: time and memory of choosing, on made-up tokens.
 
 On a CPU, process time on one thread. Every method runs with its defaults, with each other value of its options that
-are words or switches, and with some numbers (`NUMBERS`); with one budget for each of several images where it has that,
-and with as many text tokens as `--text` says where it reads those. Methods of several stages run all of them. A time is
-given as a ratio to FastV's and to the method's own defaults, and as a share of a dense prefill of a 7B model: its
-operations at the rate of a matrix product, measured in the same run. Memory is the most that torch's allocator held
-above what was there before, over the bytes of the features. Then the attention that the engine reads for a method.
-Takes about half an hour.
+are words or switches (but for those in `SAME`, which compute as much), and with some numbers (`NUMBERS`); with one
+budget for each of several images where it has that, and with as many text tokens as `--text` says where it reads
+those. Methods of several stages run all of them. A time is given as a ratio to FastV's and to the method's own
+defaults, and as a share of a dense prefill of a 7B model: its operations at the rate of a matrix product, measured in
+the same run. Memory is the most that torch's allocator held above what was there before, over the bytes of the
+features; it is taken in the same call as the time. Then the attention that the engine reads for a method.
+
+It takes about 15 minutes on an idle core. The result is written after each case, and the same command goes on where
+one was stopped.
 
     python benchmarks/option_costs.py --out benchmarks/results/option_costs.json
 """
@@ -16,7 +19,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import time
 import typing
 from collections.abc import Callable, Iterator
@@ -32,7 +34,7 @@ from foveate.engine.attention_rows import attention_rows, received, summed_rows
 from foveate.engine.layout import lay_out
 from foveate.families import Grid
 from foveate.measure import environment
-from foveate.measure.bench.counters import ON_CPU, counted, peak_bytes
+from foveate.measure.bench.counters import ON_CPU, peak_bytes
 from foveate.measure.predict.selection import MadeUpPrompt, for_stage, grid_of, left, visual_tokens
 from foveate.pruners import Pruner, Selection, SingleStagePruner, VisualTokens
 from foveate.pruners.glimpseprune.modules import GlimpseConfig, GlimpseModules
@@ -41,6 +43,7 @@ from foveate.pruners.registry import METHODS
 LAYERS, WIDTH, HEADS, MLP = 28, 3584, 28, 18944  # Qwen2.5-VL-7B's decoder
 VISION = 1280  # width of its encoder
 KEEP = 0.22
+ROUNDS, SHORT = 5, 0.5  # seconds
 PARTS = 16  # images, or frames of a video
 NUMBERS: dict[str, tuple[dict[str, Any], ...]] = {
     "anchorprune": ({"novelty": 0.7},),
@@ -55,7 +58,9 @@ NUMBERS: dict[str, tuple[dict[str, Any], ...]] = {
     "visionzip": ({"contextual": 0.5},),
     "vispruner": ({"important": 0.0},),
 }
+SAME = {"btp": ("variant", "score", "rebalance", "distance")}
 VIDEO = ("evs", "vidcom2")
+LAST = ("glimpseprune", "scope")  # take longest
 LONG = {"anchorprune": {}, "dart": {}, "btp": {"query": "mean_text"}, "greedyprune": {}}  # these read the text
 
 
@@ -88,7 +93,7 @@ def cases() -> Iterator[Case]:
                 values = typing.get_args(hint)
             elif hint is bool:
                 values = (True, False)
-            for value in values if field.name not in {*base, "per"} else ():
+            for value in values if field.name not in {*base, "per", *SAME.get(name, ())} else ():
                 if value != field.default:
                     yield Case(name, ((field.name, value),), shape)
         for options in NUMBERS.get(name, ()):
@@ -116,6 +121,11 @@ def method_of(case: Case, width: int, heads: int) -> Pruner | None:
         return foveate.make(case.method, **options).resolved(config(width, heads))
     except foveate.BudgetError:
         return None
+
+
+def fits(case: Case) -> bool:
+    """Whether the case's options go together."""
+    return case.method in LAST or method_of(case, WIDTH, HEADS) is not None
 
 
 def grids_of(case: Case, number: int) -> list[list[Grid]]:
@@ -179,21 +189,22 @@ def rate() -> float:
     return 2 * 1024 * WIDTH * 4096 / min(times)
 
 
-def measured(stages: Callable[[], Iterator[Callable[[], Any]]], rounds: int) -> dict[str, float]:
-    """Seconds of all stages, the shortest of some rounds; the highest memory and the operations of all stages."""
-    times = []
-    for _ in range(rounds):
+def measured(stages: Callable[[], Iterator[Callable[[], Any]]]) -> dict[str, float]:
+    """Seconds of all stages and the highest memory of any; of short calls the shortest of five."""
+    times, most = [], 0
+    while len(times) < ROUNDS and sum(times) < SHORT:
         seconds = 0.0
         for stage in stages():
-            start = time.process_time()
-            stage()
-            seconds += time.process_time() - start
+
+            def timed(stage: Callable[[], Any] = stage) -> float:
+                start = time.process_time()
+                stage()
+                return time.process_time() - start
+
+            taken, held = peak_bytes(torch.device("cpu"), timed)
+            seconds, most = seconds + taken, max(most, held or 0)
         times.append(seconds)
-    most, flops = 0, 0
-    for stage in stages():
-        (_, operations), held = peak_bytes(torch.device("cpu"), lambda stage=stage: counted(stage))
-        most, flops = max(most, held or 0), flops + operations
-    return {"seconds": min(times), "bytes": most, "flops": flops}
+    return {"seconds": min(times), "bytes": most}
 
 
 def read_by_the_engine(number: int, text: int) -> dict[str, Callable[[], Any]]:
@@ -222,24 +233,26 @@ def page(result: dict[str, Any]) -> str:
         f"`{result['command']}`",
         "",
         f"Choosing among {settings['visual']:,} visual tokens of {WIDTH} dimensions in float32, {KEEP:.0%} kept where "
-        "a method has such a budget; "
-        f"CPU time on one thread of {machine['cpu']}; torch {result['versions']['torch']}. Nothing here was run on a "
-        "GPU.",
+        f"a method has such a budget; CPU time on one thread of {machine['cpu']}, which other work shared; torch "
+        f"{result['versions']['torch']}. Nothing here was run on a GPU.",
         "",
-        "*Of a prefill*: time over that of a dense prefill of as many tokens by a 7B model, taken as its operations at "
-        "the rate of a matrix product, measured in the same run; *operations* are those in products of matrices alone. "
-        "*Memory*: the most held above the inputs, over the bytes of the features. *Text*: tokens of the question. "
-        f"*images*: {PARTS} images, *video*: {PARTS} frames.",
+        "*Of a prefill*: time over that of a dense prefill of as many tokens by a 7B model, taken as its operations "
+        "at the rate of a matrix product, measured in the same run. *Memory*: the most held above the inputs, over the "
+        f"bytes of the features. *Text*: tokens of the question. *images*: {PARTS} images, *video*: {PARTS} frames.",
         "",
-        "| method | options | prompt | text | time, × FastV | time, × its defaults | of a prefill, % | operations, % | "
-        "memory |",
-        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for one in result["cases"]:
+    if result["missing"]:
+        lines += [f"Not measured yet: {'; '.join(result['missing'])}.", ""]
+    lines += [
+        "| method | options | prompt | text | time, × FastV | time, × its defaults | of a prefill, % | memory |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    own = {one["method"]: one["seconds"] for one in reversed(result["cases"]) if one["options"] == "defaults"}
+    for one in sorted(result["cases"], key=lambda one: list(METHODS).index(one["method"])):
         lines.append(
-            f"| {one['method']} | {one['options']} | {one['shape']} | {one['text']:,} | {one['to_fastv']:,.1f} | "
-            f"{one['to_defaults']:.2f} | {100 * one['of_prefill']:.3f} | {100 * one['flops_of_prefill']:.3f} | "
-            f"{one['memory']:.2f} |"
+            f"| {one['method']} | {one['options']} | {one['shape']} | {one['text']:,} | "
+            f"{one['seconds'] / own['fastv']:,.1f} | {one['seconds'] / own[one['method']]:.2f} | "
+            f"{100 * one['of_prefill']:.3f} | {one['memory']:.2f} |"
         )
     lines += [
         "",
@@ -247,14 +260,11 @@ def page(result: dict[str, Any]) -> str:
         "",
         "Of one layer of the decoder, 28 heads, and one block of a vision encoder of 16 heads with as many patches.",
         "",
-        "| what | of a prefill, % | operations, % | memory |",
-        "|---|---|---|---|",
+        "| what | of a prefill, % | memory |",
+        "|---|---|---|",
     ]
     for one in result["read"]:
-        lines.append(
-            f"| {one['what']} | {100 * one['of_prefill']:.3f} | {100 * one['flops_of_prefill']:.3f} | "
-            f"{one['memory']:.2f} |"
-        )
+        lines.append(f"| {one['what']} | {100 * one['of_prefill']:.3f} | {one['memory']:.2f} |")
     return "\n".join([*lines, ""])
 
 
@@ -262,62 +272,59 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--visual", type=int, default=16000)
     parser.add_argument("--text", type=int, default=6000)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--methods", help="only these, with commas between them")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    chosen = args.methods.split(",") if args.methods else list(METHODS)
-    at_once, size = rate(), args.visual * WIDTH * 4
+    settings = {name: value for name, value in vars(args).items() if name != "out"}
+    whole, size, at_once = prefill_flops(args.visual), args.visual * WIDTH * 4, rate()
     found: list[dict[str, Any]] = []
+    if args.out and args.out.exists() and (before := json.loads(args.out.read_text()))["settings"] == settings:
+        found = before["cases"]
+    todo = [case for case in cases() if fits(case)]
+    todo.sort(key=lambda case: (case.method != "fastv", bool(case.options), case.method in LAST))
+    names = [f"{case.method} {case.name}, {case.shape}, text {args.text if case.long_text else 64}" for case in todo]
+    read: list[dict[str, Any]] = []
 
     def entry(figures: dict[str, float]) -> dict[str, float]:
-        whole = prefill_flops(args.visual)
-        return {
-            **figures,
-            "of_prefill": figures["seconds"] / (whole / at_once),
-            "flops_of_prefill": figures["flops"] / whole,
-            "memory": figures["bytes"] / size,
+        return {**figures, "of_prefill": figures["seconds"] * at_once / whole, "memory": figures["bytes"] / size}
+
+    def write() -> None:
+        there = {one["case"] for one in found}
+        result = {
+            "what": "time and memory of choosing, for each option of each method",
+            "command": environment.command(),
+            "settings": settings,
+            "memory": ON_CPU,
+            "machine": environment.machine(torch.device("cpu")),
+            "versions": environment.versions(),
+            "code": environment.code_fingerprint(),
+            "product_rate": at_once,
+            "prefill_flops": whole,
+            "missing": [name for name in names if name not in there],
+            "cases": found,
+            "read": read,
         }
+        if args.out:
+            args.out.write_text(json.dumps(result, indent=1) + "\n")
+            args.out.with_suffix(".md").write_text(page(result))
+        elif not result["missing"]:
+            print(page(result))
 
     with torch.inference_mode():
-        everything = [case for case in cases() if case.method in {*chosen, "fastv"}]
-        for case in sorted(everything, key=lambda case: case.method != "fastv"):
-            method = method_of(case, WIDTH, HEADS)
-            if method is None:
+        for case, name in zip(todo, names, strict=True):
+            if any(one["case"] == name for one in found):
                 continue
+            method = method_of(case, WIDTH, HEADS)
             text = args.text if case.long_text else 64
             prompt = MadeUpPrompt(args.visual, text, hidden=WIDTH, heads=HEADS)
-            figures = measured(lambda: choosing(case, method, prompt, VISION), args.rounds)  # noqa: B023
-            found.append({**dataclasses.asdict(case), "options": case.name, "text": text, **entry(figures)})
-            first = next(one for one in found if one["method"] == case.method)
-            found[-1]["to_fastv"] = figures["seconds"] / found[0]["seconds"]
-            found[-1]["to_defaults"] = figures["seconds"] / first["seconds"]
+            figures = entry(measured(lambda: choosing(case, method, prompt, VISION)))  # noqa: B023
+            one = {"method": case.method, "options": case.name, "shape": case.shape, "text": text}
+            found.append({"case": name, **one, **figures})
             print(found[-1], flush=True)
-        found.sort(key=lambda one: list(METHODS).index(one["method"]))
-        read = [
-            {"what": what, **entry(measured(lambda: iter([work]), args.rounds))}  # noqa: B023
-            for what, work in read_by_the_engine(args.visual, args.text).items()
-        ]
-    result = {
-        "what": "time and memory of choosing, for each option of each method",
-        "command": environment.command(),
-        "settings": {name: value for name, value in vars(args).items() if name != "out"},
-        "memory": ON_CPU,
-        "machine": environment.machine(torch.device("cpu")),
-        "versions": environment.versions(),
-        "code": environment.code_fingerprint(),
-        "product_rate": at_once,
-        "prefill_flops": prefill_flops(args.visual),
-        "cases": found,
-        "read": read,
-    }
-    text = json.dumps(result, indent=1) + "\n"
-    if args.out:
-        args.out.write_text(text)
-        args.out.with_suffix(".md").write_text(page(result))
-    else:
-        print(page(result))
+            write()
+        works = read_by_the_engine(args.visual, args.text)
+        read += [{"what": what, **entry(measured(lambda: iter([work])))} for what, work in works.items()]  # noqa: B023
+    write()
 
 
 if __name__ == "__main__":
