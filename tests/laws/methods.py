@@ -102,9 +102,13 @@ METHODS: dict[str, Pruner] = {
     "divprune": DivPrune(keep=0.3),
     "divprune mid per image": DivPrune(keep=0.3, layer=2, per="image"),
     "greedyprune": GreedyPrune(keep=0.3),
-    "greedyprune stop": GreedyPrune(keep=0.5, layer=0, threshold=0.1, fill="stop"),
-    "greedyprune relax": GreedyPrune(keep=0.4, layer=1, threshold=0.0, fill="relax", center=True, query="mean_text"),
-    "greedyprune compacted": GreedyPrune(keep=0.3, layer=3, per="image", compact_cache=True),
+    "greedyprune stop": GreedyPrune(keep=0.5, layer=0, objective="threshold", threshold=0.1, fill="stop"),
+    "greedyprune relax": GreedyPrune(
+        keep=0.4, layer=1, objective="threshold", threshold=0.0, fill="relax", center=True, query="mean_text"
+    ),
+    "greedyprune compacted": GreedyPrune(
+        keep=0.3, layer=3, per="image", compact_cache=True, objective="threshold", threshold="auto"
+    ),
     "btp": BTP(stages=[(1, 0.7, 0.4, 1.5, 0.5, 0.5), (3, 0.4, 0.7), (4, 0.2, 1.0, 2.0)]),
     "btp from 0 to nothing": BTP(
         keep=0.3,
@@ -134,6 +138,8 @@ METHODS: dict[str, Pruner] = {
 # Methods whose way through the engine one of the above has, too, such as a mask before layer 0, or a stage that drops
 # all: each meets each family of `WHOLE` in test_laws.py once, and those for videos each family that takes some.
 FIELD: dict[str, Pruner] = {
+    "greedyprune before layer 0": GreedyPrune(keep=0.3, layer=0),
+    "greedyprune last row per image": GreedyPrune(keep=0.4, layer=3, per="image", query="last", floor=0.01),
     "cdpruner": foveate.CDPruner(keep=0.3, theta=0.6),
     "vtw": foveate.VTW(layer=3),
     "evs": foveate.EVS(keep=0.6),

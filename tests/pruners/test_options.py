@@ -64,6 +64,10 @@ def test_keep_that_makes_no_sense(keep, method):
         {"threshold": -2},
         {"fill": "all"},
         {"query": "first"},
+        {"objective": "both"},
+        {"saliency": "norm"},
+        {"floor": 0.0},
+        {"power": 0},
     ],
 )
 def test_option_that_makes_no_sense(options):

@@ -29,9 +29,19 @@ AttentionForm = Literal["softmax", "log_softmax", "logits"]
 KeyOrValue = Literal["keys", "values"]
 
 
+# kinds of decoder layers, in `config.layer_types`, that have a running state or a convolution in place of attention
+STATES = frozenset({"linear_attention", "conv", "mamba", "hybrid"})
+
+
 def depth_of(config: Any) -> int:
     """Decoder layers of a model, by its config."""
     return int(config.get_text_config().num_hidden_layers)
+
+
+def attends(config: Any, layer: int) -> bool:
+    """Whether a decoder layer of a model has attention, by its config."""
+    kinds = getattr(config.get_text_config(), "layer_types", None)
+    return not kinds or not 0 <= layer < len(kinds) or kinds[layer] not in STATES
 
 
 @dataclass(frozen=True, eq=False)
