@@ -99,6 +99,7 @@ RAISED = {
     **{
         (method, "BudgetError"): partial(wrong_option, method, option, value)
         for method, option, value in (
+            ("AgilePruner", "average", 0.0),
             ("AnchorPrune", "novelty", 3.0),
             ("ApET", "basis", 0),
             ("CDPruner", "theta", 1.0),
@@ -106,6 +107,8 @@ RAISED = {
             ("EVS", "keep", 64),
             ("HiPrune", "alpha", 1.5),
             ("HoloV", "parts", 0),
+            ("IVCPrune", "coordinates", 0.6),
+            ("MMTok", "alpha", -1.0),
             ("SCOPE", "alpha", -1.0),
             ("SparseVLM", "heads", 0),
             ("V2Drop", "keep", 64),

@@ -53,8 +53,11 @@ SETTINGS = {
 ELSEWHERE = {
     **dict.fromkeys(("apet", "pool", "tome", "uniform"), "merging_methods"),
     **dict.fromkeys(("evs", "vidcom2"), "video_methods"),
-    **dict.fromkeys(("fastervlm", "hiprune", "holov", "visionzip", "vispruner"), "encoder_methods"),
-    **{name: name for name in ("anchorprune", "cdpruner", "dart", "scope", "sparsevlm", "v2drop", "vtw")},
+    **dict.fromkeys(("agilepruner", "fastervlm", "hiprune", "holov", "visionzip", "vispruner"), "encoder_methods"),
+    **{
+        name: name
+        for name in ("anchorprune", "cdpruner", "dart", "ivcprune", "mmtok", "scope", "sparsevlm", "v2drop", "vtw")
+    },
 }
 # plain images with other padding in each sample; grids of unequal sizes; separators, which lie on no grid
 PLACES = (("llava", "ragged"), ("qwen2_5_vl", "ragged"), ("llava_next", "one image"))
