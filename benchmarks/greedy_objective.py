@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--powers", default="1.0")
     parser.add_argument("--queries", default="mean_text,last")
     parser.add_argument("--batch-size", type=int, default=30)
-    parser.add_argument("--max-new-tokens", type=int, default=8)
+    parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=1)
