@@ -162,8 +162,8 @@ class Chain(Pruner):
                 now = planned
             if int(before) == int(now):
                 found.append(
-                    f"chain: {one.name} takes nothing out: no more than {int(now) / shares.MANY:.0%} of the visual "
-                    "tokens reach it, and its budget, a share of the whole prompt, is not under that"
+                    f"chain: {one.name} takes nothing out: no more tokens reach it than its budget, which is of the "
+                    "whole prompt"
                 )
         return tuple(found)
 
