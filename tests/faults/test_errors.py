@@ -29,6 +29,7 @@ from foveate.errors import (
     UnsupportedModelError,
 )
 from foveate.families import family_of
+from foveate.measure.stage_errors import Only
 from foveate.pruners import METHODS
 from foveate.testing import check_laws
 from tests.laws.methods import glimpse
@@ -85,6 +86,10 @@ RAISED = {
     ("Pruner.with_mean", "BudgetError"): lambda folder: FastV(layer=6).with_mean(0.2, DEPTH_12),
     ("Pruner.from_pretrained", "BudgetError"): other_method,
     ("Pruner.from_authors", "IncompatibleWeightsError"): "tests/pruners/test_glimpse_authors.py::test_",
+    ("Pruner.scaled", "BudgetError"): lambda folder: FastV(keep=49).scaled(0.5, DEPTH_12),
+    ("Pruner.set_to", "BudgetError"): lambda folder: Only(method=FastV()).set_to(0.5, DEPTH_12),
+    ("Chain", "BudgetError"): lambda folder: foveate.Chain(FastV(), foveate.GreedyPrune()),
+    ("Chain.resolved", "BudgetError"): lambda folder: foveate.Chain(FastV(layer=40)).resolved(DEPTH_12),
     ("BTP", "BudgetError"): lambda folder: BTP(stages=5),
     ("BTP.resolved", "BudgetError"): lambda folder: BTP(depth=28, stages=[(3, 0.5)]).resolved(DEPTH_12),
     ("BTP.schedule", "BudgetError"): lambda folder: BTP(stages=[(30, 0.5)]).schedule(12),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import foveate
-from foveate import BTP, Chain, DivPrune, FastV, GlimpsePrune, GreedyPrune, PyramidDrop, Random, select
+from foveate import BTP, DivPrune, FastV, GlimpsePrune, GreedyPrune, PyramidDrop, Random, select
 from foveate.engine import attach
 from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.pruners import Pruner, ScorePruner, Selection, VisualTokens
@@ -132,7 +132,7 @@ METHODS: dict[str, Pruner] = {
     "telling": Telling(),
     "telling late per image": Telling(layer=4, keep=0.5, per="image"),
     "ladder from 0 compacted": Ladder(cuts=(0, 2, 4), compact_cache=True),
-    "chain": Chain(DivPrune(keep=0.7), FastV(keep=0.5, layer=2), Merging(cuts=(3, 4))),
+    "chain": foveate.Chain(DivPrune(keep=0.7), FastV(keep=0.5, layer=2), Merging(cuts=(3, 4))),
 }
 
 # Methods whose way through the engine one of the above has, too, such as a mask before layer 0, or a stage that drops
@@ -162,18 +162,20 @@ FIELD: dict[str, Pruner] = {
     "tome": foveate.ToMe(keep=0.3, layer=2),
     "uniform": foveate.Uniform(keep=0.3, layer=1),
     "pool": foveate.Pool(keep=0.3, per="image"),
-    "chain of vision": Chain(
+    "chain of vision": foveate.Chain(
         foveate.FasterVLM(keep=0.7), foveate.VisionZip(keep=0.5, layer=1, contextual=0.4), foveate.SCOPE(layer=3)
     ),
-    "chain per image, compacted": Chain(
+    "chain per image, compacted": foveate.Chain(
         foveate.HiPrune(keep=0.8, alpha=0.8),
         DivPrune(keep=0.5, layer=1, per="image"),
         GlimpsePrune(threshold=0.3, max_keep=0.3, layer=2),
     ),
-    "chain of keys and text": Chain(
+    "chain of keys and text": foveate.Chain(
         foveate.ToMe(keep=0.7), foveate.DART(keep=0.5), foveate.AnchorPrune(keep=0.3, layer=4), foveate.VTW(layer=5)
     ),
-    "chain of a video": Chain(foveate.EVS(keep=0.6), foveate.Uniform(keep=0.3, layer=1), BTP(stages=[(2, 0.2, 1.0)])),
+    "chain of a video": foveate.Chain(
+        foveate.EVS(keep=0.6), foveate.Uniform(keep=0.3, layer=1), BTP(stages=[(2, 0.2, 1.0)])
+    ),
 }
 VIDEO = ("evs", "vidcom2", "chain of a video")
 

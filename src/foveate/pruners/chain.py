@@ -80,13 +80,12 @@ class Chain(Pruner):
         made = tuple(itertools.chain.from_iterable(_methods_of(one) for one in made))
         if not made:
             raise BudgetError("chain: no method is given; a chain is such as Chain(DivPrune(keep=0.5), BTP())")
-        together: dict[str, Any] = {
-            "compact_cache": _compacts(made) if compact_cache is None else compact_cache,
-            "min_visual": _least(made) if min_visual is None else min_visual,
-        }
+        compact = _compacts(made) if compact_cache is None else compact_cache
+        least = _least(made) if min_visual is None else min_visual
         _check_alone(made)
-        made = tuple(dataclasses.replace(one, **together) for one in made)
-        for name, value in {"methods": made, "keep": keep, "depth": depth, **together}.items():
+        made = tuple(dataclasses.replace(one, compact_cache=compact, min_visual=least) for one in made)
+        own = {"methods": made, "keep": keep, "depth": depth, "compact_cache": compact, "min_visual": least}
+        for name, value in own.items():
             object.__setattr__(self, name, value)
         self.__post_init__()
 
@@ -163,8 +162,8 @@ class Chain(Pruner):
                 now = planned
             if int(before) == int(now):
                 found.append(
-                    f"chain: {one.name} takes nothing out: no more than {int(now) / shares.MANY:.0%} of the visual "
-                    "tokens reach it, and its budget, a share of the whole prompt, is not under that"
+                    f"chain: {one.name} takes nothing out: no more tokens reach it than its budget, which is of the "
+                    "whole prompt"
                 )
         return tuple(found)
 
