@@ -8,6 +8,7 @@ import torch
 import foveate
 from foveate.errors import BudgetError, VisionFeaturesError
 from foveate.families import Grid
+from foveate.pruners import vispruner
 from foveate.pruners.encoder import used_block
 from foveate.pruners.holov import share_out
 from tests.models.build import build, generate, inputs
@@ -70,9 +71,12 @@ def test_blocks_of_hiprune():
     assert qwen.vision_attention(32) == (15, 31)
 
 
+@pytest.mark.parametrize("listed", [1, 2, 32])  # short lists run out of tokens that are left
 @pytest.mark.parametrize("important", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("keep", [3, 11])
-def test_vispruner(important, keep):
+def test_vispruner(important, keep, listed, monkeypatch):
+    monkeypatch.setattr(vispruner, "LISTED", listed)
+    monkeypatch.setattr(vispruner, "ROWS", 4)
     tokens = encoder_tokens(GRIDS)
     found = foveate.VisPruner(keep=keep, important=important).select(tokens)
     for sample, number in enumerate(COUNTS):

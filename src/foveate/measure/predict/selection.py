@@ -277,11 +277,11 @@ def _read(tokens: VisualTokens, prompt: MadeUpPrompt, pruner: Pruner, layer: int
 
 
 def rows_wanted(pruner: Pruner, layer: int, prompt: MadeUpPrompt) -> int | None:
-    """Return how many attention rows the stage before `layer` asks for, if it asks."""
+    """Return how many attention rows the stage before `layer` is shown, if it asks: their sum is one."""
     rows = torch.arange(1 + extra_tokens(pruner) + prompt.text).expand(prompt.batch, -1)
     extra = extra_tokens(pruner)
     wanted = pruner.attention_rows(layer, PromptRows(rows[:, 0], rows[:, 1 : 1 + extra], rows[:, 1 + extra :]))
-    return None if wanted is None else wanted.shape[1]
+    return None if wanted is None else 1 if pruner.sums_rows(layer) else wanted.shape[1]
 
 
 def extra_tokens(pruner: Pruner) -> int:
