@@ -128,17 +128,17 @@ def fits(case: Case) -> bool:
     return case.method in LAST or method_of(case, WIDTH, HEADS) is not None
 
 
-def grids_of(case: Case, number: int) -> list[list[Grid]]:
+def grids_of(case: Case, number: int, parts: int) -> list[list[Grid]]:
     """The grids of each image."""
     if case.shape == "image":
         return [[grid_of(number)]]
-    parts = [grid_of(number // PARTS) for _ in range(PARTS)]
-    return [parts] if case.shape == "video" else [[one] for one in parts]
+    several = [grid_of(number // parts) for _ in range(parts)]
+    return [several] if case.shape == "video" else [[one] for one in several]
 
 
-def made_up(case: Case, method: Pruner, prompt: MadeUpPrompt, vision: int) -> VisualTokens:
+def made_up(case: Case, method: Pruner, prompt: MadeUpPrompt, vision: int, parts: int = PARTS) -> VisualTokens:
     """The tokens before the first stage."""
-    images = grids_of(case, prompt.visual)
+    images = grids_of(case, prompt.visual, parts)
     number = sum(grid.length for grids in images for grid in grids)
     prompt = dataclasses.replace(prompt, visual=number)
     tokens = visual_tokens(prompt, method, method.layers(LAYERS)[0])
@@ -154,9 +154,11 @@ def made_up(case: Case, method: Pruner, prompt: MadeUpPrompt, vision: int) -> Vi
     )
 
 
-def choosing(case: Case, method: Pruner, prompt: MadeUpPrompt, vision: int) -> Iterator[Callable[[], Any]]:
+def choosing(
+    case: Case, method: Pruner, prompt: MadeUpPrompt, vision: int, parts: int = PARTS
+) -> Iterator[Callable[[], Any]]:
     """What is to be timed at each stage."""
-    tokens = made_up(case, method, prompt, vision)
+    tokens = made_up(case, method, prompt, vision, parts)
     prompt = dataclasses.replace(prompt, visual=tokens.valid.shape[1])
     for layer in method.layers(LAYERS):
         tokens = for_stage(tokens, prompt, method, layer)
@@ -237,8 +239,9 @@ def page(result: dict[str, Any]) -> str:
         f"{result['versions']['torch']}. Nothing here was run on a GPU.",
         "",
         "*Of a prefill*: time over that of a dense prefill of as many tokens by a 7B model, taken as its operations "
-        "at the rate of a matrix product, measured in the same run. *Memory*: the most held above the inputs, over the "
-        f"bytes of the features. *Text*: tokens of the question. *images*: {PARTS} images, *video*: {PARTS} frames.",
+        "at the rate of a matrix product, measured in the same run. *Memory*: the most held above the inputs, over "
+        "the bytes of the features. *Text*: tokens of the question. "
+        f"*images*: {PARTS} images, *video*: {PARTS} frames.",
         "",
     ]
     if result["missing"]:
