@@ -18,7 +18,7 @@ from tests.serve.conftest import turn
 ray = pytest.importorskip("ray")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(280),
+    pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of Ray's own
 ]
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,25 +48,22 @@ def test_two_replicas_share_and_one_is_replaced(cluster, scenes):
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     serve.run(from_yaml({"keep": 0.3, "min_visual": 0, "replicas": [2, 2], "cpus": 0.5}), name="foveate")
 
-    def ask(number: int) -> tuple[int, str, str]:
+    def ask(number: int) -> tuple[int, str]:
         image, question = scenes[number % 6]
         body = {"model": "tiny", "temperature": 0, "messages": [turn(question, image)]}
         request = Request(f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode())
         request.add_header("Content-Type", "application/json")
         try:
-            with urlopen(request, timeout=120) as answer:
+            with urlopen(request, timeout=300) as answer:
                 found = json.loads(answer.read())
-                return answer.status, found["choices"][0]["message"]["content"], created(found)
+                return answer.status, found["choices"][0]["message"]["content"]
         except HTTPError as error:
-            return error.code, error.read().decode()[:100], ""
-
-    def created(found: dict) -> str:
-        return found["id"]
+            return error.code, error.read().decode()[:100]
 
     expected = [ask(number)[1] for number in range(6)]
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(ask, range(24)))
-        assert [text for _, text, _ in together] == [expected[number % 6] for number in range(24)]
+        assert [text for _, text in together] == [expected[number % 6] for number in range(24)]
         # kill one replica while requests run: each of them gets its answer, or one clean error
         running = [pool.submit(ask, number) for number in range(24)]
         time.sleep(0.5)
@@ -74,9 +71,9 @@ def test_two_replicas_share_and_one_is_replaced(cluster, scenes):
         one = next(actor for actor in replicas if "ReplicaActor" in actor["name"] or "foveate#" in actor["name"])
         ray.kill(ray.get_actor(one["name"], namespace=one["namespace"]), no_restart=True)
         found = [each.result() for each in running]
-    assert all(status == 500 or text == expected[number % 6] for number, (status, text, _) in enumerate(found))
-    assert sum(status == 200 for status, _, _ in found) >= 12
-    end = time.monotonic() + 120
+    assert all(status == 500 or text == expected[number % 6] for number, (status, text) in enumerate(found))
+    assert sum(status == 200 for status, _ in found) >= 12
+    end = time.monotonic() + 300
     while serve.status().applications["foveate"].deployments["foveate"].replica_states.get("RUNNING") != 2:
         assert time.monotonic() < end
         time.sleep(0.5)
