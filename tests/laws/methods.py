@@ -157,6 +157,8 @@ FIELD: dict[str, Pruner] = {
     "mmtok": foveate.MMTok(keep=0.4),
     "ivcprune": foveate.IVCPrune(keep=0.4, layer=2),
     "agilepruner": foveate.AgilePruner(keep=0.4, average=3.0, step=0.1),
+    "prunesid": foveate.PruneSID(keep=0.5, group=2),
+    "vlmpruner": foveate.VLMPruner(keep=0.5, pivots=2, threshold=0.1, batch=2),
     "sparsevlm": foveate.SparseVLM(keep=0.5),
     "sparsevlm recycling": foveate.SparseVLM(keep=0.4, version=1, schedule=64),
     "tome": foveate.ToMe(keep=0.3, layer=2),

@@ -53,10 +53,23 @@ SETTINGS = {
 ELSEWHERE = {
     **dict.fromkeys(("apet", "pool", "tome", "uniform"), "merging_methods"),
     **dict.fromkeys(("evs", "vidcom2"), "video_methods"),
-    **dict.fromkeys(("agilepruner", "fastervlm", "hiprune", "holov", "visionzip", "vispruner"), "encoder_methods"),
+    **dict.fromkeys(("fastervlm", "hiprune", "holov", "visionzip", "vispruner"), "encoder_methods"),
     **{
         name: name
-        for name in ("anchorprune", "cdpruner", "dart", "ivcprune", "mmtok", "scope", "sparsevlm", "v2drop", "vtw")
+        for name in (
+            "agilepruner",
+            "anchorprune",
+            "cdpruner",
+            "dart",
+            "ivcprune",
+            "mmtok",
+            "prunesid",
+            "scope",
+            "sparsevlm",
+            "v2drop",
+            "vlmpruner",
+            "vtw",
+        )
     },
 }
 # plain images with other padding in each sample; grids of unequal sizes; separators, which lie on no grid

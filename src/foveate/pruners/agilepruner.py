@@ -80,7 +80,7 @@ def effective_rank(features: Tensor, valid: Tensor) -> Tensor:
     It lies between 1, where all tokens are multiples of one, and the smaller of N and C. By the eigenvalues of a
     matrix (C, C), in float64: O(N C² + C³).
     """
-    rows = features.double().masked_fill(~valid[..., None], 0)
+    rows = features.double().nan_to_num().masked_fill(~valid[..., None], 0)
     squares = torch.linalg.eigvalsh(torch.bmm(rows.mT, rows)).clamp(min=0)
     floor = squares.amax(-1, keepdim=True) * 1e-12  # less is rounding
     values = squares.masked_fill(squares <= floor, 0).sqrt()

@@ -22,6 +22,7 @@ from foveate.pruners.holov import HoloV as HoloV
 from foveate.pruners.ivcprune import IVCPrune as IVCPrune
 from foveate.pruners.mmtok import MMTok as MMTok
 from foveate.pruners.pool import Pool as Pool
+from foveate.pruners.prunesid import PruneSID as PruneSID
 from foveate.pruners.pyramiddrop import PyramidDrop as PyramidDrop
 from foveate.pruners.random import Random as Random
 from foveate.pruners.scope import SCOPE as SCOPE
@@ -32,4 +33,5 @@ from foveate.pruners.v2drop import V2Drop as V2Drop
 from foveate.pruners.vidcom2 import VidCom2 as VidCom2
 from foveate.pruners.visionzip import VisionZip as VisionZip
 from foveate.pruners.vispruner import VisPruner as VisPruner
+from foveate.pruners.vlmpruner import VLMPruner as VLMPruner
 from foveate.pruners.vtw import VTW as VTW
