@@ -50,23 +50,23 @@ def test_short(name):
 
 def test_quick_start(monkeypatch):
     found = script(monkeypatch, "quick_start")
-    assert found.count("triangle") == 2  # dense and pruned
-    assert "49 of 196" in found
+    assert found.count("cross") == 2  # dense and pruned
+    assert "64 of 256" in found
 
 
 def test_several_images(monkeypatch):
     found = script(monkeypatch, "several_images")
-    assert "sample 0: 49 of 196 visual tokens kept\n" in found
-    assert "sample 1: 49 of 196 visual tokens kept, 49 of 196 visual tokens kept\n" in found
+    assert "sample 0: 64 of 256 visual tokens kept\n" in found
+    assert "sample 1: 64 of 256 visual tokens kept, 64 of 256 visual tokens kept\n" in found
 
 
 def test_own_data(monkeypatch, tmp_path):
-    asked = ["what shape is blue?"] * 2
+    asked = ["what shape is the medium blue object?"] * 2
     for number in range(2):
         tiny.make_scene(np.random.default_rng(3)).pil().save(tmp_path / f"{number}.png")
     rows = [
         {"image": f"{at}.png", "question": ask, "answer": truth}
-        for at, (ask, truth) in enumerate(zip(asked, ["Triangle.", "square"], strict=True))
+        for at, (ask, truth) in enumerate(zip(asked, ["Cross.", "square"], strict=True))
     ]
     lines = "\n".join(json.dumps(row) for row in rows)
     (tmp_path / "questions.jsonl").write_text(lines, encoding="utf-8")
@@ -100,7 +100,7 @@ def test_vlmevalkit(monkeypatch, tmp_path):
 
 def test_add_a_method(monkeypatch):
     found = script(monkeypatch, "add_a_method")
-    assert "49 of 196" in found
+    assert "64 of 256" in found
     assert found.count("holds:") == 3
 
 
@@ -123,9 +123,9 @@ def test_readme_runs(monkeypatch, tmp_path):
     tiny.make_scene(np.random.default_rng(3)).pil().save("cat.jpg")
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     code, known = re.subn(r'^name = ".*"$', f"name = {str(WEIGHTS)!r}", code, flags=re.MULTILINE)
-    code, asked = re.subn("What is on the sofa", "what shape is blue", code)
+    code, asked = re.subn("What is on the sofa", "what shape is the medium blue object", code)
     assert known == asked == 1
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(code, "README.md", "exec"), {})
-    assert "98 of 196" in printed.getvalue()
+    assert "128 of 256" in printed.getvalue()

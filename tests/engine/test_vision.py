@@ -10,6 +10,7 @@ from foveate.engine import attach
 from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.families import Family, family_of
 from foveate.pruners import Pruner
+from foveate.pruners.by_image import by_image
 from tests.laws.methods import METHODS
 from tests.models import TINY
 from tests.models.build import ATTENTIVE, IMAGE, LAYOUTS, SEEING, build, generate, inputs, single
@@ -120,12 +121,15 @@ def test_with_tokens_of_the_methods_own_and_a_compacted_cache(family):
         assert all(torch.equal(mine, its) for mine, its in zip(ours.vision, theirs.vision, strict=True))
 
 
-def test_by_image_repeats_them():
+def test_images_of_their_own_have_theirs():
     tokens = looked(build("llava"), inputs("llava", "ragged"))[0]
-    split = tokens.by_image(2)
-    assert [one.shape for one in split.vision] == [(6, 32, 32)] * 2
-    for row in range(6):
-        assert torch.equal(split.vision[1][row], tokens.vision[1][row // 2])
+    seen = 0
+    for images in by_image(tokens):
+        for place, valid, mine in zip(images.place, images.tokens.valid, images.tokens.vision[1], strict=True):
+            assert torch.equal(mine[valid], tokens.vision[1].flatten(0, 1)[place[valid]])
+            assert not mine[~valid].any()
+            seen += int(valid.sum())
+    assert seen == int(tokens.valid.sum())
 
 
 @pytest.mark.parametrize("family", [one for one in ATTENTIVE if one in SEEING])

@@ -15,6 +15,7 @@ from foveate.engine import attach
 from foveate.engine.arguments import cache_of, with_cache
 from foveate.families import FAMILIES, Family, Grid, Run, find_runs
 from foveate.pruners import Pruner
+from foveate.pruners.by_image import by_image
 from foveate.testing.reference import prompt_positions
 from tests.models.build import (
     BUILDERS,
@@ -112,15 +113,25 @@ def test_a_method_sees_where_each_token_lies(family, layout, how):
     assert (second.valid.sum(-1) < first.valid.sum(-1)).any()
 
 
-def test_by_image_keeps_the_grids_of_the_sample():
+def test_an_image_of_its_own_has_its_grids():
     tokens = shown(build("idefics3"), inputs("idefics3", "ragged with text only"))[0]
-    split = tokens.by_image(2)
-    assert split.grids == tuple(grids for grids in tokens.grids for _ in range(2))
-    for row in range(6):
-        mine = split.valid[row]
-        assert torch.equal(mine, tokens.image[row // 2] == row % 2)
-        for name in ("grid", "row", "column"):
-            assert torch.equal(getattr(split, name)[row, mine], getattr(tokens, name)[row // 2, mine])
+    found = []
+    for images in by_image(tokens):
+        mine = images.tokens
+        assert mine.dense.tolist() == mine.present.tolist() == mine.valid.sum(-1).tolist()
+        assert 2 * int(mine.dense.min()) >= int(mine.dense.max())
+        for row, valid in enumerate(mine.valid):
+            place, sample = images.place[row, valid], int(images.place[row, 0]) // tokens.valid.shape[1]
+            found += place.tolist()
+            assert (mine.image[row, valid] == mine.image[row, 0]).all()
+            for name in ("position", "row", "column"):
+                assert torch.equal(getattr(mine, name)[row, valid], getattr(tokens, name).flatten()[place])
+            pairs = {*zip(mine.grid[row, valid].tolist(), tokens.grid.flatten()[place].tolist(), strict=True)}
+            assert all((new < 0) == (old < 0) for new, old in pairs)
+            pairs = sorted(pair for pair in pairs if pair[0] >= 0)
+            assert mine.grids[row] == tuple(mine.grids[row][new] for new, _ in pairs)
+            assert all(mine.grids[row][new] is tokens.grids[sample][old] for new, old in pairs)
+    assert sorted(found) == tokens.valid.flatten().nonzero()[:, 0].tolist()
 
 
 @pytest.mark.parametrize("family", BUILDERS)

@@ -94,10 +94,12 @@ RAISED = {
     ),
     ("GlimpsePrune.logits", "IncompatibleWeightsError"): "tests/pruners/test_glimpse_modules.py::test_",
     ("PyramidDrop", "BudgetError"): lambda folder: PyramidDrop(keep=3),
+    ("SparseVLM.stages", "BudgetError"): lambda folder: foveate.SparseVLM(keep=0.01).stages(12),
     ("V2Drop.schedule", "BudgetError"): lambda folder: foveate.V2Drop(keep=0.01).schedule(12),
     **{
         (method, "BudgetError"): partial(wrong_option, method, option, value)
         for method, option, value in (
+            ("AgilePruner", "average", 0.0),
             ("AnchorPrune", "novelty", 3.0),
             ("ApET", "basis", 0),
             ("CDPruner", "theta", 1.0),
@@ -105,7 +107,10 @@ RAISED = {
             ("EVS", "keep", 64),
             ("HiPrune", "alpha", 1.5),
             ("HoloV", "parts", 0),
+            ("IVCPrune", "coordinates", 0.6),
+            ("MMTok", "alpha", -1.0),
             ("SCOPE", "alpha", -1.0),
+            ("SparseVLM", "heads", 0),
             ("V2Drop", "keep", 64),
             ("VTW", "layer", -1),
             ("VidCom2", "keep", 64),

@@ -36,7 +36,7 @@ from tests.models.images import IMAGE, VIDEO, VISION_END, VISION_START
 from tests.models.sizes import PAD
 
 pytestmark = pytest.mark.filterwarnings(TRL_IS_LATE)
-CUT, DEPTH, VISUAL = 8, 12, 196  # of the embedded model
+CUT, DEPTH, VISUAL = 8, 12, 256  # of the embedded model
 
 
 def sampled_logps(sequences, logits, answers):

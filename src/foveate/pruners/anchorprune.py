@@ -10,6 +10,10 @@ from torch import Tensor
 
 from foveate.pruners.base import VisualTokens, option
 from foveate.pruners.encoder import EncoderPruner
+from foveate.select.cosine import UnitRows
+from foveate.select.diversity import WORTH
+from foveate.select.lazy_greedy import Capped, Index
+from foveate.select.likest import likest
 from foveate.tensors import descending, take_rows
 
 LEAST = 5 / 32  # of the budget, in the anchor in any case: 5, 10, 20 of 32, 64, 128
@@ -56,35 +60,26 @@ class AnchorPrune(EncoderPruner):
         if tokens.text is None:
             raise RuntimeError("AnchorPrune was given no text; the engine must honour wants_text")
         k = torch.minimum(k, tokens.present)
-        steps = int((k - _first(k)).max())
-        k = k.to(tokens.valid.device)
-        unit = torch.nn.functional.normalize(tokens.features.float(), dim=-1)
-        text = torch.nn.functional.normalize(tokens.text.float(), dim=-1)
-        cosine = torch.bmm(unit, text.mT).masked_fill(~(tokens.text != 0).any(-1)[:, None], -torch.inf)
-        relevance = cosine.amax(-1) if cosine.shape[-1] else torch.zeros_like(unit[..., 0])
-        keep, near = self._anchor(unit, relevance, k, tokens.valid)
-        count = keep.sum(-1)
-        for step in range(steps):
-            score = tokens.class_received[0] * (1 - near)
-            pick = score.masked_fill(keep | ~tokens.valid, -torch.inf).argmax(-1, keepdim=True)
-            wanted = (count + step < k)[:, None]
-            keep = keep.scatter(1, pick, keep.gather(1, pick) | wanted)
-            near = torch.maximum(near, torch.bmm(unit, take_rows(unit, pick).mT).squeeze(-1))
-        return keep
+        relevance, _ = likest(tokens.features, tokens.text, (tokens.text != 0).any(-1))
+        keep, near = self._anchor(tokens.features, relevance, k, tokens.valid)
+        return expand(tokens.features, tokens.class_received[0], near, keep, k, tokens.valid)
 
-    def _anchor(self, unit: Tensor, relevance: Tensor, k: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def _anchor(self, features: Tensor, relevance: Tensor, k: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """The anchor (B, N) bool, and the cosine (B, N) of each token to the nearest of it, at least 0."""
         order = descending(relevance, valid)
         place = torch.arange(order.shape[1], device=order.device)
-        first = _first(k)[:, None]
-        most = torch.maximum(k[:, None] // 2, first)
-        least = torch.zeros_like(valid).scatter(1, order, place < first) & valid
-        nearest = _nearest(unit, least)
-        novel = (1 - nearest.gather(1, order) > self.novelty) & (place >= first)
+        first = _first(k)
+        most = torch.maximum(k // 2, first)
+        first, widest = first.to(order.device)[:, None], (int(first.max()), int(most.max()))
+        inside = place < first
+        real = valid.gather(1, order)
+        nearest = _nearest(features, order[:, : widest[0]], (inside & real)[:, : widest[0]])
+        novel = (1 - nearest.gather(1, order) > self.novelty) & ~inside
         before = novel.cumsum(-1) - novel.long()  # how many novel ones came earlier
-        inside = (place < most) & ((before < NOVEL) | (place < first))
+        inside |= (place < most.to(order.device)[:, None]) & (before < NOVEL)
         anchor = torch.zeros_like(valid).scatter(1, order, inside) & valid
-        return anchor, _nearest(unit, anchor).clamp(min=0)
+        near = _nearest(features, order[:, : widest[1]], (inside & real)[:, : widest[1]])
+        return anchor, near.clamp(min=0)
 
 
 def _first(k: Tensor) -> Tensor:
@@ -92,9 +87,45 @@ def _first(k: Tensor) -> Tensor:
     return (LEAST * k.double()).floor().long().clamp(min=1)
 
 
-def _nearest(unit: Tensor, kept: Tensor) -> Tensor:
-    """(B, N) largest cosine to a token kept; -1 where none is."""
-    most = int(kept.sum(-1).max())
-    columns = torch.argsort((~kept).to(torch.uint8), dim=-1, stable=True)[:, :most]
-    cosine = torch.bmm(unit, take_rows(unit, columns).mT)
-    return cosine.masked_fill(~kept.gather(1, columns)[:, None], -1).amax(-1)
+def _nearest(features: Tensor, columns: Tensor, there: Tensor) -> Tensor:
+    """(B, N) largest cosine to one of the tokens in `columns` (B, C) that are `there`; -1 where none is."""
+    nearest, _ = likest(features, take_rows(features, columns), there)
+    return nearest.masked_fill(nearest == -torch.inf, -1)
+
+
+def expand(features: Tensor, importance: Tensor, near: Tensor, keep: Tensor, k: Tensor, valid: Tensor) -> Tensor:
+    """(B, N) bool, `keep` and, up to k (B,) tokens, each time the one with the largest importance · (1 - near).
+
+    Parameters
+    ----------
+    importance
+        (B, N) at least 0.
+    near
+        (B, N) cosine to the nearest token kept.
+    """
+    missing = k.to(keep.device) - keep.sum(-1)
+    steps = int((k - _first(k)).max())
+    if keep.device.type == "cpu" and features.numel() * steps >= WORTH:
+        keep = keep.clone()
+        gain = (importance * (1 - near)).masked_fill(keep | ~valid, -torch.inf)
+        for row, most in enumerate(missing.tolist()):
+            keep[row, Expansion(UnitRows(features[row]), gain[row], most, importance[row]).run()] = True
+        return keep
+    unit = torch.nn.functional.normalize(features.float(), dim=-1)
+    for step in range(steps):
+        score = importance * (1 - near)
+        pick = score.masked_fill(keep | ~valid, -torch.inf).argmax(-1, keepdim=True)
+        keep = keep.scatter(1, pick, keep.gather(1, pick) | (step < missing)[:, None])
+        near = torch.maximum(near, torch.bmm(unit, take_rows(unit, pick).mT).squeeze(-1))
+    return keep
+
+
+class Expansion(Capped):
+    """The same on a CPU: a token's gain only falls, as importance is at least 0."""
+
+    def __init__(self, rows: UnitRows, gain: Tensor, most: int, importance: Tensor) -> None:
+        super().__init__(rows, gain, most)
+        self.importance = importance
+
+    def beside(self, products: Tensor, index: Index) -> Tensor:
+        return self.importance[torch.from_numpy(index)] * products.neg_().add_(1)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from foveate import select
 from foveate.pruners.base import Selection, SingleStagePruner, VisualTokens, option
-from foveate.tensors import take_rows
+from foveate.select.likest import ROWS, likest
+from foveate.tensors import take_rows, to_device
 
 RIDGE = 1e-5  # of the least squares
 
@@ -44,36 +45,50 @@ class ApET(SingleStagePruner):
     merge: bool = option(True, "average each token that leaves into the survivor most like it; else it is dropped")
 
     def choose(self, tokens: VisualTokens, k: Tensor) -> Selection:
-        features, valid = tokens.features.double(), tokens.valid
+        features, valid = tokens.features, tokens.valid
         k = torch.minimum(k, tokens.present)
         number = k.clamp(max=self.basis)
-        columns, there = _farthest(features, valid, number.to(valid.device), int(number.max()))
-        basis = take_rows(features, columns).masked_fill(~there[..., None], 0)
+        columns, there = _farthest(features, valid, number)
+        basis = take_rows(features, columns).double().masked_fill(~there[..., None], 0)
         gram = torch.bmm(basis, basis.mT) + RIDGE * torch.eye(basis.shape[1], device=basis.device, dtype=basis.dtype)
-        weights = torch.linalg.solve(gram, torch.bmm(basis, features.mT))
-        error = torch.linalg.vector_norm(features - torch.bmm(weights.mT, basis), dim=-1)
+        solver = torch.linalg.lu_factor(gram)
+        error = torch.cat([_unexplained(part.double(), basis, *solver) for part in features.split(ROWS, 1)], 1)
         keep = torch.zeros_like(valid, dtype=torch.long).scatter_add(1, columns, there.long()) > 0
         keep = keep | select.top_k(error, k - number, valid & ~keep)
-        return Selection(keep, likest_survivor(tokens.features, keep)) if self.merge else Selection(keep)
+        return Selection(keep, likest_survivor(features, keep, int(k.max()))) if self.merge else Selection(keep)
 
 
-def _farthest(features: Tensor, valid: Tensor, number: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Columns (B, most) of farthest points, and which of them (B, most) are among the row's number (B,)."""
-    mean = (features * valid[..., None]).sum(1, keepdim=True) / valid.sum(-1).clamp(min=1)[:, None, None]
-    far = torch.linalg.vector_norm(features - mean, dim=-1)
+def _farthest(features: Tensor, valid: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns (B, P) of farthest points, and which of them (B, P) are among the row's number (B,), on the CPU."""
+    parts = [*zip(features.split(ROWS, 1), valid.split(ROWS, 1), strict=True)]
+    total = torch.stack([(part.double() * real[..., None]).sum(1, keepdim=True) for part, real in parts]).sum(0)
+    point = total / valid.sum(-1).clamp(min=1)[:, None, None]
     columns: list[Tensor] = []
-    for step in range(most):
+    far = valid.double()
+    for _ in range(int(number.max())):
+        apart = torch.cat([torch.linalg.vector_norm(part.double() - point, dim=-1) for part, _ in parts], 1)
+        far = apart if len(columns) < 2 else torch.minimum(far, apart)
         columns.append(far.masked_fill(~valid, -torch.inf).argmax(-1, keepdim=True))
-        apart = torch.linalg.vector_norm(features - take_rows(features, columns[-1]), dim=-1)
-        far = apart if not step else torch.minimum(far, apart)
-    there = torch.arange(most, device=valid.device) < number[:, None]
+        point = take_rows(features, columns[-1]).double()
+    there = torch.arange(len(columns), device=valid.device) < to_device(number, valid.device)[:, None]
     return torch.cat(columns, 1) if columns else there.long(), there
 
 
-def likest_survivor(features: Tensor, keep: Tensor) -> Tensor:
-    """(B, N) long, for each token the column of the one among `keep` that is likest by cosine; -1 without any."""
-    unit = torch.nn.functional.normalize(features.float(), dim=-1)
-    columns = torch.argsort((~keep).to(torch.uint8), dim=-1, stable=True)[:, : max(int(keep.sum(-1).max()), 1)]
+def _unexplained(part: Tensor, basis: Tensor, factors: Tensor, pivots: Tensor) -> Tensor:
+    """(B, n) length of what the basis (B, P, D) leaves of features (B, n, D)."""
+    weights = torch.linalg.lu_solve(factors, pivots, torch.bmm(basis, part.mT))
+    return torch.linalg.vector_norm(part - torch.bmm(weights.mT, basis), dim=-1)
+
+
+def likest_survivor(features: Tensor, keep: Tensor, most: int) -> Tensor:
+    """(B, N) long, for each token the column of the one among `keep` that is likest by cosine; -1 without any.
+
+    Parameters
+    ----------
+    most
+        At least the largest number kept in a row.
+    """
+    columns = torch.argsort((~keep).to(torch.uint8), dim=-1, stable=True)[:, : max(most, 1)]
     there = keep.gather(1, columns)
-    cosine = torch.bmm(unit, take_rows(unit, columns).mT).masked_fill(~there[:, None], -torch.inf)
-    return columns.gather(1, cosine.argmax(-1)).masked_fill(~there.any(-1, keepdim=True), -1)
+    _, place = likest(features, take_rows(features, columns), there)
+    return columns.gather(1, place).masked_fill(~there.any(-1, keepdim=True), -1)

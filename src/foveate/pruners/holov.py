@@ -10,6 +10,7 @@ from torch import Tensor
 
 from foveate.pruners.base import VisualTokens, option
 from foveate.pruners.encoder import EncoderPruner
+from foveate.tensors import to_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +42,22 @@ class HoloV(EncoderPruner):
     parts: int = option(16, "parts that the tokens are cut into, as even as can be", at_least=1)
 
     def choose(self, tokens: VisualTokens, k: Tensor) -> Tensor:
-        keep = torch.zeros_like(tokens.valid)
+        # a number for each token, and shares of whole places: on the host, which waits for the device once
+        received, valid = tokens.class_received[0].cpu(), tokens.valid.cpu()
+        keep = torch.zeros_like(valid)
         for row, budget in enumerate(torch.minimum(k, tokens.present).tolist()):
-            columns = tokens.valid[row].nonzero()[:, 0]
-            parts = columns.tensor_split(min(self.parts, max(len(columns), 1)))
-            attention = [tokens.class_received[0][row, part] for part in parts]
-            means = torch.stack([one.double().mean() for one in attention]).tolist()
-            places = share_out(means, [len(part) for part in parts], budget)
-            for part, one, number in zip(parts, attention, places, strict=True):
-                keep[row, part[one.argsort(descending=True, stable=True)[:number]]] = True
-        return keep
+            columns = valid[row].nonzero()[:, 0]
+            attention = received[row, columns]
+            parts = attention.double().tensor_split(min(self.parts, max(len(columns), 1)))
+            sizes = [len(one) for one in parts]
+            places = share_out(torch.stack([one.mean() for one in parts]).tolist(), sizes, budget)
+            part = torch.arange(len(parts)).repeat_interleave(torch.tensor(sizes))
+            order = attention.argsort(descending=True, stable=True)
+            order = order[part[order].argsort(stable=True)]  # part by part, by falling attention
+            first = torch.tensor(sizes).cumsum(0) - torch.tensor(sizes)
+            inside = torch.arange(len(order)) - first[part] < torch.tensor(places)[part]
+            keep[row, columns[order[inside]]] = True
+        return to_device(keep, tokens.valid.device)
 
 
 def share_out(scores: list[float], sizes: list[int], k: int) -> list[int]:
@@ -59,8 +66,10 @@ def share_out(scores: list[float], sizes: list[int], k: int) -> list[int]:
     shares = [one / total if total > 0 else 1 / len(scores) for one in scores]
     places = [min(int(k * share + 1e-9), size) for share, size in zip(shares, sizes, strict=True)]
     by_share = sorted(range(len(shares)), key=lambda part: -shares[part])
-    while sum(places) < min(k, sum(sizes)):
-        for part in by_share:
-            if places[part] < sizes[part] and sum(places) < k:
-                places[part] += 1
+    left = min(k, sum(sizes)) - sum(places)
+    while left > 0:
+        by_share = [part for part in by_share if places[part] < sizes[part]]
+        for part in by_share[:left]:
+            places[part] += 1
+        left -= len(by_share)
     return places

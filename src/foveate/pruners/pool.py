@@ -26,6 +26,7 @@ class Pool(SingleStagePruner):
     paper: ClassVar[str] = "baseline"
     summary: ClassVar[str] = "the average of each cell of a coarser grid; a baseline"
     uses_grids: ClassVar[bool] = True
+    needs_all_tokens: ClassVar[bool] = True
 
     layer: int = option(0, "cut before this decoder layer, counted from 0; 0 is before the language model", at_least=0)
 
@@ -35,7 +36,7 @@ class Pool(SingleStagePruner):
         for row, (grids, places) in enumerate(zip(tokens.grids, k.tolist(), strict=True)):
             starts = itertools.accumulate((one.length for one in grids), initial=0)
             here = dict(zip(range(len(grids)), starts, strict=False))
-            shown = [number for number in here if bool((grid[row] == number).any())]
+            shown = [number for number in grid[row].unique().tolist() if number in here]
             cells = [grids[number].cells for number in shown]
             shares = share_out([float(one) for one in cells], cells, places) if shown else []
             for number, share in zip(shown, shares, strict=True):

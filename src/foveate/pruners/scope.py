@@ -11,8 +11,12 @@ from torch import Tensor
 
 from foveate.pruners.base import VisualTokens, option
 from foveate.pruners.encoder import EncoderPruner
+from foveate.tensors import take_rows, to_device
 
-CROWD = 32  # tokens whose gains are brought in date at a time
+CROWD = 64  # tokens whose gains are brought in date at a time
+PICKS = 16  # from one crowd at most
+CROWDS = 8  # between two looks at a device whether all is picked
+ROWS = 256  # of the cosines at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,39 +50,66 @@ class SCOPE(EncoderPruner):
         return self.vision_attention(depth)
 
     def choose(self, tokens: VisualTokens, k: Tensor) -> Tensor:
-        keep = torch.zeros_like(tokens.valid)
-        for row, places in enumerate(torch.minimum(k, tokens.present).tolist()):
-            columns = tokens.valid[row].nonzero()[:, 0]
-            unit = torch.nn.functional.normalize(tokens.vision[0][row, columns].float(), dim=-1)
-            saliency = tokens.class_received[0][row, columns].pow(self.alpha)
-            keep[row, columns[covering(unit @ unit.T, saliency, places, self.combine == "add")]] = True
+        k, valid = torch.minimum(k, tokens.present), tokens.valid
+        saliency, add = tokens.class_received[0].pow(self.alpha), self.combine == "add"
+        if valid.device.type != "cpu":
+            return covering(tokens.vision[0], saliency, to_device(k, valid.device), valid, add)
+        keep = torch.zeros_like(valid)  # on a CPU one after another, each without its padding
+        for row, there in enumerate(valid):
+            real = there.nonzero()[:, 0]
+            shown, own = tokens.vision[0][row, real][None], saliency[row, real][None]
+            keep[row, real] = covering(shown, own, k[row : row + 1], there[real][None], add)[0]
         return keep
 
 
-def covering(cosine: Tensor, saliency: Tensor, places: int, add: bool) -> Tensor:
-    """The `places` tokens, in the order in which the greedy rule takes them.
+def covering(features: Tensor, saliency: Tensor, k: Tensor, valid: Tensor, add: bool) -> Tensor:
+    """The tokens (B, N) bool that the greedy rule takes.
 
-    What a token adds only ever falls. So gains of earlier picks are bounds, and only as many are brought in date as it
-    takes until the largest is: a few rows of the cosines (N, N) at each pick.
+    What a token adds only ever falls, so an earlier gain is a bound. The cosines of a small crowd, those with the
+    highest bounds, are made anew, and as long as its best exceeds all bounds outside that is the next pick. Beside
+    the unit vectors memory is O(B N).
+
+    Parameters
+    ----------
+    features
+        (B, N, C) of any floating-point type.
+    saliency
+        (B, N).
+    k
+        (B,) long, at most the valid tokens.
     """
-    cover = torch.zeros_like(saliency)
+    unit = torch.nn.functional.normalize(features.float(), dim=-1).masked_fill_(~valid[..., None], 0)
+    on_cpu, crowded = unit.device.type == "cpu", min(CROWD, unit.shape[1])
+    cover, keep, left = torch.zeros_like(saliency), torch.zeros_like(valid), k[:, None].clone()
 
-    def gain(index: Tensor) -> Tensor:
-        added = (cosine[index] - cover).clamp_(min=0).sum(-1)
-        return added + saliency[index] if add else added * saliency[index]
+    def gain(cosine: Tensor, own: Tensor) -> Tensor:
+        added = (cosine - cover[:, None]).clamp_(min=0).sum(-1)
+        return added + own if add else added * own
 
-    everyone = torch.arange(len(saliency), device=saliency.device)
-    bound = torch.cat([gain(some) for some in everyone.split(CROWD)]) if places else saliency
-    picks: list[Tensor] = []
-    while len(picks) < places:
-        fresh = torch.zeros_like(bound, dtype=torch.bool)
-        pick = bound.argmax()
-        while not bool(fresh[pick]):
-            crowd = torch.cat([pick[None], bound.topk(min(CROWD, len(bound))).indices]).unique()
-            bound[crowd] = torch.where(bound[crowd] == -torch.inf, bound[crowd], gain(crowd))
-            fresh[crowd] = True
-            pick = bound.argmax()
-        picks.append(pick)
-        bound[pick] = -torch.inf
-        cover = torch.maximum(cover, cosine[pick])
-    return torch.stack(picks) if picks else everyone[:0]
+    parts = [*zip(unit.split(ROWS, 1), saliency.split(ROWS, 1), strict=True)]
+    bound = torch.cat([gain(torch.bmm(part, unit.mT), own) for part, own in parts], 1).masked_fill_(~valid, -torch.inf)
+    while bool((left > 0).any()):
+        for _ in range(1 if on_cpu else CROWDS):
+            # 1. the crowd, and the best of what is not in it; of equal ones the first
+            crowd, first = bound.topk(crowded).indices, bound.argmax(-1, keepdim=True)
+            crowd[:, -1:] = torch.where((crowd == first).any(-1, keepdim=True), crowd[:, -1:], first)
+            crowd = crowd.sort(dim=-1).values
+            outside = bound.scatter(1, crowd, -torch.inf)
+            rival = outside.argmax(-1, keepdim=True)
+            limit = outside.gather(1, rival)
+            cosine, own = torch.bmm(take_rows(unit, crowd), unit.mT), saliency.gather(1, crowd)
+            gone = bound.gather(1, crowd) == -torch.inf
+            # 2. picks from it
+            for _ in range(PICKS):
+                worth = gain(cosine, own).masked_fill_(gone, -torch.inf)
+                best, at = worth.max(-1, keepdim=True).values, worth.argmax(-1, keepdim=True)
+                pick = crowd.gather(1, at)
+                taken = ((best > limit) | (best == limit) & (pick < rival)) & (left > 0)
+                if on_cpu and not bool(taken.any()):
+                    break
+                keep.scatter_(1, pick, keep.gather(1, pick) | taken)
+                cover = torch.where(taken, torch.maximum(cover, take_rows(cosine, at)[:, 0]), cover)
+                gone = gone.scatter(1, at, gone.gather(1, at) | taken)
+                left = left - taken.long()
+            bound.scatter_(1, crowd, worth.masked_fill_(gone, -torch.inf))
+    return keep

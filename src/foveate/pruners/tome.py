@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from foveate.pruners.base import KeyOrValue, Selection, SingleStagePruner, VisualTokens, option
+from foveate.select.likest import likest
+from foveate.tensors import take_rows, to_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,33 +39,54 @@ class ToMe(SingleStagePruner):
         return ("keys",) if layer and not self.keeps_all else ()
 
     def choose(self, tokens: VisualTokens, k: Tensor) -> Selection:
-        metric = (tokens.features if tokens.keys is None else tokens.keys.float().mean(1)).float()
-        keep, into = tokens.valid.clone(), torch.full_like(tokens.position, -1)
-        for row, places in enumerate(torch.minimum(k, tokens.present).tolist()):
-            columns = tokens.valid[row].nonzero()[:, 0]
-            group = match(metric[row, columns], places)
-            keep[row, columns] = group == torch.arange(len(columns), device=group.device)
-            into[row, columns] = columns[group]
-        return Selection(keep, into)
+        valid = tokens.valid
+        keys = tokens.keys
+        metric = tokens.features.to(torch.float32, copy=True) if keys is None else keys.mean(1, dtype=torch.float32)
+        first = torch.argsort((~valid).to(torch.uint8), dim=-1, stable=True)
+        group = match(metric, first, tokens.present, torch.minimum(k, tokens.present).clamp(min=1))
+        place = torch.arange(valid.shape[1], device=valid.device)
+        return Selection(valid & (group == place), group.masked_fill(~valid, -1))
 
 
-def match(metric: Tensor, places: int) -> Tensor:
-    """For each of (M, C) tokens the place of the one that it is part of in the end, of which there are `places`."""
-    number = len(metric)
-    group = torch.arange(number, device=metric.device)
-    size, left = torch.ones(number, 1, device=metric.device), group
-    while len(left) > max(places, 1):
-        ones, others = left[::2], left[1::2]
-        unit = torch.nn.functional.normalize(metric, dim=-1)
-        best, to = (unit[ones] @ unit[others].T).max(-1)
-        order = best.argsort(descending=True, stable=True)
-        count = min(len(left) - max(places, 1), len(ones))
-        merged, stay = order[:count], order[count:].sort().values
-        source, target = ones[merged], others[to[merged]]
-        metric = (metric * size).index_add(0, target, metric[source] * size[source])
-        size = size.index_add(0, target, size[source])
-        metric = metric / size
-        parent = torch.arange(number, device=group.device).index_copy(0, source, target)
-        group = parent[group]
-        left = torch.cat([ones[stay], others])
+def match(metric: Tensor, left: Tensor, number: Tensor, places: Tensor) -> Tensor:
+    """For each token its column, or that of the token that it is part of in the end.
+
+    Parameters
+    ----------
+    metric
+        (B, N, C) float32; used up.
+    left
+        (B, N) long, columns, those of the tokens to match first.
+    number, places
+        (B,) long on the CPU, how many of these there are and how many shall be left.
+    """
+    batch, columns, _ = metric.shape
+    device = metric.device
+    group = torch.arange(columns, device=device).expand(batch, -1)
+    size = torch.ones(batch, columns, 1, device=device)
+    flat = torch.arange(0, batch * columns, columns, device=device)[:, None]
+    while bool((number > places).any()):
+        left = left[:, : int(number.max())]
+        ones, others = left[:, ::2], left[:, 1::2]
+        pairs = torch.minimum(number - places, (number + 1) // 2).clamp(min=0)
+        most = int(pairs.max())
+        there = torch.arange(left.shape[1], device=device) < to_device(number, device)[:, None]
+        # 1. the pairs most alike
+        best, to = likest(take_rows(metric, ones), take_rows(metric, others), there[:, 1::2])
+        order = best.masked_fill(~there[:, ::2], -torch.inf).argsort(dim=-1, descending=True, stable=True)[:, :most]
+        merges = torch.arange(most, device=device) < to_device(pairs, device)[:, None]
+        source, target = ones.gather(1, order), others.gather(1, to.gather(1, order))
+        # 2. their averages
+        metric.mul_(size)
+        for what in (metric, size):
+            moved = take_rows(what, source).masked_fill_(~merges[..., None], 0)
+            what.view(-1, what.shape[2]).index_add_(0, (target + flat).flatten(), moved.flatten(0, 1))
+        metric.div_(size)
+        parent = torch.arange(columns, device=device).repeat(batch, 1)
+        parent.scatter_(1, source, torch.where(merges, target, source))
+        group = parent.gather(1, group)
+        # 3. what is left
+        gone = torch.zeros_like(ones, dtype=torch.bool).scatter_(1, order, merges) | ~there[:, ::2]
+        behind = torch.cat([gone, ~there[:, 1::2]], 1).to(torch.uint8).argsort(dim=-1, stable=True)
+        left, number = torch.cat([ones, others], 1).gather(1, behind), number - pairs
     return group

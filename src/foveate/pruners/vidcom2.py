@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from foveate import select
 from foveate.pruners.base import Pruner, VisualTokens, option
 from foveate.pruners.budget import check_share
 from foveate.pruners.films import films
+from foveate.tensors import best
 
 WIDTHS = tuple(2.0**power for power in range(-3, 2))  # of the Gaussian kernels
 TEMPERATURE = 0.01  # of the frames' shares
+ROWS = 512  # tokens compared at a time, or those of one frame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class VidCom2(Pruner):
     url: ClassVar[str] = "https://arxiv.org/abs/2505.14454"
     summary: ClassVar[str] = "of videos, the tokens that stand out, more in frames that do; images whole"
     uses_grids: ClassVar[bool] = True
+    needs_all_tokens: ClassVar[bool] = True
 
     keep: float = option(0.22, "share of each video's tokens; 1.0 switches pruning off", check=check_share)
 
@@ -55,18 +57,24 @@ class VidCom2(Pruner):
         if self.keep == 1.0:
             return keep
         for sample, columns in films(tokens):
-            frames = tokens.features[sample, columns].float()
-            steady = frames.flatten(0, 1).var(0).argsort(stable=True)[: frames.shape[-1] // 2]
-            unit = torch.nn.functional.normalize(frames[..., steady], dim=-1)
+            features, size = tokens.features[sample], columns.shape[1]
+            steady = features[columns.flatten()].float().var(0).argsort(stable=True)[: features.shape[-1] // 2]
+            unit = torch.cat([_unit(features[some][..., steady]) for some in columns.split(max(1, ROWS // size))])
             to_video, to_frame = _likeness(unit, unit.mean((0, 1))), _likeness(unit, unit.mean(1, keepdim=True))
             share = (-to_video.double().mean(1) / TEMPERATURE).softmax(0)
             scale = (self.keep * (1 + share - share.mean())).clamp(max=1)
-            k = (scale * columns.shape[1]).round().long().clamp(min=1)
-            keep[sample, columns] = select.top_k(-(to_video + to_frame), k)
+            k = (scale * size).round().long().clamp(min=1)
+            keep[sample, columns] = best(-(to_video + to_frame), k, torch.ones_like(columns, dtype=torch.bool))
         return keep
 
 
+def _unit(features: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(features.float(), dim=-1)
+
+
 def _likeness(unit: Tensor, mean: Tensor) -> Tensor:
-    """(T, P) likeness of vectors (T, P, C) to a mean."""
-    apart = (unit - mean).square().sum(-1)
+    """(T, P) likeness of vectors (T, P, C) to a mean, that of all or (T, 1, C)."""
+    step = max(1, ROWS // unit.shape[1])
+    parts = zip(unit.split(step), mean.expand(len(unit), 1, -1).split(step), strict=True)
+    apart = torch.cat([(part - own).square().sum(-1) for part, own in parts])
     return torch.stack([(-apart / (2 * width)).exp() for width in WIDTHS]).sum(0)

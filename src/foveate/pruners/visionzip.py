@@ -11,6 +11,8 @@ from torch import Tensor
 from foveate import select
 from foveate.pruners.base import Selection, VisualTokens, option
 from foveate.pruners.encoder import EncoderPruner
+from foveate.select.likest import likest
+from foveate.tensors import take_rows, to_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +53,22 @@ class VisionZip(EncoderPruner):
         return self.vision_attention(depth)
 
     def choose(self, tokens: VisualTokens, k: Tensor) -> Selection:
-        k = torch.minimum(k, tokens.present)
+        k, device = torch.minimum(k, tokens.present), tokens.valid.device
         contextual = (self.contextual * k.double()).round().long()
         keep = select.top_k(tokens.class_received[0], k - contextual, tokens.valid)
-        rests = tokens.valid & ~keep
-        into = torch.full_like(tokens.position, -1)
-        weight = torch.zeros_like(tokens.class_received[0])
-        for row, number in enumerate(contextual.tolist()):
-            if not number:
-                continue
-            rest = rests[row].nonzero()[:, 0]
-            target = rest[:: len(rest) // number][:number]
-            keep[row, target] = True
-            unit = torch.nn.functional.normalize(tokens.vision[0][row].float(), dim=-1)
-            goes = (unit[rest] @ unit[target].T).argmax(-1)
-            goes = goes.masked_fill(keep[row, rest], number)  # a target goes nowhere
-            into[row, rest] = torch.cat([target, target.new_tensor([-1])])[goes]
-            weight[row, rest] = 1 / torch.bincount(goes, minlength=number + 1)[goes].to(weight)
-        return Selection(keep, into, weight, "add") if self.merge else Selection(keep)
+        rest, most = tokens.valid & ~keep, int(contextual.max())
+        every = (tokens.present - k + contextual) // contextual.clamp(min=1)
+        number, every = (to_device(one, device)[:, None] for one in (contextual, every))
+        rank = rest.cumsum(-1) - 1
+        target = rest & (rank % every.clamp(min=1) == 0) & (rank < number * every)
+        keep, rest = keep | target, rest & ~target
+        if not self.merge or not most:
+            return Selection(keep, how="add")
+        columns = torch.argsort((~target).to(torch.uint8), dim=-1, stable=True)[:, :most]
+        there = torch.arange(most, device=device) < number
+        _, place = likest(tokens.vision[0], take_rows(tokens.vision[0], columns), there)
+        rest &= number > 0
+        share = (
+            torch.zeros_like(columns).scatter_add_(1, place, rest.long()).gather(1, place).clamp(min=1).reciprocal()
+        )
+        return Selection(keep, columns.gather(1, place).masked_fill(~rest, -1), share.masked_fill(~rest, 0), "add")

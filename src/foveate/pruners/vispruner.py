@@ -14,6 +14,8 @@ from foveate.pruners.encoder import EncoderPruner
 from foveate.tensors import descending
 
 ROUND = 8  # duplicates taken out at a time
+LISTED = 32  # tokens most like a token that are remembered
+ROWS = 256  # tokens that lists are made for at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +59,44 @@ class VisPruner(EncoderPruner):
         for row, (number, places) in enumerate(zip(others.tolist(), (k - attended).tolist(), strict=True)):
             rest = order[row, :number]
             unit = torch.nn.functional.normalize(tokens.vision[0][row, rest].float(), dim=-1)
-            keep[row, rest[_without_duplicates(unit, places)]] = True
+            keep[row, rest[without_duplicates(unit, places)]] = True
         return keep
 
 
-def _without_duplicates(unit: Tensor, places: int) -> Tensor:
-    """Which `places` of the unit vectors (M, C), the most attended first, are left."""
+def without_duplicates(unit: Tensor, places: int) -> Tensor:
+    """Which `places` of the unit vectors (M, C), the most attended first, are left.
+
+    Each token has a list of those most like it. The first of them at an odd place gives the cosine that counts; where
+    none is, the last one's is a bound, and the token gets a new list once its bound is among the highest.
+    """
     left = torch.arange(len(unit) if places else 0, device=unit.device)
+    if len(left) <= places:
+        return left
+    lists = [_most_alike(unit, part, left) for part in left.split(ROWS)]
+    cosines, likest = (torch.cat(parts) for parts in zip(*lists, strict=True))
     while len(left) > places:
         even, odd = left[::2], left[1::2]
-        alike = (unit[even] @ unit[odd].T).amax(-1)
         leave = min(ROUND, len(left) - places, len(even))
-        stay = alike.argsort(descending=True, stable=True)[leave:].sort().values
-        left = torch.cat([even[stay], odd])
+        is_odd = torch.zeros(len(unit), dtype=torch.bool, device=unit.device).index_fill_(0, odd, True)
+        known = is_odd[likest[even]]
+        while True:
+            first = known.to(torch.uint8).argmax(-1, keepdim=True)
+            sure = known.gather(1, first)[:, 0]
+            alike = torch.where(sure, cosines[even].gather(1, first)[:, 0], cosines[even, -1])
+            order = alike.argsort(descending=True, stable=True)
+            if bool(sure[order[:leave]].all()):  # one read from the device a round
+                break
+            stale = order[~sure[order]][: ROWS // 4]
+            cosines[even[stale]], likest[even[stale]] = _most_alike(unit, even[stale], left)
+            known[stale] = is_odd[likest[even[stale]]]
+        left = torch.cat([even[order[leave:].sort().values], odd])
     return left
+
+
+def _most_alike(unit: Tensor, some: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines (n, LISTED) of some tokens (n,) to those among `left` most like them, falling, and which these are."""
+    found = (unit[some] @ unit[left].T).topk(min(LISTED, len(left)), dim=-1)
+    missing = 0, LISTED - found.values.shape[1]
+    return torch.nn.functional.pad(found.values, missing, value=-torch.inf), torch.nn.functional.pad(
+        left[found.indices], missing
+    )

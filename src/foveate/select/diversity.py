@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +11,7 @@ from foveate.kernels import dispatch
 from foveate.select.checks import check_budget, check_features, check_mask, exact, widest
 from foveate.select.cosine import UnitRows, repeats_of, unit_rows
 from foveate.select.isolated import most_isolated, most_isolated_of_one
-from foveate.select.lazy_greedy import Array, LazyGreedy
+from foveate.select.lazy_greedy import Capped, Index
 from foveate.tensors import take_rows, wide
 
 CHUNK = 256  # tokens of a start set compared at a time
@@ -185,24 +184,11 @@ def _loop(unit: Tensor, nearest: Tensor, keep: Tensor, missing: int) -> Tensor:
     return keep
 
 
-class Farthest(LazyGreedy):
+class Farthest(Capped):
     """Max-min diversity: the gain is minus the cosine to the nearest kept token; rows of length one."""
 
-    def update(self, gain: Array, products: Tensor, news: Tensor | None) -> Array:
-        return np.minimum(gain, -products.amax(0).numpy())
-
-    def settle(self, rows: Tensor, gain: Array, first: int, bound: float, most: int) -> list[int]:
-        away = -(rows @ rows.T).numpy()
-        chosen, place = [], first
-        while True:
-            chosen.append(place)
-            np.minimum(gain, away[place], out=gain)
-            gain[place] = -np.inf
-            place = int(gain.argmax())
-            if len(chosen) == most or not gain[place] > bound:
-                break
-        torch.index_select(rows, 0, torch.tensor(chosen), out=self.basis[self.taken : self.taken + len(chosen)])
-        return chosen
+    def beside(self, products: Tensor, index: Index) -> Tensor:
+        return products.neg_()
 
 
 def agrees(device: torch.device, dtype: torch.dtype) -> bool:

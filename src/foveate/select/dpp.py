@@ -12,7 +12,7 @@ from torch import Tensor
 from foveate.kernels import dispatch
 from foveate.select.checks import check_budget, check_features, check_mask, exact, widest
 from foveate.select.cosine import Rows, repeats_of
-from foveate.select.lazy_greedy import Array, LazyGreedy
+from foveate.select.lazy_greedy import Array, Index, LazyGreedy
 from foveate.tensors import best, take_rows, wide
 
 EXHAUSTED = 1e-6  # of the row's largest L_jj: a residual that small is rounding
@@ -230,20 +230,20 @@ ROUNDED = 0.3  # where less is left of a row's length, rounding left too much of
 class Residual(LazyGreedy):
     """Determinantal point process: the gain is the squared length of what the picks do not explain of a row."""
 
-    def update(self, gain: Array, products: Tensor, news: Tensor | None) -> Array:
+    def update(self, gain: Array, products: Tensor, news: Tensor | None, index: Index) -> Array:
         squares = products.square_()
         if news is not None:
             squares.mul_(news)
         return gain - squares.sum(0).numpy()
 
-    def settle(self, rows: Tensor, gain: Array, first: int, bound: float, most: int) -> list[int]:
+    def settle(self, rows: Tensor, gain: Array, first: int, bound: float, most: int, index: Index) -> list[int]:
         earlier = self.basis[: self.taken]
         known = rows @ earlier.T
         gram = (rows @ rows.T - known @ known.T).numpy()
         chosen, _ = eliminate(gram, gain, first, bound, most)
-        index = torch.tensor(chosen)
-        picked = rows.index_select(0, index)
-        rest = picked - known.index_select(0, index) @ earlier
+        those = torch.tensor(chosen)
+        picked = rows.index_select(0, those)
+        rest = picked - known.index_select(0, those) @ earlier
         shrunk = torch.linalg.vector_norm(rest, dim=1) / torch.linalg.vector_norm(picked, dim=1)
         if float(shrunk.min()) < ROUNDED:
             rest = self._apart(rest)

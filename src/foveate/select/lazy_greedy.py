@@ -24,6 +24,7 @@ READY = 16  # fewer in date and above all bounds: others are brought in date fir
 CHUNK = 96  # tokens brought in date at a time
 MANY = 2048  # tokens of a sample, from which on all three are doubled: larger products are worth more than fewer
 Array = npt.NDArray[np.floating]
+Index = npt.NDArray[np.int64]
 
 
 class LazyGreedy(abc.ABC):
@@ -49,14 +50,17 @@ class LazyGreedy(abc.ABC):
         )  # what the tokens are compared with, a row for each pick
 
     @abc.abstractmethod
-    def update(self, gain: Array, products: Tensor, news: Tensor | None) -> Array:
-        """Gains (C,) after products (P, C) with rows of the basis; `news` (P, C) bool: those not in yet, None: all."""
+    def update(self, gain: Array, products: Tensor, news: Tensor | None, index: Index) -> Array:
+        """Gains (C,) of the tokens at `index` after products (P, C) with rows of the basis.
+
+        `news` (P, C) bool: those not in yet, None: all.
+        """
 
     @abc.abstractmethod
-    def settle(self, rows: Tensor, gain: Array, first: int, bound: float, most: int) -> list[int]:
+    def settle(self, rows: Tensor, gain: Array, first: int, bound: float, most: int, index: Index) -> list[int]:
         """Pick `first` and then as long as the best gain exceeds `bound`; `gain` (C,) is brought in date in place.
 
-        The picks' rows of the basis are written from `self.taken` on.
+        The picks' rows of the basis are written from `self.taken` on. The tokens are those at `index`.
         """
 
     def run(self, floor: float = -np.inf) -> list[int]:
@@ -69,14 +73,14 @@ class LazyGreedy(abc.ABC):
             gain = self.gain[index]
             place = int(np.searchsorted(index, first))
             rows = self.rows.take(torch.from_numpy(index))
-            chosen = self.settle(rows, gain, place, max(bound, floor), len(self.basis) - self.taken)
+            chosen = self.settle(rows, gain, place, max(bound, floor), len(self.basis) - self.taken, index)
             gain[chosen] = -np.inf
             self.taken += len(chosen)
             self.gain[index], self.seen[index] = gain, self.taken
             picks += index[chosen].tolist()
         return picks
 
-    def _crowd(self, floor: float) -> tuple[npt.NDArray[np.int64], int, float]:
+    def _crowd(self, floor: float) -> tuple[Index, int, float]:
         """The best tokens in date by index, the best of them, and the highest gain that any other may have."""
         while True:
             fresh = self.seen == self.taken
@@ -98,18 +102,42 @@ class LazyGreedy(abc.ABC):
             ready = np.sort(index)
         return ready, first, float(bound)
 
-    def _catch_up(self, index: npt.NDArray[np.int64]) -> None:
+    def _catch_up(self, index: Index) -> None:
         seen = self.seen[index]
         start = int(seen.min())
         products = self.rows.compare(self.basis[start : self.taken], torch.from_numpy(index))
         news = None
         if seen.max() > start:
             news = torch.arange(start, self.taken)[:, None] >= torch.from_numpy(seen)
-        self.gain[index] = self.update(self.gain[index], products, news)
+        self.gain[index] = self.update(self.gain[index], products, news, index)
         self.seen[index] = self.taken
 
 
-def _best(gain: Array, among: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+class Capped(LazyGreedy):
+    """A choice in which a token's gain is the least of what it is worth beside each pick; rows of length one."""
+
+    @abc.abstractmethod
+    def beside(self, products: Tensor, index: Index) -> Tensor:
+        """What the tokens at `index` are worth (P, C) beside picks, by their products (P, C) with these; used up."""
+
+    def update(self, gain: Array, products: Tensor, news: Tensor | None, index: Index) -> Array:
+        return np.minimum(gain, self.beside(products, index).amin(0).numpy())
+
+    def settle(self, rows: Tensor, gain: Array, first: int, bound: float, most: int, index: Index) -> list[int]:
+        worth = self.beside(rows @ rows.T, index).numpy()
+        chosen, place = [], first
+        while True:
+            chosen.append(place)
+            np.minimum(gain, worth[place], out=gain)
+            gain[place] = -np.inf
+            place = int(gain.argmax())
+            if len(chosen) == most or not gain[place] > bound:
+                break
+        torch.index_select(rows, 0, torch.tensor(chosen), out=self.basis[self.taken : self.taken + len(chosen)])
+        return chosen
+
+
+def _best(gain: Array, among: Index, count: int) -> Index:
     """Up to `count` of the indices, those with the highest gains."""
     if len(among) <= count:
         return among

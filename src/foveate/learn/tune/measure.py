@@ -16,7 +16,8 @@ from foveate.learn.btp.samples import Sample, Samples
 from foveate.learn.tune.search import Candidate, Progress, Speed, Trial, TuneError
 from foveate.measure.eval.answers import answer_batch, batch_inputs
 from foveate.measure.eval.arms import DENSE, DOWNSAMPLE, RANDOM, EvalArm, stage
-from foveate.measure.eval.evaluate import SEEDS_APART, Journal
+from foveate.measure.eval.evaluate import SEEDS_APART
+from foveate.measure.eval.journal import Journal
 from foveate.measure.eval.latency import measure_latency
 from foveate.measure.eval.suites import Example, suite_fingerprint
 from foveate.measure.loading import LoadedModel
@@ -92,7 +93,7 @@ class ModelMeasurement:
         losses = np.array([old["score"] - new["score"] for old, new in zip(dense, own, strict=True)])
         return losses, float(np.mean([row["kv_share"] for row in own]))
 
-    def _rows(self, arm: EvalArm, first: int, last: int) -> list[dict[str, Any]]:
+    def _rows(self, arm: EvalArm, first: int, last: int) -> Sequence[dict[str, Any]]:
         for start in range(first, last, self.batch_size):
             places = range(start, min(start + self.batch_size, last))
             if not self.journal.missing(arm.label, places):

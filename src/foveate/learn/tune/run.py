@@ -19,7 +19,8 @@ from foveate.learn.tune.measure import (
 )
 from foveate.learn.tune.search import Goal, Progress, Trial, pareto, rungs, search
 from foveate.measure import environment
-from foveate.measure.eval.evaluate import JOURNAL, Journal
+from foveate.measure.eval.evaluate import JOURNAL
+from foveate.measure.eval.journal import Journal
 from foveate.measure.eval.latency import clock_of
 from foveate.measure.eval.suites import Example
 from foveate.measure.loading import LoadedModel
@@ -116,7 +117,7 @@ def tune(
     model, goal = loaded.model, settings.goal
     candidates, left_out = make_candidates(settings.methods, settings.keeps, settings.layers, model.config)
     shared = _configuration(loaded, questions, settings)
-    journal = Journal(folder / JOURNAL, shared, fresh)
+    journal = Journal(folder / JOURNAL, shared, len(questions.examples), fresh)
     number, batch = len(questions.examples), settings.batch_size
     measurement = ModelMeasurement(
         loaded, questions.examples, questions.score, journal, batch, settings.max_new_tokens, settings.seed
