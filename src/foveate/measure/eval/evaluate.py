@@ -9,7 +9,15 @@ from typing import Any, Literal
 from foveate.errors import BudgetError
 from foveate.measure import environment
 from foveate.measure.eval.answers import Answer, batch_inputs
-from foveate.measure.eval.arms import DENSE, EvalArm, Evidence, check_keeps, evidence_masks, plan_arms
+from foveate.measure.eval.arms import (
+    DENSE,
+    EvalArm,
+    Evidence,
+    NoEvidenceError,
+    check_keeps,
+    evidence_masks,
+    plan_arms,
+)
 from foveate.measure.eval.batch import Batch, Mode, Way
 from foveate.measure.eval.data.questions import DataSettings, OwnQuestions, Question, load_questions
 from foveate.measure.eval.gallery import write_gallery
@@ -20,6 +28,7 @@ from foveate.measure.eval.suites import Example, is_correct, load_suite, suite_f
 from foveate.measure.eval.summary import summarise
 from foveate.measure.loading import LoadedModel
 from foveate.measure.processes import Processes
+from foveate.pruners.base import depth_of
 from foveate.pruners.spec import MethodSpec
 
 __all__ = ["EvalSettings", "JournalMismatch", "check_settings", "evaluate"]
@@ -92,13 +101,18 @@ def check_settings(settings: EvalSettings) -> None:
     ------
     UnknownSuiteError, UnknownMethodError, BudgetError
         A suite, a method, an option or a budget does not exist, or `budget` is neither "after" nor "mean".
+    NoEvidenceError
+        The oracle is asked for with own data.
     MetricError
         The mode does not exist, or a metric compares texts where none are generated.
     """
+    if settings.data is not None and settings.oracle:
+        raise NoEvidenceError("the oracle is given the evidence of a suite; own data has none")
     check_mode(settings.mode, settings.metrics, settings.data is not None)
     if settings.budget not in ("after", "mean"):
         raise BudgetError(f"--budget is 'after' or 'mean', got '{settings.budget}'")
-    suite_named(settings.suite)
+    if settings.data is None:
+        suite_named(settings.suite)
     check_keeps(settings.keeps, settings.budget == "mean")
     plan_arms(settings.methods, settings.keeps, settings.layer, settings.oracle)
 
@@ -147,6 +161,9 @@ def evaluate(
     config = loaded.model.config if settings.budget == "mean" else None
     out_of_reach: list[str] = []
     arms = plan_arms(settings.methods, settings.keeps, settings.layer, settings.oracle, config, out_of_reach)
+    for arm in arms:  # a layer that the model has not is said now, and nothing is written
+        if arm.spec is not None:
+            arm.pruner().resolved(loaded.model.config).layers(depth_of(loaded.model.config))
     if examples is None:
         examples = load_examples(settings, folder, progress)
     shared = _configuration(loaded, settings, examples)
