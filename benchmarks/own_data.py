@@ -3,8 +3,9 @@
 Writes questions about rendered scenes as anybody would have them, a JSONL and images beside it, and runs the command
 line in processes of its own. *Resumed*: 50 questions, killed (SIGKILL) once half of the answers are on disk, half a
 line cut off by hand, and the same command again; its result must be that of a run that nobody killed. *Memory*: the
-largest resident set of the whole process at each number of questions, everything else equal; next words are scored
-(`--mode score`), which is the mode that holds most in memory.
+largest resident set of the whole process at each number of questions, everything else equal, with the small random
+LLaVA of the tests: what is asked is what grows with the data, which no model changes. Next words are scored (`--mode
+score`), which is the mode that holds most in memory.
 
     python benchmarks/own_data.py --out benchmarks/results/own_data.json
 """
@@ -31,6 +32,7 @@ from foveate.measure.eval.suites import load_suite
 
 QUESTIONS, IMAGES = 50, 50
 ARMS = ["--methods", "fastv", "--keep", "0.22", "--device", "cpu"]
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def write_data(folder: Path) -> list[dict[str, Any]]:
@@ -110,7 +112,8 @@ def memory(folder: Path, rows: list[dict[str, Any]], number: int) -> dict[str, A
     many = [rows[at % len(rows)] for at in range(number)]
     data = write_jsonl(folder / f"{number}.jsonl", many)
     out = folder / str(number)
-    used = finish(start(data, out, "--mode", "score", "--batch-size", "32", "--max-new-tokens", "2"))
+    words = ["--mode", "score", "--batch-size", "32", "--max-new-tokens", "2", "--model", str(folder / "model")]
+    used = finish(start(data, out, *words))
     size = sum(path.stat().st_size for path in (data, out / JOURNAL))
     return {
         "questions": number,
@@ -129,6 +132,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         rows = write_data(folder)
+        sys.path.insert(0, str(ROOT))
+        from tests.measure.folders import save_llava
+
+        (folder / "model").mkdir()
+        save_llava(folder / "model")
         result = {
             "format": "foveate-own-data-1",
             "command": environment.command(),

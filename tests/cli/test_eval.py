@@ -3,8 +3,9 @@ import json
 import pytest
 
 from foveate import BTP
-from foveate.measure.eval.evaluate import RESULT, TABLES
+from foveate.measure.eval.evaluate import JOURNAL, RESULT, TABLES
 from tests.cli.test_run import in_one_line
+from tests.measure.own_data import rows, write_jsonl
 
 pytestmark = pytest.mark.usefixtures("words_suite")
 
@@ -77,6 +78,67 @@ def test_another_configuration_in_the_same_folder(evaluate):
     assert evaluate("--keep", "0.5").exit_code == 0
     in_one_line(evaluate("--keep", "0.5", "--seed", 1), "seed", "--fresh")
     assert evaluate("--keep", "0.5", "--seed", 1, "--fresh").exit_code == 0
+
+
+@pytest.fixture
+def own(run, llava_folder, tmp_path):
+    """Fifty questions of one's own, and the command about them."""
+    data = write_jsonl(tmp_path / "own.jsonl", rows(tmp_path, 50))
+
+    def invoke(*arguments):
+        few = ("--methods", "fastv", "--max-new-tokens", 2, "--out", tmp_path / "out")
+        return run("eval", "--model", llava_folder, "--data", data, *few, *arguments)
+
+    return invoke
+
+
+def test_fifty_questions_stopped_and_resumed(own, tmp_path, monkeypatch):
+    from foveate.measure.eval.journal import Journal
+
+    add, asked = Journal.add, []
+
+    def stop(self, given):
+        add(self, given)
+        asked.append(1)
+        if len(asked) == 7:
+            raise KeyboardInterrupt
+
+    options = ("--keep", 8, "--metric", "exact,f1", "--metric", "second=contains,kl")
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", stop)
+        stopped = own(*options)
+    assert stopped.exit_code == 130
+    assert not (tmp_path / "out" / RESULT).exists()
+    half = (tmp_path / "out" / JOURNAL).read_bytes()
+    (tmp_path / "out" / JOURNAL).write_bytes(half[:-9])
+    found = own(*options)
+    assert found.exit_code == 0, found.output
+    assert "Metrics, 0 to 1; kl in nats" in found.output
+    data = json.loads((tmp_path / "out" / RESULT).read_text())
+    assert [arm["questions"] for arm in data["arms"]] == [50] * 4
+    assert data["arms"][-1]["measured"]["visual_tokens"] == 8
+    lines = (tmp_path / "out" / JOURNAL).read_bytes().splitlines()
+    assert len({(row["arm"], row["index"]) for row in map(json.loads, lines[1:])}) == 200
+    assert len(lines) < 1 + 200 + 16  # of the batch with half a line alone is asked again
+    assert str(tmp_path) not in json.dumps({key: data[key] for key in ("configuration", "settings")})
+
+
+def test_rows_that_are_left_out_are_named(own, tmp_path):
+    (tmp_path / "3.png").write_bytes(b"no image")
+    in_one_line(own("--keep", "0.5"), "line 4", "--bad-rows skip")
+    assert not (tmp_path / "out").exists()
+    found = own("--keep", "0.5", "--bad-rows", "skip", "--samples", 6, "--seed", 1)
+    assert found.exit_code == 0, found.output
+    assert "on 6 questions of 'own.jsonl'" in found.output
+    whole = own("--keep", "0.5", "--bad-rows", "skip", "--fresh", "--json", tmp_path / "r.json")
+    assert "left out: line 4: 3.png is not an image" in whole.output
+    assert len(json.loads((tmp_path / "r.json").read_text())["skipped_rows"]) == 1
+
+
+def test_a_layer_that_is_not_there_is_refused_before_anything_is_answered(own, tmp_path):
+    in_one_line(own("--layer", 99), "layer 99")
+    in_one_line(own("--oracle"), "the oracle")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from foveate.measure import environment
 from foveate.measure.budget import PromptCost, check_budget
 from foveate.measure.eval.answers import Answer, batch_inputs
-from foveate.measure.eval.arms import DENSE, EvalArm, Evidence, evidence_masks, plan_arms
+from foveate.measure.eval.arms import DENSE, EvalArm, Evidence, NoEvidenceError, evidence_masks, plan_arms
 from foveate.measure.eval.batch import Batch, Mode, Way
 from foveate.measure.eval.data.questions import DataSettings, OwnQuestions, Question, load_questions
 from foveate.measure.eval.gallery import write_gallery
@@ -20,6 +20,7 @@ from foveate.measure.eval.suites import Example, is_correct, load_suite, suite_f
 from foveate.measure.eval.summary import summarise
 from foveate.measure.loading import LoadedModel
 from foveate.measure.processes import Processes
+from foveate.pruners.base import depth_of
 from foveate.pruners.spec import MethodSpec
 
 __all__ = ["EvalSettings", "JournalMismatch", "check_settings", "evaluate"]
@@ -93,12 +94,17 @@ def check_settings(settings: EvalSettings) -> None:
     ------
     UnknownSuiteError, UnknownMethodError, BudgetError
         A suite, a method, an option or a budget does not exist, or `budget` is none of `BUDGETS`.
+    NoEvidenceError
+        The oracle is asked for with own data.
     MetricError
         The mode does not exist, or a metric compares texts where none are generated.
     """
+    if settings.data is not None and settings.oracle:
+        raise NoEvidenceError("the oracle is given the evidence of a suite; own data has none")
     check_mode(settings.mode, settings.metrics, settings.data is not None)
     check_budget(settings.budget, settings.keeps)
-    suite_named(settings.suite)
+    if settings.data is None:
+        suite_named(settings.suite)
     plan_arms(settings.methods, settings.keeps, settings.layer, settings.oracle)
 
 
@@ -145,6 +151,10 @@ def evaluate(
     processes = processes or Processes()
     config = loaded.model.config if settings.budget == "mean" else None
     out_of_reach: list[str] = []
+    if settings.budget not in ("kv", "flops"):
+        for arm in plan_arms(settings.methods, settings.keeps, settings.layer, settings.oracle, config, []):
+            if arm.spec is not None:  # a layer that the model has not is said now, and nothing is written
+                arm.pruner().resolved(loaded.model.config).layers(depth_of(loaded.model.config))
     if examples is None:
         examples = load_examples(settings, folder, progress)
     cost = None
