@@ -14,7 +14,6 @@ import zipfile
 from pathlib import Path
 
 REPOSITORY = "https://github.com/foveate/foveate"
-RUN = "training/"  # weights of a training that is under way: no part of a release
 NEEDED = {
     "foveate/py.typed",
     "foveate/families/tested.json",
@@ -45,7 +44,7 @@ def main(sdist: str, built: str, direct: str) -> None:
     with tarfile.open(sdist) as archive:
         names = {member.name.split("/", 1)[1] for member in archive if member.isfile()}
     problems += [f"in the sdist, but not in git: {name}" for name in sorted(names - tracked - {"PKG-INFO"})]
-    released = {name for name in tracked if name and not name.startswith(RUN)}
+    released = {name for name in tracked if name}
     problems += [f"in git, but not in the sdist: {name}" for name in sorted(released - names)]
 
     ours, theirs = wheel(built), wheel(direct)

@@ -32,10 +32,11 @@ from realised_growth import draw_growth, growth_markdown
 from foveate.measure.bench.plot import draw
 from foveate.measure.bench.published_shapes import SHAPES
 from foveate.measure.bench.result import markdown
-from foveate.measure.bench.run import random_model, run, threads
+from foveate.measure.bench.run import random_model, run
 from foveate.measure.bench.settings import BenchSettings
 from foveate.measure.loading import LoadedModel
 from foveate.pruners.spec import parse_methods
+from foveate.torch_state import threads
 
 RESULTS = Path(__file__).parent / "results"
 METHODS = "greedyprune,fastv,divprune,glimpseprune,btp:variant=paper,btp:variant=released"

@@ -29,7 +29,7 @@ class FarFromMean(ScorePruner):
 
 model, processor = foveate.tiny.load()
 image = foveate.tiny.make_scene(np.random.default_rng(3)).pil()
-inputs = processor(images=[image], text=foveate.tiny.prompt("what shape is blue?"), return_tensors="pt")
+inputs = processor(images=[image], text=foveate.tiny.prompt("what colour is the small circle?"), return_tensors="pt")
 with FarFromMean(keep=0.25)(model) as pruned:
     model.generate(**inputs, max_new_tokens=8)
 print(pruned.report)

@@ -12,7 +12,7 @@ import foveate
 # The embedded model. For another one: AutoModelForImageTextToText.from_pretrained(name), foveate.load_processor(name)
 model, processor = foveate.tiny.load()
 image = foveate.tiny.make_scene(np.random.default_rng(3)).pil()
-prompt = foveate.tiny.prompt("what shape is blue?")
+prompt = foveate.tiny.prompt("what shape is the medium blue object?")
 inputs = processor(images=[image], text=prompt, return_tensors="pt")
 
 

@@ -7,8 +7,11 @@ The tests' tensors are small, and the machine may be shared. Triton, where it is
 
 import os
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from tests.shared_state import settings as settings_now
 
 torch.set_num_threads(int(os.environ.get("FOVEATE_TEST_THREADS", "1")))
 if not torch.cuda.is_available():
@@ -25,3 +28,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("search", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+_before = settings_now()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_shared_is_left_changed():
+    """What a process shares is after each test, and after the fixtures made for it, as it was before all."""
+    global _before
+    yield
+    now, before = settings_now(), _before
+    _before = now
+    changed = {name: (before.get(name), now.get(name)) for name in before.keys() | now.keys()}
+    changed = {name: pair for name, pair in changed.items() if pair[0] != pair[1]}
+    assert not changed, f"left changed: {changed}"

@@ -22,7 +22,7 @@ def test_every_room_and_file_is_there():
     table = PAGE.split("## One forward pass")[0]
     listed = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
     folders = {path.parent.name for path in source.glob("*/__init__.py")}
-    assert listed == folders | {"tensors"}
+    assert listed == folders | {"tensors", "torch_state"}
     walk = PAGE.split("## One forward pass")[1].split("## Where")[0]
     for name in re.findall(r"`(\w+\.py)", walk):
         assert (source / "engine" / name).is_file(), name

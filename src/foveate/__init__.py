@@ -21,6 +21,7 @@ def _methods() -> dict[str, str]:
 # name -> where it lives; None: the name is a sub-module itself
 _PUBLIC: dict[str, str | None] = {
     **_methods(),
+    "Chain": "foveate.pruners",
     "attach": "foveate.engine",
     "detach": "foveate.engine",
     "errors": None,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from foveate.engine.attach import attach as attach
     from foveate.engine.attach import detach as detach
     from foveate.families import load_processor as load_processor
+    from foveate.pruners.chain import Chain as Chain
     from foveate.pruners.methods import *  # noqa: F403
     from foveate.pruners.registry import load as load
     from foveate.pruners.registry import make as make

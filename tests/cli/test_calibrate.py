@@ -38,6 +38,17 @@ def test_a_folder_of_images(run, llava_folder, pictures, tmp_path):
     assert foveate.load(tmp_path / "out").depth == result["depth"] == 6
 
 
+def test_the_papers_rule(run, llava_folder, pictures, tmp_path):
+    found = run(
+        "calibrate", "btp", "--model", llava_folder, "--images", pictures, "--out", tmp_path / "out", *SMALL,
+        "--rule", "paper",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    assert "KL" not in found.output
+    assert "selected:" in found.output
+    assert foveate.load(tmp_path / "out").layers(6)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -48,6 +59,7 @@ def test_a_folder_of_images(run, llava_folder, pictures, tmp_path):
         (["--suite", "scenes", "--keep", "1.5"], "over 0 and under 1"),
         (["--suite", "scenes", "--final", "drop"], "auto or keep"),
         (["--suite", "scenes", "--tau", "2"], "tau is a cosine"),
+        (["--suite", "scenes", "--rule", "curve"], "measured or paper"),
     ],
 )
 def test_errors_take_one_line(run, tmp_path, options, message):
@@ -123,7 +135,7 @@ def test_the_embedded_model(run, tmp_path):
 @WEIGHTS_HERE
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_64_samples_choose_the_stages_of_the_committed_256(tmp_path):
+def test_the_same_samples_choose_the_committed_stages(tmp_path):
     from foveate.learn import CalibrationSettings, calibrate_btp
     from foveate.learn.btp.samples import from_suite
     from foveate.measure.loading import load_model
@@ -131,5 +143,5 @@ def test_64_samples_choose_the_stages_of_the_committed_256(tmp_path):
     loaded = load_model("tiny", "cpu")
     result = calibrate_btp(loaded, from_suite("scenes", 64, 1000), CalibrationSettings(batch_size=32), tmp_path)
     assert result["curve"]["samples"] == 64
-    committed = foveate.load(Path(__file__).parents[2] / "benchmarks" / "results" / "btp_calibration_256")
+    committed = foveate.load(Path(__file__).parents[2] / "benchmarks" / "results" / "btp_calibration_64")
     assert foveate.load(tmp_path).layers(result["depth"]) == committed.layers(result["depth"])

@@ -16,20 +16,20 @@ def test_demo(run, tmp_path):
     data = json.loads((tmp_path / "demo.json").read_text())
     assert len({one["task"] for one in data["questions"]}) == 9
     assert data["right"]["dense"] >= 6
-    assert data["report"]["prefills"][0]["stages"][0]["dense"] == [196] * 9
-    assert "49 of 196" in found.output
+    assert data["report"]["prefills"][0]["stages"][0]["dense"] == [256] * 9
+    assert "64 of 256" in found.output
     few, many = (len(kept) for kept in data["glimpse"]["report"]["prefills"][0]["stages"][0]["kept"])
-    assert 0 < few < many < 49, "the cluttered question keeps more"
+    assert 0 < few < many < 64, "the cluttered question keeps more"
     assert data["glimpse"]["right"] == {"dense": 2, "pruned": 2}
     assert (tmp_path / "demo-glimpse.png").exists()
 
 
 def test_the_oracle_answers_with_a_quarter_of_the_tokens(run, tmp_path):
-    found = run("eval", "--samples", 18, "--keep", "0.25", "--methods", "greedyprune", "--oracle", "--out", tmp_path)
+    found = run("eval", "--samples", 17, "--keep", "0.25", "--methods", "greedyprune", "--oracle", "--out", tmp_path)
     assert found.exit_code == 0, found.output
     arms = {arm["arm"]: arm for arm in json.loads((tmp_path / RESULT).read_text())["arms"]}
     assert arms["evidence @ 0.25"]["right"] >= arms["dense"]["right"] - 3
-    assert arms["evidence @ 0.25"]["measured"]["visual_tokens"] == 49
+    assert arms["evidence @ 0.25"]["measured"]["visual_tokens"] == 64
     assert not any(arm["skipped"]["questions"] for arm in arms.values())
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from foveate import BTP
-from foveate.cli import images
+from foveate.measure import images
 from tests.measure.folders import picture
 
 
@@ -134,7 +134,7 @@ def test_a_url_out_of_reach(ask):
 
 
 def test_a_url_that_holds_no_image(ask, monkeypatch):
-    monkeypatch.setattr(images, "_fetch", lambda url: b"<html>")
+    monkeypatch.setattr(images, "fetch", lambda url: b"<html>")
     in_one_line(ask(image="https://example.org/page"), "not an image")
 
 

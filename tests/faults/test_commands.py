@@ -43,6 +43,14 @@ MEANT: dict[str, set[str]] = {
     "--tau": {"0"},
     "--tolerance": {"0", "1.5"},
     "--vision-layers": {"0"},
+    "--host": {*VALUES} - NEVER,
+    "serve --name": {*VALUES} - NEVER,
+    "--keys": {"file"},
+    "--port": {"0"},
+    "--window-ms": {"0", "1.5"},
+    "--min-visual": {"0"},
+    "--seconds": {"1.5"},
+    "--max-megapixels": {"1.5"},
 }
 # what a command needs beside the option that is tried
 NEEDED = {

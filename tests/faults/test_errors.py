@@ -29,6 +29,7 @@ from foveate.errors import (
     UnsupportedModelError,
 )
 from foveate.families import family_of
+from foveate.measure.stage_errors import Only
 from foveate.pruners import METHODS
 from foveate.testing import check_laws
 from tests.laws.methods import glimpse
@@ -85,6 +86,10 @@ RAISED = {
     ("Pruner.with_mean", "BudgetError"): lambda folder: FastV(layer=6).with_mean(0.2, DEPTH_12),
     ("Pruner.from_pretrained", "BudgetError"): other_method,
     ("Pruner.from_authors", "IncompatibleWeightsError"): "tests/pruners/test_glimpse_authors.py::test_",
+    ("Pruner.scaled", "BudgetError"): lambda folder: FastV(keep=49).scaled(0.5, DEPTH_12),
+    ("Pruner.set_to", "BudgetError"): lambda folder: Only(method=FastV()).set_to(0.5, DEPTH_12),
+    ("Chain", "BudgetError"): lambda folder: foveate.Chain(FastV(), foveate.GreedyPrune()),
+    ("Chain.resolved", "BudgetError"): lambda folder: foveate.Chain(FastV(layer=40)).resolved(DEPTH_12),
     ("BTP", "BudgetError"): lambda folder: BTP(stages=5),
     ("BTP.resolved", "BudgetError"): lambda folder: BTP(depth=28, stages=[(3, 0.5)]).resolved(DEPTH_12),
     ("BTP.schedule", "BudgetError"): lambda folder: BTP(stages=[(30, 0.5)]).schedule(12),
@@ -94,10 +99,12 @@ RAISED = {
     ),
     ("GlimpsePrune.logits", "IncompatibleWeightsError"): "tests/pruners/test_glimpse_modules.py::test_",
     ("PyramidDrop", "BudgetError"): lambda folder: PyramidDrop(keep=3),
+    ("SparseVLM.stages", "BudgetError"): lambda folder: foveate.SparseVLM(keep=0.01).stages(12),
     ("V2Drop.schedule", "BudgetError"): lambda folder: foveate.V2Drop(keep=0.01).schedule(12),
     **{
         (method, "BudgetError"): partial(wrong_option, method, option, value)
         for method, option, value in (
+            ("AgilePruner", "average", 0.0),
             ("AnchorPrune", "novelty", 3.0),
             ("ApET", "basis", 0),
             ("CDPruner", "theta", 1.0),
@@ -105,8 +112,13 @@ RAISED = {
             ("EVS", "keep", 64),
             ("HiPrune", "alpha", 1.5),
             ("HoloV", "parts", 0),
+            ("IVCPrune", "coordinates", 0.6),
+            ("MMTok", "alpha", -1.0),
+            ("PruneSID", "group", 0),
             ("SCOPE", "alpha", -1.0),
+            ("SparseVLM", "heads", 0),
             ("V2Drop", "keep", 64),
+            ("VLMPruner", "pivots", 0),
             ("VTW", "layer", -1),
             ("VidCom2", "keep", 64),
             ("VisPruner", "important", 1.5),

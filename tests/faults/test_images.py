@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveate.cli.images import ImageError, open_image
 from foveate.learn.btp.samples import read_image
 from foveate.learn.data.sample import GroundedSample
-from foveate.measure.images import as_rgb
+from foveate.measure.images import ImageError, as_rgb, open_image
 
 RAMP = np.linspace(0, 255, 12).round().astype(np.uint8).reshape(3, 4)
 

@@ -8,8 +8,10 @@ import torch
 import foveate
 from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.learn import CalibrationError, CalibrationSettings, calibrate_btp, plots
+from foveate.learn.btp import calibrate
 from foveate.learn.btp import candidates as choice
 from foveate.learn.btp.calibrate import PICTURE, RESULT, STATE
+from foveate.learn.btp.curve import stages_from_curve
 from foveate.learn.btp.divergence import dense_answer
 from foveate.learn.btp.samples import from_folder, from_suite
 from foveate.pruners.btp.method import BTPStage
@@ -64,6 +66,26 @@ def test_all_candidates_keep_the_same_mean(loaded, samples, tmp_path, monkeypatc
     assert result["chosen"] in result["final"]
     drops = result["harmless"]["drop_before"]
     assert len(drops["kl"]) == len(drops["same"]) == 6
+
+
+def test_the_papers_rule_takes_the_curves_jumps_and_compares_nothing(loaded, samples, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrate, "divergence", None)
+    seen = []
+    settings = dataclasses.replace(SETTINGS, rule="paper")
+    result = calibrate_btp(loaded, samples, settings, tmp_path, progress=lambda what, *_: seen.append(what))
+    assert set(seen) == {"curve"}
+    pruner = foveate.load(tmp_path)
+    turned = result["curve"]["turned"][f"{result['curve']['tau']:g}"]
+    assert pruner.layers(6) == tuple(result["chosen"]["layers"]) == stages_from_curve(turned, 2)
+    first, second = pruner.schedule(6)
+    assert second.keep == pytest.approx(first.keep / 2, abs=1e-5)
+    assert (first.attention, second.attention) == (0.6, 1.0)
+    assert pruner.mean_tokens(6) == pytest.approx(0.4)
+    assert pruner.final == "keep"
+    assert result["harmless"] is None
+    assert result["heats"] == []
+    with pytest.raises(CalibrationError, match="rule must be measured or paper"):
+        CalibrationSettings(rule="curve")
 
 
 def test_a_drop_that_wins_is_in_the_pruner(loaded, samples, tmp_path, monkeypatch):

@@ -6,9 +6,10 @@ import torch
 import foveate
 from foveate import BTP
 from foveate.learn.btp.calibrate import drop_everything
-from foveate.learn.btp.divergence import CAP, IGNORE, dense_answer, divergence, force, next_words
+from foveate.learn.btp.divergence import CAP, dense_answer, divergence, force, next_words
 from foveate.learn.btp.samples import Sample
 from foveate.measure.eval.answers import run_batch
+from foveate.measure.eval.scoring import IGNORE
 from tests.measure.folders import picture
 
 ASKED = [Sample("what is this ?", picture(1)), Sample("where is this red blue colour ?", picture(2))]

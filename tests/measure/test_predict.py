@@ -19,6 +19,7 @@ from foveate.measure.predict.rates import LayerSizes, RateCurve, Rates, RatesErr
 from foveate.measure.predict.selection import grid_of
 from tests.laws.methods import METHODS
 from tests.models.build import build, inputs
+from tests.shared_state import draws
 
 SMALL = SimpleNamespace(
     hidden_size=8, intermediate_size=16, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=4
@@ -199,7 +200,9 @@ def test_no_curve(points):
 
 
 def test_rates_of_this_machine():
+    before = draws()
     measured = measure_rates(config=SMALL, seconds=0.05)
+    assert draws() == before
     assert measured.here
     assert measured.shape == LayerSizes(8, 16, 2, 1, 4)
     assert Rates.from_dict(json.loads(json.dumps(measured.to_dict()))) == measured

@@ -1,15 +1,17 @@
 import numpy as np
 import pytest
 
-from foveate.measure.eval.summary import accuracy_gap, accuracy_kept, resample_counts
+from foveate.measure.eval import summary
+from foveate.measure.eval.summary import accuracy_gap, accuracy_kept
 
 
-def test_resamples_draw_as_many_questions_as_there_are_and_repeat_with_the_seed():
-    counts = resample_counts(7, 50, seed=3)
-    assert counts.shape == (50, 7)
-    assert (counts.sum(1) == 7).all()
-    assert (counts == resample_counts(7, 50, seed=3)).all()
-    assert (counts != resample_counts(7, 50, seed=4)).any()
+def test_resamples_repeat_with_the_seed_and_do_not_depend_on_how_many_are_made_at_once(monkeypatch):
+    values = np.random.default_rng(0).random((7, 2))
+    counts = np.random.default_rng(3).multinomial(7, np.full(7, 1 / 7), size=50)
+    assert np.allclose(summary._resampled(values.T, 50, 3), counts @ values)
+    monkeypatch.setattr(summary, "AT_ONCE", 40)  # five at a time
+    assert np.allclose(summary._resampled(values.T, 50, 3), counts @ values)
+    assert not np.allclose(summary._resampled(values.T, 50, 4), counts @ values)
 
 
 def test_an_arm_that_equals_the_dense_one_keeps_all_without_doubt():

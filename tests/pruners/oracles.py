@@ -165,19 +165,41 @@ def divprune(pruner: DivPrune, seen: Seen) -> set[int]:
 
 
 def greedyprune(pruner: GreedyPrune, seen: Seen) -> set[int]:
-    """The best token still active by cosine to the question; all too like it are put to rest."""
-    query = seen.query if pruner.query == "last" else mean(seen.text)
-    saliency = [reference.cosine(row, query) for row in seen.features]
+    """Volume: by determinants. Threshold: the best token still active; all too like it are put to rest."""
+    limited = pruner.threshold is not None or pruner.fill != "saliency" or pruner.center
+    volume = pruner.objective == "volume" or (pruner.objective is None and not limited)
+    last = (pruner.query or ("mean_text" if volume else "last")) == "last"
+    if seen.layer and (pruner.saliency or ("attention" if volume else "cosine")) == "attention":
+        saliency = mean([row for head in seen.attention for row in (head[-1:] if last else head)])
+    else:
+        query = seen.query if last else mean(seen.text)
+        saliency = [reference.cosine(row, query) for row in seen.features]
+    if volume:
+        return greatest_volume(pruner, seen, saliency)
     middle = mean(seen.features) if pruner.center else [0.0] * len(seen.features[0])
     features = [[x - m for x, m in zip(row, middle, strict=True)] for row in seen.features]
     k, valid = budget(pruner.keep, seen.dense), [True] * seen.number
-    return reference.suppression(features, saliency, k, pruner.threshold, pruner.fill, valid, steps=10)
+    limit, fill = {None: (0.9, pruner.fill), "auto": (-1.0, "relax")}.get(
+        pruner.threshold, (pruner.threshold, pruner.fill)
+    )
+    return reference.suppression(features, saliency, k, limit, fill, valid, steps=10)
+
+
+def greatest_volume(pruner: GreedyPrune, seen: Seen, saliency: Row) -> set[int]:
+    """Greedily, the largest det(diag(q) Sim diag(q)), q the saliency from 0 to 1, raised by the floor."""
+    low, high = min(saliency), max(saliency)
+    q = [((s - low) / (high - low) + pruner.floor) ** pruner.power for s in saliency]
+    kernel = [
+        [a * b * reference.cosine(v, w) for b, w in zip(q, seen.features, strict=True)]
+        for a, v in zip(q, seen.features, strict=True)
+    ]
+    return reference.dpp(kernel, budget(pruner.keep, seen.dense), [True] * seen.number)
 
 
 # -- BTP
 
 
-def spread(seen: Seen, k: int, metric: str = "manhattan") -> set[int]:
+def spread(seen: Seen, k: int, metric: str = "manhattan") -> list[int]:
     """The k tokens that come first in the farthest-point order of their grid, by (r + 1/2) of its n cells."""
     ranks = {}
     orders = [reference.spatial_order(*size, metric) for size in seen.sizes]
@@ -186,7 +208,7 @@ def spread(seen: Seen, k: int, metric: str = "manhattan") -> set[int]:
             (row, column), (height, width) = seen.cell[j], seen.sizes[seen.grid[j]]
             place = orders[seen.grid[j]].index(row * width + column)
             ranks[j] = Fraction(2 * place + 1, 2 * height * width)
-    return set(sorted(ranks, key=lambda j: (ranks[j], j))[:k])
+    return sorted(ranks, key=lambda j: (ranks[j], j))[:k]
 
 
 def btp(pruner: BTP, seen: Seen) -> set[int]:
@@ -198,20 +220,26 @@ def btp(pruner: BTP, seen: Seen) -> set[int]:
     by_attention = floor_of(stage.attention, k)
     chosen: set[int] = set()
     if stage.attention:
+        over = Fraction(repr(stage.over))
         # the logarithm of a softmax is the scaled product, less what is the same for all tokens of a head
         form: Callable[[float], float] = math.log if pruner.score == "logits" else float
         rows = [[form(a) for a in row] for head in seen.attention for row in _rows(pruner, head)]
         score, valid = mean(rows), [True] * seen.number
-        if pruner.rebalance:
-            over, split = Fraction(repr(stage.over)), Fraction(repr(stage.split))
+        if stage.split is None:
+            chosen = top(score, min(math.floor(over * by_attention), k))
+        elif pruner.rebalance:
+            split = Fraction(repr(stage.split))
             chosen = reference.rebalanced_top_k(score, by_attention, over, split, valid)
         else:
             chosen = top(score, by_attention)
     if stage.attention == 1:
         return chosen
+    start = sorted(chosen)
+    start += sorted(farthest(seen.features, floor_of(stage.scratch, k), (), pruner.first) - chosen)
     if pruner.spatial_seed:
-        chosen = chosen | spread(seen, floor_of(stage.spatial, k - by_attention), pruner.distance)
-    return farthest(seen.features, k, sorted(chosen), pruner.first)
+        number = floor_of(stage.spatial, k - by_attention)
+        start += [j for j in spread(seen, number, pruner.distance) if j not in start]
+    return farthest(seen.features, k, start[:k], pruner.first)
 
 
 def _rows(pruner: BTP, head: list[Row]) -> list[Row]:

@@ -20,6 +20,7 @@ from foveate.pruners.btp.spread import spread
 from foveate.pruners.btp.stages import PRESETS
 
 LLAMA_7B = types.SimpleNamespace(hidden_size=4096, intermediate_size=11008, num_attention_heads=32)
+LLAMA_13B = types.SimpleNamespace(hidden_size=5120, intermediate_size=13824, num_attention_heads=40)
 RELEASED = BTP(stages="released-llava-1.5-7b", final="drop")
 
 
@@ -28,7 +29,8 @@ def config(kind, depth, hidden=64):
     return types.SimpleNamespace(model_type=kind, get_text_config=lambda: text)
 
 
-LLAVA, QWEN, OTHER = config("llava", 32, 4096), config("qwen2_5_vl", 28, 3584), config("llava", 40, 5120)
+LLAVA, QWEN, OTHER = config("llava", 32, 4096), config("qwen2_5_vl", 28, 3584), config("llava", 36, 5120)
+LLAVA_13B = config("llava", 40, 5120)
 
 
 def made_up(sizes, keep=None, layer=3, dense=None, seed=0):
@@ -90,20 +92,21 @@ def test_released_schedule_has_129_tokens_a_layer():
 
 def test_released_schedule_costs_what_table_1_says():
     # the paper counts multiply-adds of the visual tokens: 4nd² + 2n²d + 3ndm, half of ours
-    def tera(tokens):
-        return prefill_flops(LLAMA_7B, tokens) / 2 / 1e12
-
-    def per_layer(schedule):
+    def tera(schedule=(), depth=32, model=LLAMA_7B):
         now, tokens = 1.0, []
-        for layer in range(32):
+        for layer in range(depth):
             now = next((stage.keep for stage in schedule if stage.layer == layer), now)
             tokens.append(576 * now)
-        return tokens
+        return prefill_flops(model, tokens) / 2 / 1e12
 
-    assert tera([576] * 32) == pytest.approx(3.817, abs=5e-4)
-    assert tera(per_layer(RELEASED.schedule(32))) == pytest.approx(0.847, abs=5e-4)
+    assert tera() == pytest.approx(3.817, abs=5e-4)
+    assert tera(RELEASED.schedule(32)) == pytest.approx(0.847, abs=5e-4)
     third_halved = BTP(stages=[(3, 0.5), (6, 0.25), (14, 0.125), (22, 0)], final="drop")
-    assert tera(per_layer(third_halved.schedule(32))) == pytest.approx(0.886, abs=5e-4)
+    assert tera(third_halved.schedule(32)) == pytest.approx(0.886, abs=5e-4)
+    assert tera((), 40, LLAMA_13B) == pytest.approx(7.44, abs=5e-3)
+    inferred = BTP(variant="paper", final="drop").resolved(LLAVA_13B).stages
+    assert tera(inferred, 40, LLAMA_13B) == pytest.approx(1.68, abs=5e-3)
+    assert [stage.attention for stage in inferred] == [0.6, 0.8, 1.0, 0.0]
 
 
 def test_the_seed_of_the_released_code():
@@ -114,16 +117,61 @@ def test_the_seed_of_the_released_code():
     assert torch.equal(spread(tokens, torch.tensor([144]))[0], seed)
 
 
-def test_the_released_first_stage_is_86_144_and_the_rest():
-    stage = RELEASED.schedule(32)[0]
-    tokens = made_up([[(24, 24)]])
+def test_the_released_first_stage_is_86_86_144_and_the_rest():
+    tokens = dataclasses.replace(made_up([[(24, 24)]], seed=2), layer=3)
     score = tokens.attention.mean(1)[:, 0]
+    score = score - 10 * (~select.spatial_seed(24, 24, 250)[None]).float()  # many in the seed: all three sets fit
+    tokens = dataclasses.replace(tokens, attention=score[:, None, None])
     attended = select.rebalanced_top_k(score, 86, over=3.7, split=0.5)
-    start = attended | select.spatial_seed(24, 24, 144)[None]
-    expected = select.max_min_diversity(tokens.features, 288, start=start)
-    kept = RELEASED.resolved(LLAVA).select(dataclasses.replace(tokens, layer=stage.layer))
-    assert torch.equal(kept, expected)
+    start = attended | select.max_min_diversity(tokens.features, 86) | select.spatial_seed(24, 24, 144)[None]
+    assert start.sum() < 288
+    kept = RELEASED.resolved(LLAVA).select(tokens)
+    assert torch.equal(kept, select.max_min_diversity(tokens.features, 288, start=start))
     assert kept.sum() == 288
+
+
+def test_a_released_first_stage_of_too_many_leaves_out_the_last_cells_of_the_seed():
+    tokens = dataclasses.replace(made_up([[(24, 24)]]), layer=3)
+    seed = select.spatial_seed(24, 24, 144)[None]  # neither attended nor diverse: the three sets hardly overlap
+    tokens.attention.masked_fill_(seed[:, None, None], 0)
+    tokens.features[seed] = tokens.features.sum(1)
+    kept = RELEASED.resolved(LLAVA).select(tokens)
+    score = tokens.attention.mean(1)[:, 0]
+    first = select.rebalanced_top_k(score, 86, over=3.7, split=0.5) | select.max_min_diversity(tokens.features, 86)
+    room = 288 - int(first.sum())
+    cells = [cell for cell in select.spatial_order(24, 24).argsort().tolist()[:144] if not first[0, cell]]
+    assert len(cells) > room
+    first[0, cells[:room]] = True
+    assert torch.equal(kept, first)
+
+
+def test_the_released_second_stage_picks_14_from_nothing():
+    tokens = made_up([[(24, 24)]], keep=torch.arange(576)[None] % 2 == 0, layer=6)
+    score = tokens.attention.mean(1)[:, 0]
+    attended = select.rebalanced_top_k(score, 129, over=1.5, split=144, valid=tokens.valid)
+    start = attended | select.max_min_diversity(tokens.features, 14, valid=tokens.valid)
+    kept = RELEASED.resolved(LLAVA).select(tokens)
+    assert torch.equal(kept, select.max_min_diversity(tokens.features, 144, start=start, valid=tokens.valid))
+    without = select.max_min_diversity(tokens.features, 144, start=attended, valid=tokens.valid)
+    assert not torch.equal(kept, without)
+
+
+@pytest.mark.parametrize(("side", "k", "best"), [(20, 200, 24), (22, 242, 28), (23, 264, 31)])
+def test_the_released_first_stage_of_qwen_rounds_down_twice(side, k, best):
+    """⌊1.2 · ⌊0.1 k⌋⌋ by attention alone, wherever they lie."""
+    tokens = dataclasses.replace(made_up([[(side, side)]]), layer=3)
+    kept = BTP(variant="released").resolved(QWEN).select(tokens)
+    start = select.top_k(tokens.attention.mean(1)[:, 0], best)
+    assert torch.equal(kept, select.max_min_diversity(tokens.features, k, start=start))
+
+
+def test_released_stages_read_attention_as_published():
+    for model, form in ((LLAVA, "logits"), (QWEN, "softmax"), (OTHER, "logits")):
+        assert BTP(variant="released").resolved(model).attention_form() == form
+        assert BTP(variant="paper").resolved(model).attention_form() == "softmax"
+    assert RELEASED.resolved(LLAVA).attention_form() == "logits"
+    assert BTP(variant="released", score="softmax").resolved(LLAVA).attention_form() == "softmax"
+    assert BTP(variant="released", query="mean_text").resolved(LLAVA).attention_form() == "softmax"
 
 
 # -- the choice
@@ -231,7 +279,7 @@ def test_the_budget_is_met(stages, keep, final):
         with pytest.raises(BudgetError, match="keeps 0"):
             BTP(stages=stages, final=final).schedule(28)
         return
-    depth = 28 if "qwen" in stages else 32
+    depth = 28 if "qwen" in stages else 40 if "13b" in stages else 32
     pruner = BTP(keep=keep, stages=stages, final=final)
     assert pruner.mean_tokens(depth) == pytest.approx(keep)
     assert BTP(stages=stages, final=final).with_mean(keep, config("llava", depth)) == pruner
@@ -289,7 +337,8 @@ def test_lambda_of_every_stage():
 
 def test_auto_is_what_was_published_for_this_very_model():
     """And no other: LLaVA-1.6-7B has the same language model."""
-    for model, name in ((LLAVA, "paper-llava-1.5-7b"), (QWEN, "paper-qwen2.5-vl-7b")):
+    published = {"paper-llava-1.5-7b": LLAVA, "paper-llava-1.5-13b": LLAVA_13B, "paper-qwen2.5-vl-7b": QWEN}
+    for name, model in published.items():
         assert BTP(keep=0.3).resolved(model) == BTP(keep=0.3, stages=name).resolved(model)
         assert BTP(variant="default").resolved(model) != BTP().resolved(model)
     for model in (OTHER, config("llava_next", 32, 4096), config("llava", 32, 2048), config("llava", 31, 4096)):

@@ -45,7 +45,7 @@ def fields(*kinds):
 @pytest.mark.parametrize("keep", [0, 1, 0.0, 1.5, -1, -0.1, float("nan"), float("inf"), "0.5", None, True, 1j])
 @pytest.mark.parametrize("method", foveate.pruners.METHODS)
 def test_keep_that_makes_no_sense(keep, method):
-    if method in ("btp", "glimpseprune", "v2drop", "vtw") and keep is None:
+    if method in ("btp", "glimpseprune", "sparsevlm", "v2drop", "vtw") and keep is None:
         assert foveate.make(method, keep=keep).keep is None  # the method's own budget
         return
     with pytest.raises(BudgetError, match="keep"):
@@ -64,6 +64,10 @@ def test_keep_that_makes_no_sense(keep, method):
         {"threshold": -2},
         {"fill": "all"},
         {"query": "first"},
+        {"objective": "both"},
+        {"saliency": "norm"},
+        {"floor": 0.0},
+        {"power": 0},
     ],
 )
 def test_option_that_makes_no_sense(options):

@@ -3,7 +3,7 @@
 import typer
 
 from foveate import __version__
-from foveate.cli import bench, calibrate, check, demo, eval, list, run, train
+from foveate.cli import bench, calibrate, check, demo, eval, list, report, run, serve, train, tune
 from foveate.cli.commands import Command, Commands
 from foveate.cli.console import speak_any_encoding
 
@@ -36,6 +36,9 @@ app.command("check", cls=Command)(check.check)
 app.command("list", cls=Command)(list.list_)
 app.command("eval", cls=Command)(eval.eval_)
 app.command("bench", cls=Command)(bench.bench)
+app.command("report", cls=Command)(report.report)
+app.command("tune", cls=Command)(tune.tune)
+app.command("serve", cls=Command)(serve.serve)
 training = typer.Typer(help="Train the learned parts.", no_args_is_help=True)
 training.command("glimpse", cls=Command)(train.glimpse)
 training.command("glimpse-plus", cls=Command)(train.glimpse_plus)

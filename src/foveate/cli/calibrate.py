@@ -31,6 +31,13 @@ def btp(
     keep: Annotated[float, typer.Option(help="Budget: mean share of visual tokens per layer.")] = 0.22,
     stages: Annotated[int, typer.Option(min=1, help="Number of stages, not counting a drop at the end.")] = 3,
     tau: Annotated[float, typer.Option(help="Cosine below which a token counts as changed by a layer.")] = 0.93,
+    rule: Annotated[
+        str,
+        typer.Option(
+            help="measured: the stages whose answers are nearest to the dense model's; paper: stages where the share "
+            "of changed tokens jumps, each keeping half of the one before; no answer is measured."
+        ),
+    ] = "measured",
     final: Annotated[
         str, typer.Option(help="auto drops the remaining tokens where that is harmless; keep never does.")
     ] = "auto",
@@ -46,13 +53,14 @@ def btp(
 ) -> None:
     """Measure where and how to prune a model with BTP; no training, no labels. Runs under `accelerate launch`, too."""
     from foveate.learn.btp.calibrate import CalibrationSettings, calibrate_btp
-    from foveate.learn.processes import alone_by_mistake, current
     from foveate.measure.loading import check_place, load_model
+    from foveate.measure.processes import alone_by_mistake, current
 
     settings: Any = CalibrationSettings(
         keep=keep,
         stages=stages,
         tau=tau,
+        rule=rule,  # type: ignore[arg-type]
         final=final,  # type: ignore[arg-type]
         answer_tokens=answer_tokens,
         tolerance=tolerance,
@@ -97,28 +105,30 @@ def _samples(images: Path | None, suite: str | None, number: int, seed: int) -> 
 def _show(result: dict[str, Any], out: Path) -> None:
     from foveate.learn.btp.calibrate import PICTURE, RESULT
 
-    rows = [
-        [
-            one["where"],
-            one["how"],
-            ", ".join(f"{stage['layer']}: {stage['keep']:.1%}" for stage in one["stages"]),
-            f"{one['kl']:.4f} ± {one['error']:.4f}",
-            f"{one['same']:.1%}",
+    if result["harmless"]:
+        rows = [
+            [
+                one["where"],
+                one["how"],
+                ", ".join(f"{stage['layer']}: {stage['keep']:.1%}" for stage in one["stages"]),
+                f"{one['kl']:.4f} ± {one['error']:.4f}",
+                f"{one['same']:.1%}",
+            ]
+            for one in result["final"]
         ]
-        for one in result["final"]
-    ]
-    columns = ["layers from", "how", "keep before layer", "KL, nats", "same words"]
-    show_table("Measured on all samples", columns, rows, 3)
+        columns = ["layers from", "how", "keep before layer", "KL, nats", "same words"]
+        show_table("Measured on all samples", columns, rows, 3)
     if result["curve"]["note"]:
         warn(result["curve"]["note"])
     if result["left_out"]:
         say(f"out of reach of the budget: {len(result['left_out'])} candidates, listed in {out / RESULT}")
-    say(f"reading depth: layer {result['reading']} of {result['depth']}, above which most of the image is read")
-    harmless = result["harmless"]["layer"]
-    if harmless is None:
-        say("dropping all that is left is harmless before no layer")
-    else:
-        say(f"dropping all that is left is harmless from layer {harmless} of {result['depth']} on")
+    if result["harmless"]:
+        say(f"reading depth: layer {result['reading']} of {result['depth']}, above which most of the image is read")
+        harmless = result["harmless"]["layer"]
+        if harmless is None:
+            say("dropping all that is left is harmless before no layer")
+        else:
+            say(f"dropping all that is left is harmless from layer {harmless} of {result['depth']} on")
     chosen = result["chosen"]
     cuts = ", ".join(f"{stage['keep']:.1%} before layer {stage['layer']}" for stage in chosen["stages"])
     say(f"selected: {cuts}; {chosen['mean_tokens_per_layer']:.1%} of the visual tokens per layer")

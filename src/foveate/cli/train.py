@@ -59,7 +59,7 @@ def glimpse(
         str, typer.Option(help="Attention that the predictor reads: logits or log_softmax.")
     ] = "logits",
     max_keep: Annotated[float | None, typer.Option(help="Maximum share kept during held-out evaluation.")] = 0.111,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer during held-out evaluation.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer during held-out evaluation.")] = 32,
     check_every: Annotated[
         int, typer.Option(min=0, help="Updates between held-out evaluations; 0 evaluates at the end only.")
     ] = 100,
@@ -72,8 +72,8 @@ def glimpse(
     """Train GlimpsePrune's predictor on images with boxes; the model stays frozen. Runs under `accelerate launch`."""
     from foveate.learn.errors import TrainingError
     from foveate.learn.glimpse.train import PICTURE, GlimpseSettings, earlier_run, need_accelerate, train_glimpse
-    from foveate.learn.processes import current
     from foveate.measure.loading import check_place, load_model
+    from foveate.measure.processes import current
     from foveate.pruners.glimpseprune.sizes import sizes_for
 
     # 1. what can be refused before anything is loaded
@@ -204,8 +204,8 @@ def glimpse_plus(
     from foveate.learn.glimpse_plus.config import read_settings
     from foveate.learn.glimpse_plus.setup import load_samples
     from foveate.learn.glimpse_plus.train import ADAPTER, MODEL, PREDICTOR, STEPS, need_trl, train_plus
-    from foveate.learn.processes import current
     from foveate.measure.loading import check_place
+    from foveate.measure.processes import current
 
     settings = read_settings(config)
     check_place(device)
@@ -236,7 +236,7 @@ def glimpse_plus(
 def _show(result: dict[str, Any], files: dict[str, Path]) -> None:
     done = result["done"]["rl"]
     if done["left_out"]:
-        say(f"left out: {done['left_out']} samples with longer prompts than max_prompt")
+        say(f"left out: {done['left_out']} samples over max_prompt, or over max_pruned_prompt once pruned")
     if "seconds_per_step" in done:
         memory = f", at most {done['peak_bytes'] / 2**30:.2f} GiB" if "peak_bytes" in done else ""
         say(f"{done['steps']} steps of {done['seconds_per_step']:.1f} s{memory}")
@@ -256,22 +256,17 @@ def tiny(
     scenes: Annotated[
         int | None, typer.Option(min=50, help="Number of training scenes; by default as shipped.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Device: cpu, cuda, …")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the folder's last checkpoint.")] = False,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Torch CPU threads; by default one or two, whichever is quicker.")
-    ] = None,
-    questions: Annotated[int, typer.Option(min=0, help="Held-out questions of the final check; 0 skips it.")] = 900,
+    threads: Annotated[int, typer.Option(min=1, help="Torch CPU threads.")] = 1,
+    questions: Annotated[int, typer.Option(min=0, help="Held-out questions of the final check; 0 skips it.")] = 1020,
 ) -> None:
-    """Train the embedded model and check it against its requirements."""
-    from foveate.measure.loading import check_place
-    from foveate.tiny.training.run import Recipe
-    from foveate.tiny.training.train import train
+    """Train the embedded model on a CPU and check it against its requirements."""
+    from foveate.tiny.training.train import Recipe, train
 
-    check_place(device)
     quiet_loading()
-    asked = {"scenes": scenes, "steps_vision": steps_vision, "steps_language": steps_language}
+    asked = {"scenes": scenes, "steps_vision": steps_vision}
     recipe = Recipe(seed=seed, **{name: value for name, value in asked.items() if value is not None})
+    recipe = recipe if steps_language is None else recipe.lasting(steps_language)
     bars: dict[str, Any] = {}
     with progress() as display:
 
@@ -281,7 +276,7 @@ def tiny(
             display.update(bars[stage], completed=done, description=f"{stage} {text}".strip())
 
         try:
-            weights = train(out, recipe, device=device, resume=resume, threads=threads, progress=show)
+            weights = train(out, recipe, resume=resume, threads=threads, progress=show)
         except (FileExistsError, ValueError) as error:
             raise FoveateError(str(error)) from error
     say(f"weights: {weights}")
@@ -293,12 +288,14 @@ def _check(weights: Path, path: Path, questions: int) -> None:
     """Measure the new weights, print the table, write it."""
     from transformers import LlavaForConditionalGeneration
 
-    from foveate.families import load_processor
     from foveate.tiny.training.check import check, verdict, write
 
     model = LlavaForConditionalGeneration.from_pretrained(weights).float().eval()
-    table = check(model, load_processor(weights), questions)
-    write(path, table, f"foveate train tiny --out {weights.parent}", questions, 1)
-    rows = [[what, f"{figure:.1f}", wanted, "yes" if met else "no"] for what, figure, wanted, met in verdict(table)]
-    show_table("Requirements of the embedded model, in %", ["what", "figure", "wanted", "met"], rows)
+    table, layers = check(model, questions, 1), len(model.model.language_model.layers)
+    write(path, table, layers, f"foveate train tiny --out {weights.parent}", questions, 1)
+    rows = [
+        [what, f"{figure:.1f}", f"{low:.1f} to {high:.1f}", wanted, "yes" if met else "no"]
+        for what, figure, (low, high), wanted, met in verdict(table, layers)
+    ]
+    show_table("Requirements of the embedded model, in %", ["what", "figure", "95 %", "wanted", "met"], rows)
     say(f"figures: {path}")

@@ -15,6 +15,7 @@ from foveate.engine.attention_rows import close_taps
 from foveate.engine.forward_pass import ForwardPass
 from foveate.engine.history import History
 from foveate.engine.layer_inputs import check_method
+from foveate.engine.per_thread import PerThread
 from foveate.engine.shared_kv import check_stages
 from foveate.engine.vision_features import VisionRecorder, vision_recorder
 from foveate.errors import BudgetError, UnsupportedModelError
@@ -64,8 +65,8 @@ class Attachment:
     pauses
         One entry for each `paused()` block that is open, in any thread: the model then runs dense.
     forwards
-        The forward pass of each thread, by its `ident`, until it is over; of one that was interrupted until the
-        thread's next one begins.
+        The forward pass of each thread until it is over; of one that was interrupted until the thread's next one
+        begins.
 
     Raises
     ------
@@ -96,15 +97,15 @@ class Attachment:
         if self.extra is not None and family.has_streams:
             raise UnsupportedModelError(ADDED_STREAMS.format(pruner.name))
         self.vision: VisionRecorder | None = vision_recorder(model, self.method, family)
-        if self.vision is not None and self.vision.class_token is None and self.method.by_class_token:
-            self.notes += (NO_CLASS_TOKEN.format(pruner.name),)
+        if self.vision is not None and self.vision.class_token is None:
+            self.notes += tuple(NO_CLASS_TOKEN.format(one.name) for one in self.method.members if one.by_class_token)
         self.group = [sum(stage <= layer for stage in self.stages) for layer in range(self.depth)]
         self.base_takes = inspect.signature(self.parts.base.forward).parameters
         self.scales: dict[int, Callable[[Tensor], Tensor]] = {}
         self.history = History()
         self.pauses: weakref.WeakSet[Pause] = weakref.WeakSet()  # a block that was interrupted lets go of its own
         self.hooks: Any = None
-        self.forwards: dict[int, ForwardPass] = {}
+        self.forwards: PerThread[ForwardPass] = PerThread()
         self.thread = threading.local()
 
     @property
@@ -115,31 +116,32 @@ class Attachment:
     @property
     def forward(self) -> ForwardPass | None:
         """This thread's forward pass."""
-        return self.forwards.get(threading.get_ident())
+        forward = self.forwards.own
+        return None if forward is None or forward.over else forward
 
     def begin(self, forward: ForwardPass | None) -> None:
         """A forward pass of this thread begins; whatever an interrupted one left is undone."""
         self.end()
         if forward is not None:
-            self.forwards[threading.get_ident()] = forward
+            self.forwards.own = forward
 
     def end(self) -> None:
         """This thread's forward pass is over."""
-        forward = self.forward
+        forward = self.forwards.own
         if forward is not None:
             forward.close()
-            del self.forwards[threading.get_ident()]
+            self.forwards.own = None
 
     def busy(self) -> list[str]:
         """Names of other threads that are in a forward pass."""
         alive = {thread.ident: thread.name for thread in threading.enumerate()}
-        return [alive[one] for one in list(self.forwards) if one != threading.get_ident() and one in alive]
+        others = [one.thread for one in self.forwards.every() if one.thread != threading.get_ident()]
+        return [alive[one] for one in others if one in alive]
 
     def close(self) -> None:
         """Undo what was done for forward passes of any thread; safe to repeat."""
-        for forward in list(self.forwards.values()):
+        for forward in self.forwards.every():
             forward.close()
-        self.forwards.clear()
         if self.vision is not None:
             self.vision.close()
         close_taps({*self.parts.attention, *(self.vision.attention.values() if self.vision else ())} - {None})

@@ -8,7 +8,6 @@ with no tap open anywhere the method of the class is the original one.
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -19,6 +18,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from foveate.engine.masks import visible_keys
 from foveate.engine.mutex import Mutex
+from foveate.engine.per_thread import PerThread
 from foveate.errors import UnsupportedModelError
 from foveate.kernels import dispatch as fused
 from foveate.pruners.base import AttentionForm
@@ -31,18 +31,24 @@ _FORMS: dict[AttentionForm, Callable[[Tensor], Tensor]] = {
     "logits": lambda scores: scores,
 }
 
+
+class _Taps(dict[nn.Module, Listener]):
+    """Those that are open in one thread, by module."""
+
+
 _lock = Mutex()
-_taps: dict[tuple[int, nn.Module], Listener] = {}  # by thread and module
+_taps: PerThread[_Taps] = PerThread()
 _original = AttentionInterface.get_interface
 
 
 def _tapped_get_interface(self: AttentionInterface, attn_implementation: str, default: Callable) -> Callable:
     function = _original(self, attn_implementation, default)
-    if not _taps:
+    taps = _taps.own
+    if not taps:
         return function
 
     def tapped(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        listener = _taps.get((threading.get_ident(), module))
+        listener = taps.get(module)
         if listener is not None:
             query, key, value, mask = args if len(args) == 4 else (*args, kwargs["attention_mask"])
             listener(query, key, value, mask, kwargs)
@@ -59,30 +65,34 @@ def settle_taps() -> None:
     global _original
     with _lock:
         ours = AttentionInterface.get_interface is _tapped_get_interface
-        if _taps and not ours:
+        tapped = any(_taps.every())
+        if tapped and not ours:
             _original = AttentionInterface.get_interface
             AttentionInterface.get_interface = _tapped_get_interface
-        elif not _taps and ours:
+        elif not tapped and ours:
             AttentionInterface.get_interface = _original
 
 
 def close_taps(modules: Collection[nn.Module]) -> None:
     """Close the taps on these modules, in every thread; safe to repeat."""
-    for place in [place for place in list(_taps) if place[1] in modules]:
-        _taps.pop(place, None)
+    for taps in _taps.every():
+        for module in modules:
+            taps.pop(module, None)
     settle_taps()
 
 
 @contextlib.contextmanager
 def attention_tap(module: nn.Module, listener: Listener) -> Iterator[None]:
     """While open, attention calls of `module` in this thread first reach the listener."""
-    place = threading.get_ident(), module  # it may be closed from another thread
+    taps = _taps.own  # it may be closed from another thread
+    if taps is None:
+        taps = _taps.own = _Taps()
     try:
-        _taps[place] = listener
+        taps[module] = listener
         settle_taps()
         yield
     finally:
-        _taps.pop(place, None)
+        taps.pop(module, None)
         settle_taps()
 
 

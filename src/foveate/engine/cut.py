@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 
@@ -49,7 +50,7 @@ def cut(
     # 2. the method selects
     with torch.no_grad():
         wants_text = method.wants_text(layer)
-        tokens = _show(shown.detach(), forward, prompt, layer, dense_positions, columns, visual, wants_text)
+        tokens = _show(shown.detach(), forward, prompt, method, layer, dense_positions, columns, visual, wants_text)
         selection = method.select(tokens)
     selection = selection if isinstance(selection, Selection) else Selection(selection)
     _check_selection(selection, method, tokens.valid)
@@ -57,6 +58,8 @@ def cut(
     short = [count < method.min_visual for count in prompt.record.visual]
     if any(short):
         keep = keep | (tokens.valid & to_device(torch.tensor(short), keep.device)[:, None])
+    if selection.carry is not None:  # the report needs it no more
+        prompt.carried, selection = selection.carry, dataclasses.replace(selection, carry=None)
     elapsed = watch()
     kept = _count(keep, method, tokens, short)
     prompt.record.stages.append(StageRecord(layer, tokens.position, tokens.image, keep, kept, elapsed, selection))
@@ -89,6 +92,7 @@ def _show(
     hidden: Tensor,
     forward: ForwardPass,
     prompt: Prompt,
+    method: Pruner,
     layer: int,
     dense_positions: Tensor,
     columns: Tensor,
@@ -117,13 +121,14 @@ def _show(
         picked = columns[:, None, None].expand(-1, attention.shape[1], attention.shape[2], -1)
         attention = attention.gather(3, picked).masked_fill(~valid[:, None, None], 0)
     read = [one for one in (tapped.keys, tapped.values) if one is not None]
-    text_of = text_rows(forward, prompt, dense_positions) if read or wants_text else columns
+    rotary = tapped.rotary
+    text_of = text_rows(forward, prompt, dense_positions) if read or wants_text or rotary else columns
     previous = tapped.previous
     if previous is not None:
         previous = gather_positions(previous, columns, 1).masked_fill(~valid[..., None], 0)
     # 3. what the vision encoder's blocks put out for them
-    seen, blocks = prompt.vision, 0 if prompt.vision is None else prompt.vision.blocks
-    vision = () if seen is None else seen.at(position.masked_fill(~valid, -1))
+    seen = prompt.vision
+    vision, received = ((), ()) if seen is None else seen.at(position.masked_fill(~valid, -1), method)
     return VisualTokens(
         layer=layer,
         features=features if min(prompt.counts) == max(prompt.counts) else features.masked_fill(~valid[..., None], 0),
@@ -141,21 +146,33 @@ def _show(
         mean_text=torch.einsum("bn,bnd->bd", text, hidden) / text.sum(-1, keepdim=True).clamp(min=1),
         attention=attention,
         extra=hidden[:, hidden.shape[1] - forward.extra :],
-        vision=vision[:blocks],
-        received=tuple(one[..., 0] for one in vision[blocks:]),
-        class_received=tuple(one[..., 1] for one in vision[blocks:]),
+        vision=vision,
+        received=tuple(one[..., 0] for one in received),
+        class_received=tuple(one[..., 1] for one in received),
         keys=_of_rows(tapped.keys, columns, valid),
         values=_of_rows(tapped.values, columns, valid),
         text_keys=_of_rows(tapped.keys, text_of, text_of >= 0),
         text_values=_of_rows(tapped.values, text_of, text_of >= 0),
         previous=previous,
         text=_picked(hidden, text_of) if wants_text else None,
+        dense_image=prompt.layout.places[0],
+        rotary=_turns(rotary, columns.masked_fill(~valid, -1)),
+        text_rotary=_turns(rotary, text_of),
+        carried=prompt.carried,
     )
 
 
 def _picked(hidden: Tensor, rows: Tensor) -> Tensor:
     """(B, m, D) of hidden states (B, n, D) at `rows` (B, m), zeros for -1."""
     return gather_positions(hidden, rows.clamp(min=0), 1).masked_fill((rows < 0)[..., None], 0)
+
+
+def _turns(tables: tuple[Tensor, Tensor] | None, rows: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Both rotary tables (1 or B, n, E) at `rows` (B, m), zeros for -1."""
+    if tables is None:
+        return None
+    cos, sin = (_picked(one.to(rows.device).expand(len(rows), -1, -1), rows) for one in tables)
+    return cos, sin
 
 
 def _of_rows(tensor: Tensor | None, rows: Tensor, valid: Tensor) -> Tensor | None:

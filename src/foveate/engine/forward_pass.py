@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import partial
@@ -108,6 +109,8 @@ class Prompt:
         Whether the images came encoded, as in `generate()` of current transformers.
     vision
         Outputs of the vision encoder's blocks; None where no method wants them.
+    carried
+        (B, ...) what the method's last stage left for the next one; None without.
     """
 
     visual: Tensor
@@ -120,6 +123,7 @@ class Prompt:
     ids: Tensor | None
     encoded: bool
     vision: VisionFeatures | None = None
+    carried: Tensor | None = None
 
     def move(self, device: torch.device) -> None:
         """Bring what the layers ask for to their device."""
@@ -127,6 +131,8 @@ class Prompt:
         self.layout = dataclasses.replace(self.layout, places=self.layout.places.to(device))
         if self.real is not None:
             self.real = self.real.to(device)
+        if self.carried is not None:
+            self.carried = self.carried.to(device)
         if self.vision is not None:
             values = tuple(value.to(device) for value in self.vision.values)
             self.vision = dataclasses.replace(self.vision, values=values, index=self.vision.index.to(device))
@@ -144,12 +150,15 @@ class Tapped:
         (B, G, n, E) of the rows of now; None where not asked for.
     previous
         (B, n, D) hidden states that entered that layer; None where not asked for.
+    rotary
+        Cosines and sines (1 or B, n, E) that it was given; None where not asked for.
     """
 
     attention: Tensor | None = None
     keys: Tensor | None = None
     values: Tensor | None = None
     previous: Tensor | None = None
+    rotary: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass
@@ -187,6 +196,10 @@ class ForwardPass:
         Closed at the end of the forward pass.
     keys
         What layers that others read the keys and values of have attended to.
+    thread
+        The `ident` of its thread.
+    over
+        Whether it has ended, or the pruner was detached in the midst of it.
     """
 
     length: int
@@ -206,9 +219,12 @@ class ForwardPass:
     whole: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     memo: dict[Hashable, tuple[Any, Any]] = field(default_factory=dict)
     keys: dict[int, Keys] = field(default_factory=dict)
+    thread: int = field(default_factory=threading.get_ident)
+    over: bool = False
 
     def close(self) -> None:
-        """Undo what was done to the model for this forward pass; safe to repeat."""
+        """It is over: undo what was done to the model for it; safe to repeat."""
+        self.over = True
         self.tap.close()
         self.whole.close()
 

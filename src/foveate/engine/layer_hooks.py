@@ -108,7 +108,8 @@ class LayerHooks:
         """The stage before layer `number`, and what it means for the caches of the layers before."""
         here, extra = self.attachment, forward.extra
         last, shown = number == here.stages[-1], here.family.shown_states(hidden)
-        hidden, gathered = cut(hidden, forward, prompt, here.method, number, last, here.always_gather, shown)
+        method = here.method.member(number)
+        hidden, gathered = cut(hidden, forward, prompt, method, number, last, here.always_gather, shown)
         removed = extra - forward.extra
         if not gathered or cache is None or not (here.method.compact_cache or removed):
             return hidden

@@ -256,13 +256,14 @@ def check_method(
     rows = PromptRows(row[0], row, row)
 
     def reads(stage: int) -> bool:
-        return bool(method.kv(stage)) or method.attention_rows(stage, rows) is not None
+        one = method.member(stage)
+        return bool(one.kv(stage)) or one.attention_rows(stage, rows) is not None
 
     wrong = [stage for stage in stages if stage and attention[stage - 1] is None and reads(stage)]
     if wrong:
         able = [number + 1 for number, module in enumerate(attention[:-1]) if module is not None]
         raise BudgetError(
-            f"{method.name}: it reads the attention of the layer before its stage, and the layers before "
-            f"{', '.join(map(str, wrong))} have none in this model (linear attention, convolutions); a stage that "
-            f"reads attention can lie before {', '.join(map(str, able)) or 'no layer'}"
+            f"{method.member(wrong[0]).name}: it reads the attention of the layer before its stage, and the layers "
+            f"before {', '.join(map(str, wrong))} have none in this model (linear attention, convolutions); a stage "
+            f"that reads attention can lie before {', '.join(map(str, able)) or 'no layer'}"
         )

@@ -146,7 +146,8 @@ class PromptHooks:
         return args, kwargs
 
     def _notes(self, prompt: Prompt) -> list[str]:
-        unknown = self.attachment.method.uses_grids and not prompt.layout.known
+        wanted = any(one.uses_grids for one in self.attachment.method.members)
+        unknown = wanted and not prompt.layout.known
         return [*self.attachment.notes, *([UNKNOWN_LAYOUT] if unknown else [])]
 
     def after_decoder(self, module: nn.Module, args: tuple, output: Any) -> Any:

@@ -13,6 +13,7 @@ from foveate.engine.attention_rows import attention_rows, attention_tap, summed_
 from foveate.engine.cache import cache_layer
 from foveate.engine.cut import text_rows
 from foveate.engine.forward_pass import ForwardPass, Prompt, Tapped
+from foveate.errors import UnsupportedModelError
 from foveate.pruners.base import PromptRows
 
 
@@ -28,11 +29,13 @@ class TapHooks:
         if forward is None or forward.prompt is None:
             return
         # 1. what the method wants of this layer
-        method, stage = here.method, number + 1
+        method, stage = here.method.member(number + 1), number + 1
         given = here.names.by_name(number, args, kwargs)
         hidden, cache = here.family.shown_states(given[here.names.hidden]), given.get(here.names.cache)
         forward.follow(hidden)
         tapped = forward.tapped = Tapped(previous=hidden.detach() if method.wants_previous(stage) else None)
+        if method.wants_rotary(stage):
+            tapped.rotary = turns(given.get(here.names.rotary), hidden.shape[1], method.name)
         rows = method.attention_rows(stage, prompt_rows(forward, forward.prompt, hidden))
         wanted, attention = method.kv(stage), here.parts.attention[number]
         if attention is None or (rows is None and not wanted):
@@ -61,6 +64,24 @@ class TapHooks:
         forward = self.attachment.forward
         if forward is not None:
             forward.tap.close()
+
+
+def turns(tables: Any, number: int, method: str) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (1 or B, n, E) in what a layer is given of rotary positions, for its `number` of tokens.
+
+    Raises
+    ------
+    UnsupportedModelError
+        When they are not there in a form that is known.
+    """
+    if isinstance(tables, Tensor) and tables.is_complex():
+        tables = (tables.real, tables.imag)
+    pair = tables if isinstance(tables, (tuple, list)) else ()
+    if len(pair) != 2 or any(one.ndim < 3 or one.shape[-2] != number for one in pair):
+        raise UnsupportedModelError(f"{method} reads rotary positions, which this model does not give its layers")
+    # one table for each axis of positions, as an older transformers has them: their mean
+    cos, sin = (one.detach().flatten(0, -4).mean(0) if one.ndim > 3 else one.detach() for one in pair)
+    return cos, sin
 
 
 def prompt_rows(forward: ForwardPass, prompt: Prompt, hidden: Tensor) -> PromptRows:

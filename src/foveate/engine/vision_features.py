@@ -8,7 +8,6 @@ ones did is not guessed: what the language model is given is compared with what 
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.engine.attention_rows import attention_tap, find_attention, received
+from foveate.engine.per_thread import PerThread
 from foveate.errors import BudgetError, UnsupportedModelError, VisionFeaturesError
 from foveate.families import Family, same_features
 from foveate.pruners.base import Pruner
@@ -47,21 +47,40 @@ class VisionFeatures:
     Attributes
     ----------
     values
-        For each block asked for, (M, C) in the encoder's order.
+        For each of `wanted`, then of `received`, (M, C) in the encoder's order; of the latter two channels.
     index
         (B, L) long, the row of these that a place in the prompt stands for; -1 for text and separators.
-    blocks
-        How many of the values are outputs of blocks; the others, of two channels, are attention received.
+    wanted, received
+        Blocks whose outputs, and whose attention received, these are.
+    depth
+        Blocks of the encoder.
     """
 
     values: tuple[Tensor, ...]
     index: Tensor
-    blocks: int
+    wanted: tuple[int, ...]
+    received: tuple[int, ...]
+    depth: int
 
-    def at(self, places: Tensor) -> tuple[Tensor, ...]:
-        """(B, N, C) of each block at `places` (B, N) of the prompt; zeros for -1, text and separators."""
+    def at(self, places: Tensor, method: Pruner) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """What `method` wants, each (B, N, C) at `places` (B, N) of the prompt; zeros for -1, text and separators.
+
+        Returns
+        -------
+        tuple
+            The outputs of its blocks, and the attention received in its blocks, of two channels.
+        """
         index = self.index.gather(1, places.clamp(0, self.index.shape[1] - 1)).masked_fill(places < 0, -1)
-        return tuple(one[index.clamp(min=0)].masked_fill((index < 0)[..., None], 0) for one in self.values)
+
+        def picked(value: Tensor) -> Tensor:
+            return value[index.clamp(min=0)].masked_fill((index < 0)[..., None], 0)
+
+        outputs = dict(zip(self.wanted, self.values, strict=False))
+        sums = dict(zip(self.received, self.values[len(self.wanted) :], strict=True))
+        return (
+            tuple(picked(outputs[block]) for block in method.vision_layers(self.depth)),
+            tuple(picked(sums[block]) for block in method.vision_attention(self.depth)),
+        )
 
 
 @dataclass
@@ -95,8 +114,7 @@ class VisionRecorder:
         self.wanted, self.received = wanted, received
         self.attention = {number: find_attention(self.parts.blocks[number]) for number in received}
         self.class_token = family.class_token(self.parts.encoder)
-        self.thread = threading.local()
-        self.everywhere: list[_Seen] = []
+        self.threads: PerThread[_Seen] = PerThread()
 
     def register(self) -> list[Any]:
         """Hooks on the encoder, the blocks that are wanted, and the projector."""
@@ -123,10 +141,9 @@ class VisionRecorder:
 
     def close(self) -> None:
         """Let go of all, in every thread."""
-        while self.everywhere:
-            self.everywhere[-1].tap.close()
-            self.everywhere.pop()
-        self.thread = threading.local()
+        for seen in self.threads.every():
+            seen.tap.close()
+        self.threads.clear()
 
     def forget(self, failed: bool) -> None:
         """A prefill is over in this thread: let go, unless it wants to take the same again."""
@@ -135,10 +152,10 @@ class VisionRecorder:
 
     @property
     def _seen(self) -> _Seen:
-        if not hasattr(self.thread, "seen"):
-            self.thread.seen = _Seen()
-            self.everywhere.append(self.thread.seen)
-        return self.thread.seen
+        seen = self.threads.own
+        if seen is None:
+            seen = self.threads.own = _Seen()
+        return seen
 
     # -- recording
 
@@ -231,7 +248,7 @@ class VisionRecorder:
                     for one in self.received
                 ]
                 values = tuple(one.to(embeds.device) for one in (*outputs, *sums))
-                return VisionFeatures(values, index, len(self.wanted))
+                return VisionFeatures(values, index, self.wanted, self.received, len(self.parts.blocks))
         raise VisionFeaturesError(MISFIT)
 
     def _values(self, calls: Sequence[_Call], outputs: Sequence[Tensor]) -> Tensor:
@@ -304,19 +321,28 @@ def vision_recorder(model: Any, method: Pruner, family: Family) -> VisionRecorde
     BudgetError
         When the encoder has no such block.
     """
-    kind = type(method)
-    if kind.vision_layers is Pruner.vision_layers and kind.vision_attention is Pruner.vision_attention:
+    kinds = {type(one) for one in method.members}
+    if all(
+        kind.vision_layers is Pruner.vision_layers and kind.vision_attention is Pruner.vision_attention
+        for kind in kinds
+    ):
         return None
     try:
         depth = len(family.vision_blocks(model))
     except UnsupportedModelError:
-        if not (method.vision_layers(1) or method.vision_attention(1)):  # it wants none, however many there are
+        # it wants none, however many there are
+        if not any(one.vision_layers(1) or one.vision_attention(1) for one in method.members):
             return None
         raise
-    wanted, attended = tuple(method.vision_layers(depth)), tuple(method.vision_attention(depth))
-    if not {*wanted, *attended} <= set(range(depth)):
-        raise BudgetError(f"{method.name}: vision layers must be blocks of 0 to {depth - 1}, got {wanted + attended}")
-    return VisionRecorder(model, family, wanted, attended) if wanted or attended else None
+    wanted: dict[int, None] = {}
+    attended: dict[int, None] = {}
+    for one in method.members:
+        outputs, sums = tuple(one.vision_layers(depth)), tuple(one.vision_attention(depth))
+        if not {*outputs, *sums} <= set(range(depth)):
+            raise BudgetError(f"{one.name}: vision layers must be blocks of 0 to {depth - 1}, got {outputs + sums}")
+        wanted |= dict.fromkeys(outputs)
+        attended |= dict.fromkeys(sums)
+    return VisionRecorder(model, family, tuple(wanted), tuple(attended)) if wanted or attended else None
 
 
 def _column(call: _Call, number: int) -> Tensor:

@@ -20,9 +20,9 @@ def draw_calibration(result: dict[str, Any], picture: Path) -> bool:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    figure = Figure(figsize=(8, 7), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    curve, drops = result["curve"], result["harmless"]["drop_before"]
+    figure = Figure(figsize=(8, 7 if result["harmless"] else 3.5), layout="constrained")
+    upper, *lower = figure.subplots(2 if result["harmless"] else 1, 1, sharex=True, squeeze=False)[:, 0]
+    curve = result["curve"]
     layers = range(result["depth"])
     turned = [100 * share for share in curve["turned"][f"{curve['tau']:g}"]]
     upper.bar([layer + 0.5 for layer in layers], turned, width=0.9, color="0.8", label="turned by the layer")
@@ -47,6 +47,15 @@ def draw_calibration(result: dict[str, Any], picture: Path) -> bool:
         name = f"λ {stage['attention']:.2g}" if stage["keep"] else "drop"
         upper.annotate(name, (stage["layer"], 0.98), xycoords=("data", "axes fraction"), va="top", fontsize=8)
     upper.legend(fontsize=8, loc="center right")
+    if result["harmless"]:
+        _draw_drops(result, lower[0])
+    figure.savefig(picture, dpi=110)
+    return True
+
+
+def _draw_drops(result: dict[str, Any], lower: Any) -> None:
+    """What dropping everything before each layer does."""
+    drops = result["harmless"]["drop_before"]
     shown = [max(value, 1e-6) for value in drops["kl"]]
     lower.plot(drops["layer"], shown, marker=".", label="KL(dense || all dropped)")
     lower.axhline(result["harmless"]["tolerance"], color="0.5", linestyle="--", label="tolerance")
@@ -60,8 +69,6 @@ def draw_calibration(result: dict[str, Any], picture: Path) -> bool:
     changed.set(ylabel="% of answer tokens changed", ylim=(0, None))
     changed.yaxis.label.set_color("tab:orange")
     lower.legend(fontsize=8)
-    figure.savefig(picture, dpi=110)
-    return True
 
 
 def draw_training(result: dict[str, Any], picture: Path) -> bool:

@@ -73,7 +73,7 @@ class Comparison:
         }
 
 
-def compare(loaded: LoadedModel, examples: list[Example], pruner: Any, max_new_tokens: int = 8) -> Comparison:
+def compare(loaded: LoadedModel, examples: list[Example], pruner: Any, max_new_tokens: int = 32) -> Comparison:
     """Answer one batch of questions dense and pruned, and time the prefill of both.
 
     Parameters

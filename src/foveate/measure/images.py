@@ -2,11 +2,106 @@
 
 from __future__ import annotations
 
-import numpy as np
-from PIL import Image, ImageOps
+import io
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
 
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from foveate.errors import FoveateError
+
+TIMEOUT = 20  # seconds
+LARGEST = 64 * 2**20  # bytes
+WEB = ("http://", "https://")
 WHITE = (255, 255, 255, 255)
 DEEP = ("I;16", "I;16B", "I;16L", "I;16N")
+
+
+class ImageError(FoveateError, OSError):
+    """An image that cannot be found or read."""
+
+
+def open_image(source: str) -> Image.Image:
+    """Return an image in 8-bit RGB; see `as_rgb`.
+
+    Parameters
+    ----------
+    source
+        A file, or a URL of http or https.
+
+    Raises
+    ------
+    ImageError
+        It is missing, out of reach, no image, or broken.
+    """
+    return decode_image(fetch(source) if source.startswith(WEB) else read_file(source), source)
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """Return the image that an image file holds, in 8-bit RGB; see `as_rgb`.
+
+    Parameters
+    ----------
+    data
+        The file.
+    name
+        What it is called in an error.
+
+    Raises
+    ------
+    ImageError
+        It is no image, or broken.
+    """
+    try:
+        return as_rgb(Image.open(io.BytesIO(data)))
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} is not an image that Pillow can read") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name} is too large: {error}") from error
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's ways to say that a file is broken
+        raise ImageError(f"{name} is a broken or truncated image: {error}") from error
+
+
+def read_file(source: str) -> bytes:
+    """Return what an image file holds.
+
+    Raises
+    ------
+    ImageError
+        It is missing, or cannot be read.
+    """
+    path = os.path.expanduser(source)
+    if not os.path.exists(path):  # False too for a name that no file can have, where Path.exists raises
+        raise ImageError(f"no image file {source}")
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot read {source}: {error.strerror}") from error
+
+
+def fetch(url: str) -> bytes:
+    """Return what is at a URL of http or https.
+
+    Raises
+    ------
+    ImageError
+        It is out of reach, or too large.
+    """
+    request = urllib.request.Request(url, headers={"User-Agent": "foveate"})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            data: bytes = answer.read(LARGEST + 1)
+    except urllib.error.HTTPError as error:
+        raise ImageError(f"cannot fetch {url}: the server answered {error.code} {error.reason}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise ImageError(f"cannot fetch {url}: {reason}; check the address and the network, or give a file") from error
+    if len(data) > LARGEST:
+        raise ImageError(f"{url} holds more than {LARGEST // 2**20} MiB")
+    return data
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

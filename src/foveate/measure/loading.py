@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from foveate.errors import FoveateError, ModelNotReachable, UnsupportedModelError
 
 TINY = "tiny"
+Videos = list[list[tuple[Image.Image, ...]]]  # of each sample, each as its frames
 
 
 class LoadError(FoveateError, ValueError):
@@ -35,14 +37,17 @@ class LoadedModel:
         Of transformers.
     prompt
         `(question, number of images) -> prompt text`.
+    video_prompt
+        `(question, number of images, number of videos) -> prompt text`; `None` where the model sees no videos.
     """
 
     name: str
     model: Any
     processor: Any
     prompt: Callable[[str, int], str]
+    video_prompt: Callable[[str, int, int], str] | None = None
 
-    def inputs(self, questions: list[str], images: list[list[Image.Image]]) -> Any:
+    def inputs(self, questions: list[str], images: list[list[Image.Image]], videos: Videos | None = None) -> Any:
         """Return the processed batch, padded on the left, on the model's device and in its floating type.
 
         Raises
@@ -50,9 +55,9 @@ class LoadedModel:
         InputError
             The processor refuses an image or a question; the message says why.
         """
-        return self.process(questions, images).to(self.model.device, dtype=self.model.dtype)
+        return self.process(questions, images, videos).to(self.model.device, dtype=self.model.dtype)
 
-    def process(self, questions: list[str], images: list[list[Image.Image]]) -> Any:
+    def process(self, questions: list[str], images: list[list[Image.Image]], videos: Videos | None = None) -> Any:
         """Return the processed batch, padded on the left, on the CPU and as the processor makes it.
 
         Raises
@@ -60,7 +65,17 @@ class LoadedModel:
         InputError
             The processor refuses an image or a question; the message says why.
         """
-        texts = [self.prompt(question, len(own)) for question, own in zip(questions, images, strict=True)]
+        if videos is None or not any(videos):
+            texts = [self.prompt(question, len(own)) for question, own in zip(questions, images, strict=True)]
+            more: dict[str, Any] = {}
+        elif self.video_prompt is None:
+            raise InputError(f"{self.name} takes no videos")
+        else:
+            shown = zip(questions, images, videos, strict=True)
+            texts = [self.video_prompt(question, len(own), len(films)) for question, own, films in shown]
+            # the frames are drawn already
+            frames = [[np.stack([np.asarray(one) for one in film]) for film in films] for films in videos]
+            more = {"videos": frames, "do_sample_frames": False}
         start = getattr(self.processor.tokenizer, "bos_token", None)
         try:
             return self.processor(
@@ -71,8 +86,9 @@ class LoadedModel:
                 return_tensors="pt",
                 # a prompt that brings its own start token must not get a second one
                 add_special_tokens=not (start and texts[0].startswith(start)),
+                **more,
             )
-        except ValueError as error:
+        except (ValueError, ImportError) as error:  # ImportError: videos without torchvision
             raise InputError(f"the processor of {self.name} refuses this: {_line(error)}") from error
 
 
@@ -125,7 +141,13 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto", any_family:
     except (OSError, ValueError, ImportError) as error:  # found, but not what it should be
         raise LoadError(f"transformers cannot load '{name}' for images and text: {_line(error)}") from error
     model = model.to(place).eval()
-    return LoadedModel(name, model, processor, lambda question, images: _prompt(processor, question, images))
+    return LoadedModel(
+        name,
+        model,
+        processor,
+        lambda question, images: _prompt(processor, question, images),
+        lambda question, images, videos: _prompt(processor, question, images, videos),
+    )
 
 
 def _check_family(config: Any) -> None:
@@ -215,11 +237,13 @@ def _tiny_prompt(question: str, images: int) -> str:
     return str(tiny.prompt(question)).replace("<image>", "<image>" * images)
 
 
-def _prompt(processor: Any, question: str, images: int) -> str:
+def _prompt(processor: Any, question: str, images: int, videos: int = 0) -> str:
     """Use the model's own chat template; without one, the form that most early models were trained with."""
     if getattr(processor, "chat_template", None):
-        content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
-        messages = [{"role": "user", "content": content}]
+        shown = [{"type": "image"}] * images + [{"type": "video"}] * videos
+        messages = [{"role": "user", "content": [*shown, {"type": "text", "text": question}]}]
         return str(processor.apply_chat_template(messages, add_generation_prompt=True))
-    token = getattr(processor, "image_token", "<image>")
-    return f"USER: {token * images}\n{question} ASSISTANT:"
+    tokens = (
+        getattr(processor, "image_token", "<image>") * images + getattr(processor, "video_token", "<video>") * videos
+    )
+    return f"USER: {tokens}\n{question} ASSISTANT:"

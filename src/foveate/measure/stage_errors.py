@@ -12,7 +12,7 @@ from foveate.engine import attach
 from foveate.engine.prompt import last_prompt_token
 from foveate.errors import UnsupportedModelError
 from foveate.families import Family, Parts, family_of, visual_mask
-from foveate.pruners import Pruner, VisualTokens
+from foveate.pruners import Pruner
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,12 @@ class Only(Pruner):
     def layers(self, depth: int) -> tuple[int, ...]:
         return self.cuts
 
-    def select(self, tokens: VisualTokens) -> Tensor:
-        return self.method.select(tokens)
+    @property
+    def members(self) -> tuple[Pruner, ...]:
+        return self.method.members
 
-    def attention_rows(self, layer: int, rows: Any) -> Tensor | None:
-        return self.method.attention_rows(layer, rows)
-
-    def attention_form(self) -> Any:
-        return self.method.attention_form()
-
-    def sums_rows(self, layer: int) -> bool:
-        return self.method.sums_rows(layer)
+    def member(self, layer: int) -> Pruner:
+        return self.method.member(layer)
 
 
 @torch.inference_mode()

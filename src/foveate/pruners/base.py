@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import BudgetError
-from foveate.pruners import saving
+from foveate.pruners import saving, shares
 from foveate.pruners.budget import check_keep, keep_behind, tokens_to_keep
 from foveate.pruners.by_image import chosen_by_image
 from foveate.pruners.options import option as option
@@ -29,9 +29,19 @@ AttentionForm = Literal["softmax", "log_softmax", "logits"]
 KeyOrValue = Literal["keys", "values"]
 
 
+# kinds of decoder layers, in `config.layer_types`, that have a running state or a convolution in place of attention
+STATES = frozenset({"linear_attention", "conv", "mamba", "hybrid"})
+
+
 def depth_of(config: Any) -> int:
     """Decoder layers of a model, by its config."""
     return int(config.get_text_config().num_hidden_layers)
+
+
+def attends(config: Any, layer: int) -> bool:
+    """Whether a decoder layer of a model has attention, by its config."""
+    kinds = getattr(config.get_text_config(), "layer_types", None)
+    return not kinds or not 0 <= layer < len(kinds) or kinds[layer] not in STATES
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +125,15 @@ class VisualTokens:
     text
         (B, T, D) hidden states that would enter the layer of the text tokens after the first visual token, in the
         order of `PromptRows.text`; zeros where a sample has fewer. None unless `wants_text`.
+    dense_image
+        (B, L) long, for each place of the prompt the image that the visual token there belonged to before any pruning,
+        -1 for all else; None: all tokens of each image are there.
+    rotary, text_rotary
+        Cosines and sines (B, N, E) and (B, T, E) by which the layer before the cut turns these tokens' queries and
+        keys, and those of the text tokens in `text`; zeros for padding. Models may turn only some of the channels, and
+        give each angle once or twice. None unless `wants_rotary`.
+    carried
+        (B, ...) what the method's last stage in this prefill left for this one, see `Selection.carry`.
     """
 
     layer: int
@@ -142,6 +161,10 @@ class VisualTokens:
     text_values: Tensor | None = None
     previous: Tensor | None = None
     text: Tensor | None = None
+    dense_image: Tensor | None = None
+    rotary: tuple[Tensor, Tensor] | None = None
+    text_rotary: tuple[Tensor, Tensor] | None = None
+    carried: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,12 +189,16 @@ class Selection:
         (B, N) its weight, not negative; None: 1.
     how
         See above.
+    carry
+        (B, ...) what the method's next stages of this prefill are to know, as `VisualTokens.carried`; None: they are
+        shown what they would have been.
     """
 
     keep: Tensor
     into: Tensor | None = None
     weight: Tensor | None = None
     how: Literal["average", "add"] = "average"
+    carry: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +224,7 @@ class Pruner:
     uses_grids: ClassVar[bool] = False
     keep_is_mean: ClassVar[bool] = False  # `keep` is a mean share of visual tokens per layer
     by_class_token: ClassVar[bool] = False  # the report says where the vision encoder has none
+    needs_all_tokens: ClassVar[bool] = False  # it reads whole grids: nothing may be cut before it
     finds_budget: ClassVar[bool] = False  # how much is kept is the method's own choice, unless `keep` is given
     shipped: ClassVar[Mapping[str, Path]] = MappingProxyType({})  # trained pruners in the package: name -> folder
 
@@ -229,6 +257,15 @@ class Pruner:
         """
         return self
 
+    @property
+    def members(self) -> tuple[Pruner, ...]:
+        """The methods that this one is made of: itself alone, unless it is a `Chain`."""
+        return (self,)
+
+    def member(self, layer: int) -> Pruner:
+        """That of the `members` which cuts before `layer`; asked of a method that was `resolved`."""
+        return self
+
     def select(self, tokens: VisualTokens) -> Tensor | Selection:
         """Keep mask (B, N) bool for the visual tokens at one stage, or a `Selection`, with which tokens merge.
 
@@ -248,6 +285,22 @@ class Pruner:
             (B,) long on the CPU, as in `VisualTokens`.
         """
         return None
+
+    def planned(self, layer: int, dense: Tensor, present: Tensor) -> Tensor | None:
+        """How many tokens (B,) the budget lets stay before `layer`, whatever the prompt is.
+
+        What `kept` says, else the share or count that `keep` is. A prompt may be left with fewer, or with more where a
+        method leaves images alone. None where it depends on the prompt.
+
+        Parameters
+        ----------
+        dense, present
+            (B,) long on the CPU, as in `VisualTokens`.
+        """
+        known, keep = self.kept(layer, dense, present), getattr(self, "keep", None)
+        if known is not None or keep is None or self.keep_is_mean:
+            return known
+        return torch.minimum(tokens_to_keep(keep, dense), present)
 
     def attention_rows(self, layer: int, rows: PromptRows) -> Tensor | None:
         """Rows (B, R) whose attention at layer - 1 the stage before `layer` wants, or None."""
@@ -274,6 +327,10 @@ class Pruner:
 
     def wants_text(self, layer: int) -> bool:
         """Whether the stage before `layer` wants the hidden states of the text tokens after the first visual token."""
+        return False
+
+    def wants_rotary(self, layer: int) -> bool:
+        """Whether the stage before `layer` wants the cosines and sines by which layer - 1 turns queries and keys."""
         return False
 
     def vision_layers(self, depth: int) -> tuple[int, ...]:
@@ -308,9 +365,50 @@ class Pruner:
         Raises
         ------
         BudgetError
-            When no budget of the method gives that in such a model.
+            When no budget of the method gives that in such a model; the message says what can be reached.
         """
-        raise BudgetError(f"{self.name} has no budget that could be set to a mean share of visual tokens per layer")
+        depth = depth_of(config)
+        if share == 1.0 and hasattr(self, "keep"):
+            return dataclasses.replace(self, keep=share)  # type: ignore[call-arg]
+        return shares.solve(
+            self.name,
+            lambda setting: self.set_to(setting, config),
+            lambda one: shares.mean(one.resolved(config), depth),
+            share,
+        )
+
+    def set_to(self, setting: float, config: Any) -> Pruner:
+        """The same method with a budget that grows with `setting`, by which budgets are solved.
+
+        Parameters
+        ----------
+        setting
+            Over 0, where next to nothing is kept, and up to 1, where all is kept that the stages can leave.
+
+        Raises
+        ------
+        BudgetError
+            When the method has no budget.
+        """
+        if not hasattr(self, "keep"):
+            raise BudgetError(f"{self.name} has no option keep, so no share can be set")
+        if self.keep_is_mean:
+            return dataclasses.replace(self, keep=None).scaled(2.0 ** (40 * setting - 20), config)  # type: ignore[call-arg]
+        return dataclasses.replace(self, keep=setting)  # type: ignore[call-arg]
+
+    def scaled(self, factor: float, config: Any) -> Pruner:
+        """The same method with its budget times `factor`, and at most all tokens: how a chain's budget is set.
+
+        Raises
+        ------
+        BudgetError
+            When the budget is not a share of the visual tokens.
+        """
+        keep = getattr(self, "keep", None)
+        if not isinstance(keep, float):
+            what = "finds its budget itself" if keep is None else f"keeps a count, {keep}"
+            raise BudgetError(f"{self.name} {what}: only shares, such as keep=0.5, can be scaled to a mean per layer")
+        return dataclasses.replace(self, keep=min(1.0, factor * keep))  # type: ignore[call-arg]
 
     def for_bench(self, model: nn.Module, vision: bool) -> Pruner:
         """The method as it is timed on a model: what it lacks and its time depends on is made up.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from foveate.pruners.base import Selection, VisualTokens
 
 DIMENSIONS = {"attention": 3, "keys": 2, "values": 2, "previous": 1}  # of the tokens in what may be None
-OF_SAMPLE = ("query", "mean_text", "extra", "text_keys", "text_values", "text")
+OF_SAMPLE = ("query", "mean_text", "extra", "text_keys", "text_values", "text", "carried")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Images:
     Attributes
     ----------
     tokens
-        Theirs: rows are images, `grids` those of the image, and budgets refer to what of it is here.
+        Theirs: rows are images, `grids` those of the image; `dense` counts what there was of it before any pruning.
     place
         (R, M) long, where the tokens come from in the flattened batch; its length for padding.
     columns
@@ -59,6 +59,7 @@ def by_image(tokens: VisualTokens) -> Iterator[Images]:
     there.sort(key=lambda one: -one[0])
     text = max((one.shape[-2] for one in (tokens.text, tokens.text_keys) if one is not None), default=0)
     owners = [_owners(*one) for one in zip(tokens.grids, image, grid, strict=True)]
+    before = None if tokens.dense_image is None else tokens.dense_image.cpu()
     while there:
         most = there[0][0]
         room = max(1, 2 * batch * (number + text) // (most + text))
@@ -67,7 +68,7 @@ def by_image(tokens: VisualTokens) -> Iterator[Images]:
         columns = torch.zeros(len(now), most, dtype=torch.long)
         for row, (count, sample, _, start) in enumerate(now):
             columns[row, :count] = order[sample, start : start + count]
-        yield _rows(tokens, columns, now, owners)
+        yield _rows(tokens, columns, now, owners, before)
 
 
 def _owners(grids: Sequence[object], image: Tensor, grid: Tensor) -> list[int]:
@@ -79,10 +80,15 @@ def _owners(grids: Sequence[object], image: Tensor, grid: Tensor) -> list[int]:
 
 
 def _rows(
-    tokens: VisualTokens, columns: Tensor, images: list[tuple[int, int, int, int]], owners: list[list[int]]
+    tokens: VisualTokens,
+    columns: Tensor,
+    images: list[tuple[int, int, int, int]],
+    owners: list[list[int]],
+    before: Tensor | None,
 ) -> Images:
     device, number = tokens.valid.device, tokens.valid.shape[1]
     count, sample, which, _ = torch.tensor(images).unbind(1)
+    dense = count if before is None else (before[sample] == which[:, None]).sum(-1)
     grids = [
         [place for place, owner in enumerate(owners[row]) if owner == one]
         for row, one in zip(sample.tolist(), which.tolist(), strict=True)
@@ -109,11 +115,16 @@ def _rows(
     for name in OF_SAMPLE:
         tensor = getattr(tokens, name)
         changes[name] = None if tensor is None else tensor.index_select(0, rows)
+    if tokens.rotary is not None:
+        changes["rotary"] = tuple(picked(one) for one in tokens.rotary)
+    if tokens.text_rotary is not None:
+        changes["text_rotary"] = tuple(one.index_select(0, rows) for one in tokens.text_rotary)
     shown = dataclasses.replace(
         tokens,
         features=picked(tokens.features),
         valid=valid,
-        dense=count,
+        dense=dense,
+        dense_image=None,
         present=count,
         grid=numbers.gather(1, grid.clamp(min=0)).masked_fill(grid < 0, -1),
         grids=tuple(

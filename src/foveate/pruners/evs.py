@@ -41,6 +41,7 @@ class EVS(Pruner):
     url: ClassVar[str] = "https://arxiv.org/abs/2510.14624"
     summary: ClassVar[str] = "of videos, what changed since the frame before; images whole"
     uses_grids: ClassVar[bool] = True
+    needs_all_tokens: ClassVar[bool] = True
 
     keep: float = option(
         0.22, "share of each video's tokens, at least one frame; 1.0 switches pruning off", check=check_share

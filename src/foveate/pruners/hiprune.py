@@ -40,6 +40,7 @@ class HiPrune(EncoderPruner):
         "what a middle block of the vision encoder attends to, its neighbours, and the last block's"
     )
     uses_grids: ClassVar[bool] = True
+    needs_all_tokens: ClassVar[bool] = True
 
     alpha: float = option(
         0.1, "share of the budget for anchors with their neighbours, in [0, 1]", at_least=0, at_most=1

@@ -26,6 +26,7 @@ class Pool(SingleStagePruner):
     paper: ClassVar[str] = "baseline"
     summary: ClassVar[str] = "the average of each cell of a coarser grid; a baseline"
     uses_grids: ClassVar[bool] = True
+    needs_all_tokens: ClassVar[bool] = True
 
     layer: int = option(0, "cut before this decoder layer, counted from 0; 0 is before the language model", at_least=0)
 

@@ -12,6 +12,7 @@ from typing import Any
 from foveate.errors import BudgetError, IncompatibleWeightsError, UnknownMethodError
 from foveate.pruners import methods
 from foveate.pruners.base import Pruner
+from foveate.pruners.chain import Chain
 from foveate.pruners.saving import CONFIG, find
 
 METHODS: Mapping[str, type[Pruner]] = MappingProxyType(
@@ -78,10 +79,13 @@ def load(name_or_folder: str | Path) -> Pruner:
             if method.recognises(config):
                 return method.from_authors(config, name)
         called, options = config["method"], dict(config["options"])
+        members = [str(folder) for folder in config["methods"]] if called == Chain.name else []
     except (BudgetError, IncompatibleWeightsError):
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise BudgetError(f"{path} is not a pruner's config: {error!r}") from error
+    if called == Chain.name:
+        return Chain(methods=[load(f"{name}/{folder}") for folder in members], **options)
     if called in METHODS:
         options |= METHODS[called].load_weights(config, name)
     return make(called, **options)

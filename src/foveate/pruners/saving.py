@@ -54,7 +54,9 @@ def find(name: str, file: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(name, file))
+        owner, _, rest = name.partition("/")
+        repository, _, inside = rest.partition("/")  # a chain's methods lie in folders of its repository
+        return Path(hf_hub_download(f"{owner}/{repository}" if rest else name, f"{inside}/{file}" if inside else file))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelNotReachable(
             f"no folder {name!r} with a {file}, and the Hub does not give it ({type(error).__name__}): check the "

@@ -1,9 +1,10 @@
-"""How a method is written on a command line: `greedyprune:layer=0,threshold=0.7`, or the folder of a saved one."""
+"""How methods are written: `greedyprune:layer=0,threshold=0.7`, a saved one's folder, `divprune:keep=0.5+btp`."""
 
 from __future__ import annotations
 
 import ast
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -12,6 +13,10 @@ from foveate.errors import BudgetError, UnknownMethodError
 from foveate.pruners import registry
 from foveate.pruners.base import Pruner
 from foveate.pruners.budget import parse_keep
+from foveate.pruners.chain import Chain
+from foveate.pruners.saving import CONFIG
+
+PLUS = re.compile(r"\s*\+\s*(?=[A-Za-z_~./])")  # between the methods of a chain, and not in a number
 
 
 @dataclass(frozen=True)
@@ -21,9 +26,10 @@ class MethodSpec:
     Attributes
     ----------
     name
-        A name that `foveate.make` knows, or a folder or Hub id that `foveate.load` takes.
+        A name that `foveate.make` knows, a folder or Hub id that `foveate.load` takes, or several of these with their
+        options and `+` between them: a chain.
     options
-        Options by name.
+        Options by name; of a chain, its own.
     """
 
     name: str
@@ -41,6 +47,9 @@ def _written(value: Any) -> str:
 
 def brief(pruner: Pruner) -> str:
     """A pruner as its budget and what is not the default, for people; `repr` has it all."""
+    if isinstance(pruner, Chain):
+        budget = [] if pruner.keep is None else [f"keep={pruner.keep!r}"]
+        return f"Chain({', '.join([*map(brief, pruner.methods), *budget])})"
     options = {item.name: (getattr(pruner, item.name), item.default) for item in fields(pruner) if item.repr}
     told = [f"{name}={value!r}" for name, (value, default) in options.items() if name == "keep" or value != default]
     return f"{type(pruner).__name__}({', '.join(told)})"
@@ -81,7 +90,7 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
 
 
 def parse_methods(text: str) -> list[MethodSpec]:
-    """The methods of a comma-separated list; `name=value` pieces belong to the method before them.
+    """The methods of a comma-separated list; `name=value` pieces belong to the method before them, `+` joins a chain.
 
     Raises
     ------
@@ -90,18 +99,36 @@ def parse_methods(text: str) -> list[MethodSpec]:
     BudgetError
         When `keep` makes no sense, or an option is given twice.
     """
-    specs: list[tuple[str, list[str]]] = []
+    chains = _parse(text)
+    return [one[0] if len(one) == 1 else MethodSpec("+".join(map(str, one))) for one in chains]
+
+
+def _parse(text: str) -> list[list[MethodSpec]]:
+    """The methods of each chain of a list; what is no chain is one of a single method."""
+    chains: list[list[tuple[str, list[str]]]] = []
     for piece in _split_outside_brackets(text):
-        head, colon, option = piece.partition(":")
+        first, *others = [piece] if _is_folder(piece.partition(":")[0]) else PLUS.split(piece)
+        head, colon, option = first.partition(":")
         if "=" in head:
-            if not specs:
+            if not chains:
                 raise UnknownMethodError(f"'{piece}' is an option without a method before it")
-            specs[-1][1].append(piece)
+            chains[-1][-1][1].append(first)
         else:
-            specs.append((head.strip(), [option] if colon else []))
-    if not specs or not all(name for name, _ in specs):
+            chains.append([(head.strip(), [option] if colon else [])])
+        for other in others:
+            head, colon, option = other.partition(":")
+            chains[-1].append((head.strip(), [option] if colon else []))
+    if not chains or not all(name for one in chains for name, _ in one):
         raise UnknownMethodError(f"no method in '{text}'; there are {', '.join(sorted(registry.METHODS))}")
-    return [MethodSpec(name, parse_options(options)) for name, options in specs]
+    return [[MethodSpec(name, parse_options(options)) for name, options in one] for one in chains]
+
+
+def chained(name: str) -> list[MethodSpec]:
+    """The methods of a chain such as `divprune:keep=0.5+btp`; none where the name is that of one method."""
+    if _is_folder(name) or not PLUS.search(name):
+        return []
+    (one,) = _parse(name)
+    return one
 
 
 def _split_outside_brackets(text: str) -> list[str]:
@@ -117,15 +144,17 @@ def _split_outside_brackets(text: str) -> list[str]:
 
 def is_saved(name: str) -> bool:
     """Whether a name means a saved pruner: a folder that is there, or a Hub id such as `me/my-btp`."""
-    if name in registry.SHIPPED:
+    if name in registry.SHIPPED or _is_folder(name):
         return True
-    if os.path.isfile(os.path.join(name, "config.json")):  # False too for a name that no file can have
-        return True
-    return name.count("/") == 1 and not name.startswith((".", "/"))
+    return not chained(name) and name.count("/") == 1 and not name.startswith((".", "/"))
+
+
+def _is_folder(name: str) -> bool:
+    return os.path.isfile(os.path.join(name, CONFIG))  # False too for a name that no file can have
 
 
 def build(name: str, options: Mapping[str, Any]) -> Pruner:
-    """A pruner by its method's name, or a saved one, with these options.
+    """A pruner by its method's name, a saved one, or a chain of such, with these options.
 
     Raises
     ------
@@ -134,7 +163,10 @@ def build(name: str, options: Mapping[str, Any]) -> Pruner:
     BudgetError
         When an option's value makes no sense.
     """
-    method = method_class(name)
+    method, members = method_class(name), chained(name)
+    if members:
+        registry.check_options("a chain", method, options)
+        return Chain(*(build(one.name, one.options) for one in members), **options)
     if not is_saved(name):
         return registry.make(name, **options)
     registry.check_options(name, method, options)
@@ -157,21 +189,39 @@ def build_with(name: str, options: Mapping[str, Any], keep: float | int | None, 
     UnknownMethodError, BudgetError
         As `build`.
     """
-    if keep is not None and "keep" in options:
-        raise BudgetError(f"the budget is given twice: {keep!r} apart, and keep={options['keep']!r} as an option")
+    check_given_once(name, options, keep)
     if keep is None and not has_own_budget(name, options) and has_option(method_class(name), "keep"):
         keep = usual
     return build(name, options if keep is None else {"keep": keep, **options})
 
 
+def check_given_once(name: str, options: Mapping[str, Any], keep: float | int | None) -> None:
+    """Refuse a budget that is given apart and among the options, of a method or of one in a chain.
+
+    Raises
+    ------
+    BudgetError
+        When it is.
+    """
+    given = [one["keep"] for one in (options, *(member.options for member in chained(name))) if "keep" in one]
+    if keep is not None and given:
+        raise BudgetError(f"the budget is given twice: {keep!r} apart, and keep={given[0]!r} as an option")
+
+
 def has_own_budget(name: str, options: Mapping[str, Any]) -> bool:
     """Whether a method with these options has a budget without being given one."""
-    method = method_class(name)
-    return is_saved(name) or method.finds_budget or method.brings_budget(options)
+    return is_saved(name) or method_class(name).finds_budget or brings_budget(name, options)
+
+
+def brings_budget(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether these options say how much is kept, as published stages do, or the `keep` of a chain's methods."""
+    if members := chained(name):
+        return any("keep" in one.options or has_own_budget(one.name, one.options) for one in members)
+    return method_class(name).brings_budget(options)
 
 
 def method_class(name: str) -> type[Pruner]:
-    """The class of a method, or of a saved pruner.
+    """The class of a method, of a saved pruner, or of a chain.
 
     Raises
     ------
@@ -180,6 +230,10 @@ def method_class(name: str) -> type[Pruner]:
     """
     if name in registry.METHODS:
         return registry.METHODS[name]
+    if members := chained(name):
+        for one in members:
+            method_class(one.name)
+        return Chain
     if is_saved(name):
         return type(registry.load(name))
     raise UnknownMethodError(

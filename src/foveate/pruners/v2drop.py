@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from foveate import select
 from foveate.errors import BudgetError
 from foveate.pruners.base import Pruner, VisualTokens, depth_of, option
-from foveate.pruners.btp.stages import BTPStage, scale_to
+from foveate.pruners.btp.stages import BTPStage, mean_tokens, scale_to
 from foveate.pruners.budget import check_share, tokens_to_keep
 
 PLACES = (3 / 28, 16 / 28, 22 / 28)  # of the depth: before layers 3, 16 and 22 of Qwen2-VL-7B's 28
@@ -59,6 +60,11 @@ class V2Drop(Pruner):
         made.schedule(depth_of(config))
         return made
 
+    def scaled(self, factor: float, config: Any) -> V2Drop:
+        depth = depth_of(config)
+        kept = [dataclasses.replace(one, keep=min(1.0, factor * one.keep)) for one in self.schedule(depth)]
+        return dataclasses.replace(self, keep=mean_tokens(kept, depth))
+
     def schedule(self, depth: int) -> tuple[BTPStage, ...]:
         """The stages in a model of `depth` decoder layers, of which layer and keep count.
 
@@ -67,14 +73,7 @@ class V2Drop(Pruner):
         BudgetError
             When there are too few layers, or no scaling gives the mean.
         """
-        layers = [max(1, round(place * depth)) for place in PLACES]
-        if not layers[0] < layers[1] < layers[2] < depth:
-            raise BudgetError(f"v2drop needs a model of more decoder layers than {depth}")
-        stages = tuple(BTPStage(*stage) for stage in zip(layers, KEEPS, strict=True) if stage[1] or self.drop)
-        try:
-            return stages if self.keep in (None, 1.0) else scale_to(stages, self.keep, depth)
-        except BudgetError as error:
-            raise BudgetError(str(error).replace("btp", "v2drop", 1)) from None
+        return _schedule(self.keep, self.drop, depth)
 
     def layers(self, depth: int) -> tuple[int, ...]:
         return tuple(stage.layer for stage in self.schedule(depth))
@@ -111,3 +110,15 @@ class V2Drop(Pruner):
         if self.depth is None:
             raise RuntimeError("V2Drop's stages depend on the model: ask resolved(config) first")
         return next((stage.keep for stage in self.schedule(self.depth) if stage.layer == layer), 0.0)
+
+
+@functools.lru_cache(maxsize=64)  # it is asked for several times a stage
+def _schedule(keep: float | None, drop: bool, depth: int) -> tuple[BTPStage, ...]:
+    layers = [max(1, round(place * depth)) for place in PLACES]
+    if not layers[0] < layers[1] < layers[2] < depth:
+        raise BudgetError(f"v2drop needs a model of more decoder layers than {depth}")
+    stages = tuple(BTPStage(*stage) for stage in zip(layers, KEEPS, strict=True) if stage[1] or drop)
+    try:
+        return stages if keep in (None, 1.0) else scale_to(stages, keep, depth)
+    except BudgetError as error:
+        raise BudgetError(str(error).replace("btp", "v2drop", 1)) from None

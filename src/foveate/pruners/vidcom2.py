@@ -42,6 +42,7 @@ class VidCom2(Pruner):
     url: ClassVar[str] = "https://arxiv.org/abs/2505.14454"
     summary: ClassVar[str] = "of videos, the tokens that stand out, more in frames that do; images whole"
     uses_grids: ClassVar[bool] = True
+    needs_all_tokens: ClassVar[bool] = True
 
     keep: float = option(0.22, "share of each video's tokens; 1.0 switches pruning off", check=check_share)
 

@@ -6,31 +6,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from foveate.tiny.harder import HARD_STYLE as HARD_STYLE
+    from foveate.tiny.harder import HARD_TASKS as HARD_TASKS
+    from foveate.tiny.harder import ask_hard as ask_hard
+    from foveate.tiny.harder import held_out_hard as held_out_hard
     from foveate.tiny.model import load as load
     from foveate.tiny.model import prompt as prompt
-    from foveate.tiny.questions import HARD_STYLE as HARD_STYLE
-    from foveate.tiny.questions import HARD_TASKS as HARD_TASKS
+    from foveate.tiny.questions import LONG_TASKS as LONG_TASKS
+    from foveate.tiny.questions import SHORT_TASKS as SHORT_TASKS
     from foveate.tiny.questions import TASKS as TASKS
     from foveate.tiny.questions import Question as Question
     from foveate.tiny.questions import ask as ask
-    from foveate.tiny.questions import ask_hard as ask_hard
     from foveate.tiny.questions import evidence_tokens as evidence_tokens
     from foveate.tiny.questions import held_out as held_out
-    from foveate.tiny.questions import held_out_hard as held_out_hard
     from foveate.tiny.scenes import Scene as Scene
     from foveate.tiny.scenes import make_scene as make_scene
 
 _WHERE = {
-    "HARD_STYLE": "questions",
-    "HARD_TASKS": "questions",
-    "TASKS": "questions",
+    "HARD_STYLE": "harder",
+    "HARD_TASKS": "harder",
+    "LONG_TASKS": "questions",
     "Question": "questions",
+    "SHORT_TASKS": "questions",
     "Scene": "scenes",
+    "TASKS": "questions",
     "ask": "questions",
-    "ask_hard": "questions",
+    "ask_hard": "harder",
     "evidence_tokens": "questions",
     "held_out": "questions",
-    "held_out_hard": "questions",
+    "held_out_hard": "harder",
     "load": "model",
     "make_scene": "scenes",
     "prompt": "model",
@@ -42,7 +46,7 @@ __all__ = sorted(_WHERE)
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(import_module(f".{_WHERE[name]}", __name__), name)
-    if name in {"questions", "scenes", "textures", "vocabulary"}:
+    if name in {"drawing", "harder", "questions", "scenes", "textures", "vocabulary"}:
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

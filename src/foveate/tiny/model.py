@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from foveate.tiny.drawing import PATCH
+from foveate.tiny.scenes import SIZE
 from foveate.tiny.vocabulary import BOS, EOS, IMAGE, PAD, WORD_ID
 
 if TYPE_CHECKING:
@@ -20,41 +23,51 @@ def prompt(question: str) -> str:
     return f"USER: {IMAGE}\n{question} ASSISTANT:"
 
 
-def build(
-    hidden: int = 128, layers: int = 12, heads: int = 4, vision_layers: int = 4, size: int = 224, patch: int = 16
-) -> LlavaForConditionalGeneration:
-    """A fresh LLaVA: CLIP tower, two-layer projector, Llama with tied embeddings.
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of the embedded model; the defaults are those of the shipped weights."""
+
+    hidden: int = 192
+    mlp: int = 512
+    heads: int = 6
+    groups: int = 2
+    """Heads of keys and values."""
+    layers: int = 12
+    vision_hidden: int = 160
+    vision_layers: int = 4
+    vision_heads: int = 5
+
+
+def build(shape: Shape | None = None, size: int = SIZE) -> LlavaForConditionalGeneration:
+    """A fresh LLaVA: CLIP tower, two-layer projector, Llama with grouped heads and tied embeddings.
 
     Parameters
     ----------
-    hidden
-        Width of tower and language model.
-    layers, vision_layers
-        Decoder layers and tower layers.
-    heads
-        Attention heads of both.
-    size, patch
-        Image and patch side in pixels; (size / patch)² visual tokens.
+    shape
+        By default that of the shipped weights.
+    size
+        Image side in pixels; (size / 16)² visual tokens.
     """
+    shape = shape or Shape()
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     vision = CLIPVisionConfig(
-        hidden_size=hidden,
-        intermediate_size=4 * hidden,
-        num_hidden_layers=vision_layers,
-        num_attention_heads=heads,
+        hidden_size=shape.vision_hidden,
+        intermediate_size=4 * shape.vision_hidden,
+        num_hidden_layers=shape.vision_layers,
+        num_attention_heads=shape.vision_heads,
         image_size=size,
-        patch_size=patch,
-        projection_dim=hidden,
+        patch_size=PATCH,
+        projection_dim=shape.vision_hidden,
     )
     text = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=3 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.groups,
         vocab_size=len(WORD_ID),
-        max_position_embeddings=1024,
+        max_position_embeddings=2048,
         tie_word_embeddings=True,
         bos_token_id=WORD_ID[BOS],
         eos_token_id=WORD_ID[EOS],
@@ -66,7 +79,7 @@ def build(
         image_token_index=WORD_ID[IMAGE],
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
-        image_seq_length=(size // patch) ** 2,
+        image_seq_length=(size // PATCH) ** 2,
         tie_word_embeddings=True,
     )
     model = LlavaForConditionalGeneration(config)

@@ -1,19 +1,47 @@
-"""Kinds of questions about a scene, each with its answer and the boxes that hold the evidence; the held-out ones."""
+"""Short and long questions about a scene to read, each with its answer and the boxes that hold the evidence.
+
+Nine tasks have answers of a word or two. Eight have long ones, that look at another place for each step: every such
+step has boxes of its own.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from foveate.tiny.scenes import TRAINED, Scene, Style, Thing, make_scene
-from foveate.tiny.vocabulary import COLOURS, KINDS, PLURALS, SIZES
+from foveate.tiny.scenes import (
+    GRID,
+    HELD_OUT_STREAM,
+    ROWS,
+    SIZE,
+    TRAINED,
+    Box,
+    Scene,
+    Style,
+    Thing,
+    follow,
+    make_scene,
+)
+from foveate.tiny.vocabulary import COLOURS, KINDS, PLURALS, pieces
 
-TASKS = ("colour", "shape", "size", "read", "find", "relation", "exist", "count", "position")
-# One object answers these (the others compare, search or count).
-SINGLE_EVIDENCE = ("colour", "shape", "size", "read", "find", "position")
+SHORT_TASKS = ("colour", "shape", "size", "read", "find", "relation", "exist", "count", "position")
+LONG_TASKS = ("number", "spell", "colours", "shapes", "each", "row", "compare", "follow")
+TASKS = (*SHORT_TASKS, *LONG_TASKS)
 _MARGIN = 12  # pixels between "left" and "right" of something
+_FAR = 80  # pixels between two things that are compared
+_HOPS = {2: "two", 3: "three"}
+
+
+@dataclass
+class Step:
+    """One step of a long answer: which words of it (`pieces`, from `first` up to `last`), and their evidence."""
+
+    first: int
+    last: int
+    boxes: list[Box]
 
 
 @dataclass
@@ -22,13 +50,14 @@ class Question:
 
     `boxes` (x0, y0, x1, y1 in pixels) hold all that the answer needs. Where the answer says that something is
     absent, they hold what could be mistaken for it: for "is there a ...?" answered "no" the objects of that colour or
-    that kind; for a count of 0 nothing. Either can be empty.
+    that kind; for a count of 0 nothing. Either can be empty. `steps` is empty for short answers.
     """
 
     task: str
     text: str
     answer: str
-    boxes: list[tuple[int, int, int, int]]
+    boxes: list[Box]
+    steps: list[Step] = field(default_factory=list)
 
 
 def alone(things: Iterable[Thing], key: Callable[[Thing], Hashable]) -> list[Thing]:
@@ -44,57 +73,6 @@ def pick(rng: np.random.Generator, options: list) -> object:
     return options[int(rng.integers(len(options)))]
 
 
-def _colour(rng: np.random.Generator, scene: Scene) -> Question | None:
-    things = scene.objects
-    named = [(t, t.kind) for t in alone(things, lambda t: t.kind) if t.size]
-    named += [(t, f"{t.size} {t.kind}") for t in alone(things, lambda t: (t.kind, t.size)) if t.size]
-    if not named:
-        return None
-    thing, name = pick(rng, named)
-    return Question("colour", f"what colour is the {name}?", thing.colour, [thing.box])
-
-
-def _shape(rng: np.random.Generator, scene: Scene) -> Question | None:
-    things = scene.objects
-    named = [(t, t.colour) for t in alone(things, lambda t: t.colour) if t.size]
-    named += [(t, f"{t.size} {t.colour}") for t in alone(things, lambda t: (t.colour, t.size)) if t.size]
-    if not named:
-        return None
-    thing, name = pick(rng, named)
-    return Question("shape", f"what shape is the {name} object?", thing.kind, [thing.box])
-
-
-def _pairs(scene: Scene) -> list[Thing]:
-    """Things that colour and kind name without doubt."""
-    return alone(scene.objects, lambda t: (t.colour, t.kind))
-
-
-def _size(rng: np.random.Generator, scene: Scene) -> Question | None:
-    options = [t for t in _pairs(scene) if t.size]
-    if not options:
-        return None
-    sizes = sorted({t.size for t in options})
-    size = pick(rng, sizes)  # every answer about equally often
-    thing = pick(rng, [t for t in options if t.size == size])
-    return Question("size", f"what size is the {thing.colour} {thing.kind}?", thing.size, [thing.box])
-
-
-def _read(rng: np.random.Generator, scene: Scene) -> Question | None:
-    signs = [t for t in _pairs(scene) if t.text]
-    if not signs:
-        return None
-    sign = pick(rng, signs)
-    return Question("read", f"what does the {sign.colour} sign say?", sign.text, [sign.box])
-
-
-def _find(rng: np.random.Generator, scene: Scene) -> Question | None:
-    signs = alone([t for t in scene.objects if t.text], lambda t: t.text)
-    if not signs:
-        return None
-    sign = pick(rng, signs)
-    return Question("find", f"what colour is the sign with {sign.text}?", sign.colour, [sign.box])
-
-
 def direction(first: Thing, second: Thing) -> str | None:
     """Where the first lies from the second; None where they are too close or the direction is not clear."""
     dx, dy = (a - b for a, b in zip(first.centre, second.centre, strict=True))
@@ -103,18 +81,102 @@ def direction(first: Thing, second: Thing) -> str | None:
     return ("left" if dx < 0 else "right") if abs(dx) > abs(dy) else ("above" if dy < 0 else "below")
 
 
-def _relation(rng: np.random.Generator, scene: Scene) -> Question | None:
-    options = _pairs(scene)
-    if len(options) < 2:
+def article(word: str) -> str:
+    """The word with the indefinite article that it wants."""
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+def listed(task: str, text: str, parts: list[str], boxes: list[list[Box]], joint: str = ", ") -> Question:
+    """A question whose answer is a list, with one step for each part; a separator belongs to the part before it."""
+    steps, first = [], 0
+    for number, (_part, own) in enumerate(zip(parts, boxes, strict=True)):
+        last = len(pieces(joint.join(parts[: number + 1]) + (joint if number + 1 < len(parts) else "")))
+        steps.append(Step(first, last, own))
+        first = last
+    return Question(task, text, joint.join(parts), list(dict.fromkeys(b for own in boxes for b in own)), steps)
+
+
+def named_pairs(scene: Scene) -> list[Thing]:
+    """Things that colour and kind name without doubt."""
+    return alone(scene.objects, lambda t: (t.colour, t.kind))
+
+
+def from_left(things: Iterable[Thing]) -> list[Thing] | None:
+    """From left to right; None where two are as good as one above the other."""
+    out = sorted(things, key=lambda t: t.centre[0])
+    clear = all(b.centre[0] - a.centre[0] >= _MARGIN for a, b in itertools.pairwise(out))
+    return out if clear else None
+
+
+def _place(thing: Thing) -> str | None:
+    x, y = thing.centre
+    if min(abs(x - SIZE / 2), abs(y - SIZE / 2)) <= _MARGIN:
         return None
-    for _ in range(8):
-        i, j = rng.choice(len(options), 2, replace=False)
-        first, second = options[i], options[j]
+    return f"{'top' if y < SIZE / 2 else 'bottom'} {'left' if x < SIZE / 2 else 'right'}"
+
+
+def _colour(rng: np.random.Generator, scene: Scene) -> Question | None:
+    named = [(t, t.kind) for t in alone(scene.objects, lambda t: t.kind) if t.size]
+    named += [(t, f"{t.size} {t.kind}") for t in alone(scene.objects, lambda t: (t.kind, t.size)) if t.size]
+    if not named:
+        return None
+    thing, name = pick(rng, named)
+    return Question("colour", f"what colour is the {name}?", thing.colour, [thing.box])
+
+
+def _shape(rng: np.random.Generator, scene: Scene) -> Question | None:
+    named = [(t, t.colour) for t in alone(scene.objects, lambda t: t.colour) if t.size]
+    named += [(t, f"{t.size} {t.colour}") for t in alone(scene.objects, lambda t: (t.colour, t.size)) if t.size]
+    if not named:
+        return None
+    thing, name = pick(rng, named)
+    return Question("shape", f"what shape is the {name} object?", thing.kind, [thing.box])
+
+
+def _size(rng: np.random.Generator, scene: Scene) -> Question | None:
+    options = [t for t in named_pairs(scene) if t.size]
+    if not options:
+        return None
+    size = pick(rng, sorted({t.size for t in options}))  # every answer about equally often
+    thing = pick(rng, [t for t in options if t.size == size])
+    return Question("size", f"what size is the {thing.colour} {thing.kind}?", thing.size, [thing.box])
+
+
+def _signs(scene: Scene, form: str) -> list[Thing]:
+    """Signs that their colour names: with a `short` or a `long` number, or a `word`."""
+    fits = {
+        "short": lambda text: text.isdigit() and len(text) < 3,
+        "long": lambda text: text.isdigit() and len(text) > 2,
+        "word": str.isalpha,
+    }[form]
+    return [t for t in named_pairs(scene) if t.text and fits(t.text)]
+
+
+def _read(rng: np.random.Generator, scene: Scene) -> Question | None:
+    signs = _signs(scene, "short")
+    if not signs:
+        return None
+    sign = pick(rng, signs)
+    return Question("read", f"what does the {sign.colour} sign say?", " ".join(sign.text), [sign.box])
+
+
+def _find(rng: np.random.Generator, scene: Scene) -> Question | None:
+    signs = list(alone((t for t in scene.objects if t.text), lambda t: t.text))
+    signs = [t for t in signs if t.text.isdigit() and len(t.text) < 4]
+    if not signs:
+        return None
+    sign = pick(rng, signs)
+    return Question("find", f"what colour is the sign with {sign.text}?", sign.colour, [sign.box])
+
+
+def _relation(rng: np.random.Generator, scene: Scene) -> Question | None:
+    options = named_pairs(scene)
+    for _ in range(8 if len(options) > 1 else 0):
+        first, second = (options[i] for i in rng.choice(len(options), 2, replace=False))
         answer = direction(first, second)
-        if answer is None:
-            continue
-        text = f"where is the {first.colour} {first.kind} from the {second.colour} {second.kind}?"
-        return Question("relation", text, answer, [first.box, second.box])
+        if answer is not None:
+            text = f"where is the {first.colour} {first.kind} from the {second.colour} {second.kind}?"
+            return Question("relation", text, answer, [first.box, second.box])
     return None
 
 
@@ -125,7 +187,7 @@ def _exist(rng: np.random.Generator, scene: Scene) -> Question | None:
     if rng.random() < 0.5:
         colour, kind = pick(rng, present)
         boxes = [t.box for t in scene.objects if (t.colour, t.kind) == (colour, kind)]
-        return Question("exist", f"is there a {colour} {kind}?", "yes", boxes)
+        return Question("exist", f"is there {article(colour)} {kind}?", "yes", boxes)
     # Hard negatives: the colour is there and the kind is there, but not in one object.
     crossed = [(c, k) for c in sorted({c for c, _ in present}) for k in sorted({k for _, k in present})]
     absent = [pair for pair in crossed if pair not in present]
@@ -133,7 +195,7 @@ def _exist(rng: np.random.Generator, scene: Scene) -> Question | None:
         absent = [(c, k) for c in COLOURS for k in KINDS if (c, k) not in present]
     colour, kind = pick(rng, absent)
     boxes = [t.box for t in scene.objects if t.colour == colour or t.kind == kind]
-    return Question("exist", f"is there a {colour} {kind}?", "no", boxes)
+    return Question("exist", f"is there {article(colour)} {kind}?", "no", boxes)
 
 
 def _count(rng: np.random.Generator, scene: Scene) -> Question | None:
@@ -146,17 +208,156 @@ def _count(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 
 def _position(rng: np.random.Generator, scene: Scene) -> Question | None:
-    middle = scene.image.shape[0] / 2
-    options = [t for t in _pairs(scene) if min(abs(c - middle) for c in t.centre) > _MARGIN]
+    options = [(t, _place(t)) for t in named_pairs(scene)]
+    options = [(t, place) for t, place in options if place]
     if not options:
         return None
-    thing = pick(rng, options)
-    x, y = thing.centre
-    answer = f"{'top' if y < middle else 'bottom'} {'left' if x < middle else 'right'}"
-    return Question("position", f"where is the {thing.colour} {thing.kind}?", answer, [thing.box])
+    thing, place = pick(rng, options)
+    return Question("position", f"where is the {thing.colour} {thing.kind}?", place, [thing.box])
 
 
-_MAKERS = dict(zip(TASKS, (_colour, _shape, _size, _read, _find, _relation, _exist, _count, _position), strict=True))
+def characters(task: str, text: str, sign: Thing) -> Question:
+    """A question whose answer is what a sign says, one step for each character."""
+    boxes = [sign.glyph_box(i) for i in range(len(sign.text))]
+    steps = [Step(i, i + 1, [box]) for i, box in enumerate(boxes)]
+    return Question(task, text, " ".join(sign.text), [sign.box], steps)
+
+
+def _number(rng: np.random.Generator, scene: Scene) -> Question | None:
+    signs = _signs(scene, "long")
+    if not signs:
+        return None
+    sign = pick(rng, signs)
+    return characters("number", f"read the number on the {sign.colour} sign digit by digit.", sign)
+
+
+def _spell(rng: np.random.Generator, scene: Scene) -> Question | None:
+    signs = _signs(scene, "word")
+    if not signs:
+        return None
+    sign = pick(rng, signs)
+    return characters("spell", f"spell the word on the {sign.colour} sign.", sign)
+
+
+def _groups(
+    scene: Scene,
+    key: Callable[[Thing], Hashable],
+    most: int,
+    things: Callable[[Thing], bool] = lambda t: True,
+) -> list[tuple[Hashable, list[Thing]]]:
+    """Groups of 2 to `most` things from left to right that share `key`."""
+    groups: dict[Hashable, list[Thing]] = {}
+    for thing in scene.objects:
+        if things(thing):
+            groups.setdefault(key(thing), []).append(thing)
+    ordered = [(name, from_left(group)) for name, group in groups.items() if 2 <= len(group) <= most]
+    return [(name, group) for name, group in ordered if group]
+
+
+def _in_rows(scene: Scene) -> list[tuple[str, list[Thing]]]:
+    rows = [(f"in the {row} row", [t for t in scene.objects if t.row == row]) for row in ROWS]
+    ordered = [(name, from_left(group)) for name, group in rows if 2 <= len(group) <= 5]
+    return [(name, group) for name, group in ordered if group]
+
+
+def _colours(rng: np.random.Generator, scene: Scene) -> Question | None:
+    options = [(f"of the {PLURALS[str(kind)]}", group) for kind, group in _groups(scene, lambda t: t.kind, 5)]
+    options += _in_rows(scene)
+    if not options:
+        return None
+    name, group = pick(rng, options)
+    text = f"list the colours {name} from left to right."
+    return listed("colours", text, [t.colour for t in group], [[t.box] for t in group])
+
+
+def _shapes(rng: np.random.Generator, scene: Scene) -> Question | None:
+    options = [(f"of the {colour} objects", group) for colour, group in _groups(scene, lambda t: t.colour, 5)]
+    options += _in_rows(scene)
+    if not options:
+        return None
+    name, group = pick(rng, options)
+    text = f"list the shapes {name} from left to right."
+    return listed("shapes", text, [t.kind for t in group], [[t.box] for t in group])
+
+
+def _each(rng: np.random.Generator, scene: Scene) -> Question | None:
+    options = [
+        (kind, group)
+        for kind, group in _groups(scene, lambda t: t.kind, 4)
+        if all(_place(t) for t in group) and len({t.colour for t in group}) == len(group)
+    ]
+    if not options:
+        return None
+    kind, group = pick(rng, options)
+    parts = [f"{t.colour} {_place(t)}" for t in group]
+    return listed("each", f"where is each {kind}?", parts, [[t.box] for t in group])
+
+
+def _row(rng: np.random.Generator, scene: Scene) -> Question | None:
+    options = _in_rows(scene)
+    if not options:
+        return None
+    name, group = pick(rng, options)
+    parts = [f"{article(t.colour)} {t.kind}" for t in group]
+    out = listed("row", f"what is {name}?", parts, [[t.box] for t in group])
+    # The last joint is "and": one word as the comma is, so the steps stay.
+    out.answer = ", ".join(parts[:-1]) + " and " + parts[-1]
+    return out
+
+
+def _compare(rng: np.random.Generator, scene: Scene) -> Question | None:
+    options = [t for t in named_pairs(scene) if t.size]
+    sizes = ("small", "medium", "large")
+    for _ in range(8 if len(options) > 1 else 0):
+        first, second = (options[i] for i in rng.choice(len(options), 2, replace=False))
+        dx, dy = (a - b for a, b in zip(first.centre, second.centre, strict=True))
+        if max(abs(dx), abs(dy)) < _FAR or min(abs(dx), abs(dy)) < _MARGIN:
+            continue
+        larger = sizes.index(first.size) - sizes.index(second.size)
+        size = "larger" if larger > 0 else "smaller" if larger < 0 else "as large"
+        height, side = ("higher" if dy < 0 else "lower"), ("left" if dx < 0 else "right")
+        text = f"compare the {first.colour} {first.kind} with the {second.colour} {second.kind}."
+        both, length = [first.box, second.box], len(size.split())
+        steps = [Step(0, length + 1, both), Step(length + 1, length + 3, both), Step(length + 3, length + 5, both)]
+        return Question("compare", text, f"{size}, {height} and further {side}", both, steps)
+    return None
+
+
+def _follow(rng: np.random.Generator, scene: Scene) -> Question | None:
+    starts = [t for t in alone((t for t in scene.objects if t.text), lambda t: t.colour) if t.arrow]
+    walks = []
+    for start in starts:
+        walk = [start]
+        while len(walk) < 4 and (onward := follow(scene.objects, walk[-1])):
+            walk.append(onward)
+        walks += [walk[: hops + 1] for hops in _HOPS if len(walk) > hops]
+    if not walks:
+        return None
+    walk = pick(rng, walks)
+    text = f"follow {_HOPS[len(walk) - 1]} arrows from the {walk[0].colour} sign."
+    boxes = [[a.box, b.box] for a, b in itertools.pairwise(walk)]
+    return listed("follow", text, [t.colour for t in walk[1:]], boxes, ", then ")
+
+
+_MAKERS: dict[str, Callable[[np.random.Generator, Scene], Question | None]] = {
+    "colour": _colour,
+    "shape": _shape,
+    "size": _size,
+    "read": _read,
+    "find": _find,
+    "relation": _relation,
+    "exist": _exist,
+    "count": _count,
+    "position": _position,
+    "number": _number,
+    "spell": _spell,
+    "colours": _colours,
+    "shapes": _shapes,
+    "each": _each,
+    "row": _row,
+    "compare": _compare,
+    "follow": _follow,
+}
 
 
 def ask(rng: np.random.Generator, scene: Scene, task: str) -> Question | None:
@@ -174,122 +375,11 @@ def ask(rng: np.random.Generator, scene: Scene, task: str) -> Question | None:
     return _MAKERS[task](rng, scene)
 
 
-def evidence_tokens(question: Question, grid: int = 14, size: int = 224) -> np.ndarray:
-    """Which visual tokens lie under the evidence boxes.
-
-    A token counts where a box covers at least a tenth of its patch; each box has at least one token.
-
-    Returns
-    -------
-    numpy.ndarray
-        bool (grid * grid,), row by row.
-    """
-    return overlap(question.boxes, grid, size) >= 0.1
-
-
-def overlap(boxes: Iterable[tuple[int, int, int, int]], grid: int = 14, size: int = 224) -> np.ndarray:
-    """Share of each patch covered by the box that covers it most, float (grid * grid,); at least 0.1 once a box."""
-    patch = size / grid
-    edges = np.arange(grid) * patch
-    out = np.zeros((grid, grid))
-    for x0, y0, x1, y1 in boxes:
-        wide = np.clip(np.minimum(x1, edges + patch) - np.maximum(x0, edges), 0, None)
-        high = np.clip(np.minimum(y1, edges + patch) - np.maximum(y0, edges), 0, None)
-        cover = np.outer(high, wide) / patch**2
-        best = np.unravel_index(cover.argmax(), cover.shape)
-        cover[best] = max(cover[best], 0.1)
-        out = np.maximum(out, cover)
-    return out.reshape(-1)
-
-
-HARD_STYLE = Style(fewest=14, most=24, sizes=(0.55, 0.3, 0.15), hidden=0.5, colours=5, kinds=5)
-HARD_TASKS = ("colour", "shape", "relation", "read-number", "relation-sign", "exist-size", "count-kind")
-
-
-def _read_number(rng: np.random.Generator, scene: Scene) -> Question | None:
-    signs = [t for t in _pairs(scene) if t.text]
-    if not signs:
-        return None
-    sign = pick(rng, signs)
-    return Question("read-number", f"which number is on the {sign.colour} sign?", sign.text, [sign.box])
-
-
-def _relation_sign(rng: np.random.Generator, scene: Scene) -> Question | None:
-    signs = alone([t for t in scene.objects if t.text], lambda t: t.text)
-    shapes = [t for t in _pairs(scene) if t.size]
-    if not signs or not shapes:
-        return None
-    for _ in range(8):
-        thing, sign = pick(rng, shapes), pick(rng, signs)
-        answer = direction(thing, sign)
-        if answer is not None:
-            text = f"where is the {thing.colour} {thing.kind} from the sign with {sign.text}?"
-            return Question("relation-sign", text, answer, [thing.box, sign.box])
-    return None
-
-
-def _exist_size(rng: np.random.Generator, scene: Scene) -> Question | None:
-    """Answered "no", colour and kind are there in one object, but not in that size; the boxes hold those objects."""
-    present = sorted({(t.size, t.colour, t.kind) for t in scene.objects if t.size})
-    if not present:
-        return None
-    if rng.random() < 0.5:
-        answer, options = "yes", present
-    else:
-        answer = "no"
-        options = sorted({(s, c, k) for s in SIZES for _, c, k in present} - set(present))
-        if not options:
-            return None
-    size, colour, kind = pick(rng, options)
-    named = [t for t in scene.objects if (t.colour, t.kind) == (colour, kind)]
-    boxes = [t.box for t in named if answer == "no" or t.size == size]
-    return Question("exist-size", f"is there a {size} {colour} {kind}?", answer, boxes)
-
-
-def _count_kind(rng: np.random.Generator, scene: Scene) -> Question | None:
-    groups = [
-        (f"{colour} {PLURALS[kind]}", [t for t in scene.objects if (t.colour, t.kind) == (colour, kind)])
-        for colour in COLOURS
-        for kind in KINDS
-    ]
-    groups = [(name, members) for name, members in groups if 1 <= len(members) <= 9]
-    if not groups:
-        return None
-    count = pick(rng, sorted({len(members) for _, members in groups}))
-    name, members = pick(rng, [group for group in groups if len(group[1]) == count])
-    return Question("count-kind", f"how many {name} are there?", str(count), [t.box for t in members])
-
-
-_HARD_MAKERS: dict[str, Callable[[np.random.Generator, Scene], Question | None]] = {
-    "read-number": _read_number,
-    "relation-sign": _relation_sign,
-    "exist-size": _exist_size,
-    "count-kind": _count_kind,
-}
-
-
-def ask_hard(rng: np.random.Generator, scene: Scene, task: str) -> Question | None:
-    """Make a question of a task of the harder split; None where the scene does not allow one without doubt.
-
-    Parameters
-    ----------
-    rng
-    scene
-    task
-        One of `HARD_TASKS`.
-    """
-    if task not in HARD_TASKS:
-        raise ValueError(f"unknown task {task!r}; there are {', '.join(HARD_TASKS)}")
-    return _HARD_MAKERS[task](rng, scene) if task in _HARD_MAKERS else ask(rng, scene, task)
-
-
-# Entropy words that keep the streams apart: no seed of one is a seed of another.
-TRAINING_STREAM, HELD_OUT_STREAM, GROUNDED_STREAM = 11, 97, 131
-HARD_HELD_OUT_STREAM, HARD_GROUNDED_STREAM = 151, 173
+Ask = Callable[[np.random.Generator, Scene, str], Question | None]
 
 
 def held_out(n: int, seed: int = 0) -> Iterator[tuple[Scene, Question]]:
-    """Yield `n` held-out items, the nine tasks in turn, every item with a scene of its own.
+    """Yield `n` held-out items, the tasks in turn, every item with a scene of its own.
 
     Parameters
     ----------
@@ -302,32 +392,13 @@ def held_out(n: int, seed: int = 0) -> Iterator[tuple[Scene, Question]]:
     ------
     tuple of Scene and Question
     """
-    return _items(n, seed, HELD_OUT_STREAM, TASKS, TRAINED, ask)
+    return items(n, seed, HELD_OUT_STREAM, TASKS, TRAINED, ask)
 
 
-def held_out_hard(n: int, seed: int = 0) -> Iterator[tuple[Scene, Question]]:
-    """Yield `n` held-out items of the harder split, its tasks in turn, every item with a scene of its own.
-
-    Parameters
-    ----------
-    n, seed
-        See `held_out`.
-
-    Yields
-    ------
-    tuple of Scene and Question
-    """
-    return _items(n, seed, HARD_HELD_OUT_STREAM, HARD_TASKS, HARD_STYLE, ask_hard)
-
-
-def _items(
-    n: int,
-    seed: int,
-    stream: int,
-    tasks: tuple[str, ...],
-    style: Style,
-    asked: Callable[[np.random.Generator, Scene, str], Question | None],
+def items(
+    n: int, seed: int, stream: int, tasks: tuple[str, ...], style: Style, asked: Ask
 ) -> Iterator[tuple[Scene, Question]]:
+    """Yield `n` scenes of a stream with a question each, the tasks in turn."""
     for index in range(n):
         rng = np.random.default_rng([stream, seed, index])
         while True:
@@ -336,3 +407,26 @@ def _items(
             if question is not None:
                 yield scene, question
                 break
+
+
+def cover(boxes: Iterable[Box]) -> np.ndarray:
+    """Share of each patch covered by the box that covers it most, float (256,); at least 0.1 once a box."""
+    patch = SIZE / GRID
+    edges = np.arange(GRID) * patch
+    out = np.zeros((GRID, GRID))
+    for x0, y0, x1, y1 in boxes:
+        wide = np.clip(np.minimum(x1, edges + patch) - np.maximum(x0, edges), 0, None)
+        high = np.clip(np.minimum(y1, edges + patch) - np.maximum(y0, edges), 0, None)
+        covered = np.outer(high, wide) / patch**2
+        best = np.unravel_index(covered.argmax(), covered.shape)
+        covered[best] = max(covered[best], 0.1)
+        out = np.maximum(out, covered)
+    return out.reshape(-1)
+
+
+def evidence_tokens(question: Question) -> np.ndarray:
+    """Which visual tokens lie under a question's evidence boxes, bool (256,), row by row.
+
+    A token counts where a box covers at least a tenth of its patch; each box has at least one token.
+    """
+    return cover(question.boxes) >= 0.1

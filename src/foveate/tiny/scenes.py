@@ -1,38 +1,81 @@
-"""Rendered scenes: 1-14 outlined objects (shapes, numbered signs) before a cluttered, photograph-like background."""
+"""Rendered scenes: objects scattered, in rows, or signs with arrows from one to the next.
+
+The background is cluttered and photograph-like. Signs lie on the grid of patches to within a pixel or two, so each of
+their characters is one visual token; shapes lie anywhere.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image
 
+from foveate.tiny.drawing import ARROWS, CONSONANTS, PALETTE, PATCH, VOWELS, paint_shape, paint_sign
 from foveate.tiny.textures import background
 from foveate.tiny.vocabulary import COLOURS, SHAPES
 
-SIZE = 224
-_PALETTE = np.asarray(list(COLOURS.values()), dtype=np.float32)
+SIZE = 256  # side in pixels
+GRID = SIZE // PATCH
+TOKENS = GRID**2
+ROWS = ("top", "middle", "bottom")
+LAYOUTS = ("scattered", "rows", "trail")
+# Entropy words that keep the streams apart: no seed of one is one of another.
+TRAINING_STREAM, POOL_CHECK_STREAM, HELD_OUT_STREAM, GROUNDED_STREAM = 211, 223, 227, 229
+HARD_HELD_OUT_STREAM, HARD_GROUNDED_STREAM = 233, 239
+
 _NAMES = tuple(COLOURS)
-_SIDES = {"small": (15, 18), "medium": (25, 30), "large": (40, 47)}
-_OVERSAMPLE = 4
+# Wider apart than patches are, so that a token can show its object's size.
+_SIDES = {"small": (17, 20), "medium": (28, 33), "large": (43, 48)}
+_STEPS = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
+_CELL = 4  # patches between the signs of a trail
+
+Box = tuple[int, int, int, int]
 
 
 @dataclass
 class Thing:
-    """One object of a scene; `size` is empty for signs, `text` (1-2 digits) is empty for shapes."""
+    """One object; `size` is empty for signs, `text` (1-6 digits, or 3-6 letters) and `arrow` for shapes.
+
+    `row` is "top", "middle" or "bottom" where the scene has rows.
+    """
 
     kind: str
     colour: str
     size: str
     text: str
-    box: tuple[int, int, int, int]
+    box: Box
     """x0, y0, x1, y1 in pixels, x1 and y1 exclusive."""
+    arrow: str = ""
+    row: str = ""
 
     @property
     def centre(self) -> tuple[float, float]:
         """Middle of the box: x, y in pixels."""
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
+
+    @property
+    def glyphs(self) -> tuple[str, ...]:
+        """The characters of a sign from left to right, its arrow last."""
+        return (*self.text, *([self.arrow] if self.arrow else []))
+
+    def glyph_box(self, index: int) -> Box:
+        """Where a character of a sign lies."""
+        x0, y0 = self.box[0] + 1 + PATCH * index, self.box[1] + 1
+        return x0, y0, x0 + PATCH, y0 + PATCH
+
+
+@dataclass
+class Scene:
+    """A picture and what is in it."""
+
+    image: np.ndarray
+    """uint8 (256, 256, 3)."""
+    objects: list[Thing]
+
+    def pil(self) -> Image.Image:
+        """The picture as a Pillow image."""
+        return Image.fromarray(self.image)
 
 
 @dataclass(frozen=True)
@@ -42,133 +85,43 @@ class Style:
     Parameters
     ----------
     fewest, most
-        Bounds on the number of objects asked for; a scene without room has fewer.
-    sizes
-        Chances of a small, medium and large shape; by default they depend on the number of objects.
-    hidden
-        Chance that something thin passes in front of a shape.
+        Bounds on the number of objects asked for; a scene without room has fewer. `fewest` is for scattered objects.
     clutter
         Fewest and most things in the background that no question asks about.
+    hidden
+        Chance that something thin passes in front of a shape.
+    layout
+        One of `LAYOUTS`; drawn anew for each scene by default.
+    sizes
+        Chances of a small, medium and large shape among scattered ones; by default they depend on how many there are.
     colours, kinds
-        How many colours and shapes a scene draws from, chosen anew per scene; all by default. Fewer make more objects
-        alike.
+        How many colours and shapes scattered objects draw from, chosen anew per scene. Fewer make more objects alike.
+    tries
+        How often a place is looked for.
     """
 
     fewest: int = 1
     most: int = 14
-    sizes: tuple[float, float, float] | None = None
-    hidden: float = 0.3
     clutter: tuple[int, int] = (4, 18)
+    hidden: float = 0.2
+    layout: str | None = None
+    sizes: tuple[float, float, float] | None = None
     colours: int | None = None
     kinds: int | None = None
+    tries: int = 200
 
 
 TRAINED = Style()
 
 
-@dataclass
-class Scene:
-    """A picture and what is in it."""
-
-    image: np.ndarray
-    """uint8 (224, 224, 3)."""
-    objects: list[Thing]
-
-    def pil(self) -> Image.Image:
-        """The picture as a Pillow image."""
-        return Image.fromarray(self.image)
-
-
-def _outline(kind: str, d: float) -> list[tuple[float, float]]:
-    """Corners of a polygon shape in a square of side `d`."""
-    if kind == "square":
-        return [(0.05 * d, 0.05 * d), (0.95 * d, 0.05 * d), (0.95 * d, 0.95 * d), (0.05 * d, 0.95 * d)]
-    if kind == "triangle":
-        return [(d / 2, 0), (d, 0.95 * d), (0, 0.95 * d)]
-    if kind == "diamond":
-        return [(d / 2, 0), (0.9 * d, d / 2), (d / 2, d), (0.1 * d, d / 2)]
-    if kind == "star":
-        turns = -np.pi / 2 + np.arange(10) * np.pi / 5
-        radii = np.where(np.arange(10) % 2 == 0, d / 2, 0.22 * d)
-        return [(d / 2 + r * np.cos(t), d / 2 + r * np.sin(t)) for r, t in zip(radii, turns, strict=True)]
-    a, b = 0.31 * d, 0.69 * d  # cross
-    return [(a, 0), (b, 0), (b, a), (d, a), (d, b), (b, b), (b, d), (a, d), (a, b), (0, b), (0, a), (a, a)]
-
-
-@lru_cache(maxsize=4096)
-def _masks(kind: str, side: int, turn: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage in 0-1 of the whole shape and of its inside without the rim, each (side, side, 1)."""
-    d = side * _OVERSAMPLE
-    image = Image.new("L", (d, d), 0)
-    pen = ImageDraw.Draw(image)
-    if kind in ("circle", "ring"):
-        pen.ellipse([0, 0, d - 1, d - 1], fill=255)
-        if kind == "ring":
-            pen.ellipse([0.29 * d, 0.29 * d, 0.71 * d, 0.71 * d], fill=0)
-    else:
-        pen.polygon([(float(x), float(y)) for x, y in _outline(kind, d - 1)], fill=255)
-        if turn:
-            image = image.rotate(turn, resample=Image.Resampling.BILINEAR)
-    rim = 2 * round(_OVERSAMPLE * (1.0 if side < 20 else 1.6) / 2) + 1
-    inside = image.filter(ImageFilter.MinFilter(rim))
-    inside = inside.filter(ImageFilter.MinFilter(3)) if side >= 20 else inside
-    small = [m.resize((side, side), Image.Resampling.BOX) for m in (image, inside)]
-    return tuple(np.asarray(m, dtype=np.float32)[..., None] / 255 for m in small)
-
-
-@lru_cache(maxsize=1024)
-def _glyph(digit: str, height: int) -> np.ndarray:
-    """Coverage in 0-1 of a digit `height` pixels tall, (height, width, 1)."""
-    font = ImageFont.load_default(size=64)
-    image = Image.new("L", (96, 96), 0)
-    ImageDraw.Draw(image).text((16, 8), digit, font=font, fill=255, stroke_width=2)
-    image = image.crop(image.getbbox())
-    width = max(5, round(image.width * height / image.height))
-    return np.asarray(image.resize((width, height), Image.Resampling.BOX), dtype=np.float32)[..., None] / 255
-
-
-def _paint_shape(rng: np.random.Generator, region: np.ndarray, thing: Thing, fill: np.ndarray, hidden: float) -> None:
-    """Blend a shape into `region`, the part of the picture under its box."""
-    turn = int(rng.choice([-10, -5, 0, 5, 10])) if thing.kind in ("square", "triangle", "star", "cross") else 0
-    whole, inside = _masks(thing.kind, region.shape[0], turn)
-    rim = np.float32(28 if thing.colour == "white" or rng.random() < 0.7 else 240)
-    region[:] = region * (1 - whole) + rim * whole
-    region[:] = region * (1 - inside) + fill * inside
-    if rng.random() < hidden:  # something thin passes in front
-        side = region.shape[0]
-        width, at = max(2, side // 9), int(rng.integers(side // 5, side - side // 5 - 2))
-        colour = _PALETTE[rng.integers(len(_PALETTE))] * rng.uniform(0.3, 1.0)
-        bar = region[:, at : at + width] if rng.random() < 0.5 else region[at : at + width]
-        bar[:] = colour
-
-
-def _paint_sign(rng: np.random.Generator, region: np.ndarray, thing: Thing, fill: np.ndarray) -> None:
-    """Paint a plate with its number into `region`."""
-    dark_ink = thing.colour in ("yellow", "cyan", "white", "orange")
-    ink = np.float32(16 if dark_ink else 248)
-    region[:] = ink
-    region[2:-2, 2:-2] = fill
-    height = region.shape[0] - 8
-    glyphs = [_glyph(digit, height) for digit in thing.text]
-    x = (region.shape[1] - sum(g.shape[1] for g in glyphs) - 2 * (len(glyphs) - 1)) // 2
-    for glyph in glyphs:
-        part = region[4 : 4 + height, x : x + glyph.shape[1]]
-        part[:] = part * (1 - glyph) + ink * glyph
-        x += glyph.shape[1] + 2
-
-
-def _new_thing(
-    rng: np.random.Generator, sign_share: float, chances: tuple[float, float, float], shapes: tuple[str, ...]
-) -> tuple[str, str, str, int, int]:
-    """Kind, size word, text, width and height of a random object."""
-    if rng.random() < sign_share:
-        text = str(rng.integers(0, 10)) if rng.random() < 0.4 else str(rng.integers(10, 100))
-        height = int(rng.integers(19, 23))
-        width = sum(_glyph(digit, height).shape[1] for digit in text) + 2 * (len(text) - 1) + 10
-        return "sign", "", text, width + int(rng.integers(0, 4)), height + 8
-    size = ("small", "medium", "large")[int(rng.choice(3, p=chances))]
-    side = int(rng.integers(_SIDES[size][0], _SIDES[size][1] + 1))
-    return shapes[rng.integers(len(shapes))], size, "", side, side
+def random_text(rng: np.random.Generator, form: str) -> str:
+    """What a sign says: a `short` number (1-2 digits), a `long` one (3-6), or a `word` that no one knows."""
+    if form == "word":
+        first = int(rng.integers(2))  # consonants and vowels take turns
+        letters = [(VOWELS if (first + i) % 2 else CONSONANTS) for i in range(int(rng.integers(3, 7)))]
+        return "".join(kind[rng.integers(len(kind))] for kind in letters)
+    length = int(rng.integers(1, 3) if form == "short" else rng.integers(3, 7))
+    return "".join(str(d) for d in rng.integers(0, 10, length))
 
 
 def _some(rng: np.random.Generator, names: tuple[str, ...], number: int | None) -> tuple[str, ...]:
@@ -181,9 +134,163 @@ def _touch(a: tuple[int, int, int, int], b: tuple[int, int, int, int], gap: int 
     return a[0] < b[2] + gap and b[0] < a[2] + gap and a[1] < b[3] + gap and b[1] < a[3] + gap
 
 
-def make_scene(
-    rng: np.random.Generator, style: Style = TRAINED, sign_share: float | None = None, size: int = SIZE
-) -> Scene:
+def _sign_box(rng: np.random.Generator, length: int, column: int, row: int) -> Box:
+    """The box of a plate whose first character lies in a patch; a pixel or so off the grid."""
+    x = min(max(0, PATCH * column - 1 + int(rng.integers(-1, 2))), SIZE - PATCH * length - 2)
+    y = min(max(0, PATCH * row - 1 + int(rng.integers(-1, 2))), SIZE - PATCH - 2)
+    return x, y, x + PATCH * length + 2, y + PATCH + 2
+
+
+class _Painter:
+    """A background and the objects put on it so far."""
+
+    def __init__(self, rng: np.random.Generator, clutter: tuple[int, int], hidden: float):
+        self.rng, self.hidden = rng, hidden
+        self.image = background(rng, SIZE, PALETTE, clutter)
+        self.objects: list[Thing] = []
+
+    def put(self, thing: Thing) -> bool:
+        """Paint a thing unless it would touch another."""
+        if any(_touch(thing.box, other.box) for other in self.objects):
+            return False
+        x0, y0, x1, y1 = thing.box
+        fill = np.clip(np.asarray(COLOURS[thing.colour]) + self.rng.normal(0, 9, 3), 0, 255).astype(np.float32)
+        region = self.image[y0:y1, x0:x1]
+        if thing.kind == "sign":
+            paint_sign(self.rng, region, thing, fill)
+        else:
+            paint_shape(self.rng, region, thing, fill, self.hidden)
+        self.objects.append(thing)
+        return True
+
+    def finish(self) -> Scene:
+        """Light and grain over everything."""
+        rng = self.rng
+        ramp = np.linspace(-1, 1, SIZE, dtype=np.float32)
+        light = rng.uniform(0.82, 1.08) + rng.uniform(-0.14, 0.14) * ramp[:, None] + rng.uniform(-0.14, 0.14) * ramp
+        grain = rng.integers(-6, 7, (SIZE, SIZE, 1), dtype=np.int8) if rng.random() < 0.5 else 0
+        return Scene(np.clip(self.image * light[..., None] + grain, 0, 255).astype(np.uint8), self.objects)
+
+
+def _side(rng: np.random.Generator, chances: tuple[float, float, float]) -> tuple[str, int]:
+    size = ("small", "medium", "large")[int(rng.choice(3, p=chances))]
+    return size, int(rng.integers(_SIDES[size][0], _SIDES[size][1] + 1))
+
+
+def _form(rng: np.random.Generator) -> str:
+    return ("short", "long", "word")[int(rng.choice(3, p=(0.3, 0.37, 0.33)))]
+
+
+def _scattered(rng: np.random.Generator, paint: _Painter, style: Style) -> None:
+    count = int(rng.integers(style.fewest, style.most + 1))
+    sign_share = float(rng.choice([0.15, 0.35, 0.55]))
+    # Few colours or few shapes in a scene make groups to list.
+    colours, shapes = _some(rng, _NAMES, style.colours), _some(rng, SHAPES, style.kinds)
+    if style.colours is None and rng.random() < 0.5:
+        colours = _some(rng, _NAMES, int(rng.integers(3, 6)))
+    if style.kinds is None and rng.random() < 0.5:
+        shapes = _some(rng, SHAPES, int(rng.integers(2, 5)))
+    chances = style.sizes or ((0.42, 0.36, 0.22) if count > 8 else (0.36, 0.36, 0.28))
+    for _ in range(style.tries):
+        if len(paint.objects) == count:
+            return
+        colour = colours[rng.integers(len(colours))]
+        if rng.random() < sign_share:
+            text = random_text(rng, _form(rng))
+            column, row = int(rng.integers(0, 17 - len(text))), int(rng.integers(0, 16))
+            paint.put(Thing("sign", colour, "", text, _sign_box(rng, len(text), column, row)))
+        else:
+            size, side = _side(rng, chances)
+            x, y = (int(v) for v in rng.integers(1, SIZE - side - 1, 2))
+            kind = shapes[rng.integers(len(shapes))]
+            paint.put(Thing(kind, colour, size, "", (x, y, x + side, y + side)))
+
+
+def _rows(rng: np.random.Generator, paint: _Painter, style: Style) -> None:
+    most = style.most
+    names = ROWS if rng.random() < 0.6 else (ROWS[0], ROWS[2])
+    height = SIZE / len(names)
+    for number, name in enumerate(names):
+        if len(paint.objects) + 2 > most and number:
+            return
+        middle = height * (number + 0.5) + rng.uniform(-8, 8)
+        count = int(rng.integers(2, min(5, max(2, most - len(paint.objects))) + 1))
+        chances = (0.5, 0.35, 0.15) if count > 3 else (0.34, 0.36, 0.3)
+        things: list[tuple[str, str, str, int]] = []
+        for _ in range(count):
+            if rng.random() < 0.16:
+                text = random_text(rng, _form(rng) if count < 4 else "short")
+                things.append(("sign", "", text, PATCH * len(text) + 2))
+            else:
+                size, side = _side(rng, chances)
+                things.append((SHAPES[rng.integers(len(SHAPES))], size, "", side))
+        # A sign snaps to the grid, so it may move by half a patch.
+        room = [w + 6 + (18 if kind == "sign" else 0) for kind, _, _, w in things]
+        while sum(room) > SIZE - 4:
+            room.pop()
+            things.pop()
+        gaps = rng.dirichlet(np.ones(len(things) + 1)) * (SIZE - 4 - sum(room))
+        x = 2 + gaps[0]
+        for (kind, size, text, width), wide, gap in zip(things, room, gaps[1:], strict=True):
+            colour = _NAMES[rng.integers(len(_NAMES))]
+            if kind == "sign":
+                box = _sign_box(rng, len(text), round((x + 12) / PATCH), round((middle - 8) / PATCH))
+            else:
+                left, top = round(x + 3), round(middle - width / 2 + rng.uniform(-5, 5))
+                box = (left, top, left + width, top + width)
+            paint.put(Thing(kind, colour, size, text, box, row=name))
+            x += wide + gap
+
+
+def _trail(rng: np.random.Generator, paint: _Painter, style: Style) -> None:
+    most = style.most
+    cells = SIZE // PATCH // _CELL
+    count = int(rng.integers(3, min(8, max(3, most)) + 1))
+    # A walk without crossings, then more signs beside it; every arrow leads to a neighbour that is there.
+    taken: dict[tuple[int, int], str] = {}
+    here = (int(rng.integers(cells)), int(rng.integers(cells)))
+    order = [here]
+    while len(order) < count:
+        free = [c for c in _neighbours(here, cells) if c not in order]
+        if not free or (len(order) >= 4 and rng.random() < 0.3):
+            around = [c for o in order for c in _neighbours(o, cells) if c not in order]
+            here = around[int(rng.integers(len(around)))]
+        else:
+            here = free[int(rng.integers(len(free)))]
+        order.append(here)
+    colours = _some(rng, _NAMES, len(order))
+    for number, cell in enumerate(order):
+        ways = [a for a in ARROWS if _step(cell, a) in order]
+        onward = [a for a in ways if number + 1 < len(order) and _step(cell, a) == order[number + 1]]
+        taken[cell] = onward[0] if onward and rng.random() < 0.8 else ways[int(rng.integers(len(ways)))]
+    for cell, colour in zip(order, colours, strict=True):
+        text = random_text(rng, "short")
+        column = _CELL * cell[1] + int(rng.integers(0, 3 - len(text)))
+        row = _CELL * cell[0] + int(rng.integers(1, 3))
+        paint.put(Thing("sign", colour, "", text, _sign_box(rng, len(text) + 1, column, row), arrow=taken[cell]))
+    for _ in range(int(rng.integers(0, 6)) if most > count else 0):
+        cell = (int(rng.integers(cells)), int(rng.integers(cells)))
+        size, side = _side(rng, (0.4, 0.35, 0.25))
+        if cell in taken:
+            continue
+        x, y = (PATCH * _CELL * c + int(rng.integers(1, PATCH * _CELL - side)) for c in (cell[1], cell[0]))
+        colour, kind = _NAMES[rng.integers(len(_NAMES))], SHAPES[rng.integers(len(SHAPES))]
+        paint.put(Thing(kind, colour, size, "", (x, y, x + side, y + side)))
+
+
+def _step(cell: tuple[int, int], arrow: str) -> tuple[int, int]:
+    return cell[0] + _STEPS[arrow][0], cell[1] + _STEPS[arrow][1]
+
+
+def _neighbours(cell: tuple[int, int], cells: int) -> list[tuple[int, int]]:
+    around = (_step(cell, arrow) for arrow in ARROWS)
+    return [c for c in around if 0 <= c[0] < cells and 0 <= c[1] < cells]
+
+
+_PLACERS = dict(zip(LAYOUTS, (_scattered, _rows, _trail), strict=True))
+
+
+def make_scene(rng: np.random.Generator, style: Style = TRAINED, layout: str | None = None) -> Scene:
     """Render one scene.
 
     Parameters
@@ -192,39 +299,36 @@ def make_scene(
         The only source of chance.
     style
         How crowded, cluttered and alike things are.
-    sign_share
-        Chance that an object is a sign; by default drawn anew per scene.
-    size
-        Side of the picture in pixels.
+    layout
+        One of `LAYOUTS`; by default that of the style, or drawn.
 
-    Returns
-    -------
-    Scene
+    Raises
+    ------
+    ValueError
+        There is no such layout.
     """
-    count = int(rng.integers(style.fewest, style.most + 1))
-    if sign_share is None:
-        sign_share = float(rng.choice([0.15, 0.3, 0.5]))
-    colours, shapes = _some(rng, _NAMES, style.colours), _some(rng, SHAPES, style.kinds)
-    chances = style.sizes or ((0.45, 0.35, 0.2) if count > 8 else (0.38, 0.34, 0.28))
-    image = background(rng, size, _PALETTE, style.clutter)
-    objects: list[Thing] = []
-    for _ in range(300):
-        if len(objects) == count:
-            break
-        kind, word, text, width, height = _new_thing(rng, sign_share, chances, shapes)
-        x, y = int(rng.integers(1, size - width - 1)), int(rng.integers(1, size - height - 1))
-        box = (x, y, x + width, y + height)
-        if any(_touch(box, thing.box) for thing in objects):
+    layout = layout or style.layout
+    if layout is None:
+        layout = LAYOUTS[int(rng.choice(3, p=(0.45, 0.33, 0.22)))]
+    if layout not in _PLACERS:
+        raise ValueError(f"unknown layout {layout!r}; there are {', '.join(LAYOUTS)}")
+    paint = _Painter(rng, style.clutter, style.hidden)
+    _PLACERS[layout](rng, paint, style)
+    return paint.finish()
+
+
+def follow(objects: list[Thing], sign: Thing) -> Thing | None:
+    """The sign that a sign's arrow leads to: the nearest with an arrow about that way; None where there is none."""
+    if not sign.arrow:
+        return None
+    down, right = _STEPS[sign.arrow]
+    x, y = sign.glyph_box(len(sign.text))[:2]
+    best: tuple[float, Thing] | None = None
+    for other in objects:
+        if other is sign or not other.arrow:
             continue
-        thing = Thing(kind, colours[rng.integers(len(colours))], word, text, box)
-        fill = np.clip(np.asarray(COLOURS[thing.colour]) + rng.normal(0, 9, 3), 0, 255).astype(np.float32)
-        region = image[y : y + height, x : x + width]
-        if kind == "sign":
-            _paint_sign(rng, region, thing, fill)
-        else:
-            _paint_shape(rng, region, thing, fill, style.hidden)
-        objects.append(thing)
-    ramp = np.linspace(-1, 1, size, dtype=np.float32)
-    light = rng.uniform(0.82, 1.08) + rng.uniform(-0.14, 0.14) * ramp[:, None] + rng.uniform(-0.14, 0.14) * ramp
-    grain = rng.integers(-6, 7, (size, size, 1), dtype=np.int8) if rng.random() < 0.5 else 0
-    return Scene(np.clip(image * light[..., None] + grain, 0, 255).astype(np.uint8), objects)
+        ox, oy = other.glyph_box(len(other.text))[:2]
+        along, aside = (ox - x) * right + (oy - y) * down, abs((ox - x) * down) + abs((oy - y) * right)
+        if along > 2 * PATCH and aside < 2.5 * PATCH and (best is None or along < best[0]):
+            best = (along, other)
+    return best[1] if best else None

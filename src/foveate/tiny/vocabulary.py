@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,21 +22,25 @@ COLOURS = {
     "white": (240, 240, 238),
 }
 DIGITS = tuple("0123456789")
-NEXT_DIGITS = tuple("##" + digit for digit in DIGITS)  # a second digit has an embedding of its own
 PLURALS = {kind: kind + ("es" if kind.endswith("ss") else "s") for kind in KINDS}
 
 PAD, BOS, EOS, IMAGE, UNKNOWN = "<pad>", "<s>", "</s>", "<image>", "<unk>"
 USER, ASSISTANT, NEWLINE = "USER:", "ASSISTANT:", "\n"
 _WORDS = (
-    "what colour is the shape of object objects thing how many are there a an does sign say with from where size "
-    "number color in it on left right above below top bottom yes no which read relative to image describe ? , ."
+    "what colour colours color is the shape shapes of object objects thing things how many are there a an does sign "
+    "say says with from where size number word letter on in it row column every each list name read spell follow "
+    "arrow arrows two three four one zero compare digit by which to and then or left right above below top bottom "
+    "middle up down yes no smaller larger as large higher lower further same different first second third fourth "
+    "fifth sixth last next image picture describe begin end before after frame frames video images both between "
+    "near far corner centre moves move enters leaves appears stays still faster slower start starts ends point "
+    "points show shows all any not only most fewest more less than nothing ? , ."
 )
 
 
 def words() -> list[str]:
     """The vocabulary in id order: specials, words, digits, then single letters so that any text has ids."""
     out = [PAD, BOS, EOS, IMAGE, UNKNOWN, USER, ASSISTANT, NEWLINE]
-    out += [*_WORDS.split(), *KINDS, *PLURALS.values(), *SIZES, *COLOURS, *DIGITS, *NEXT_DIGITS]
+    out += [*_WORDS.split(), *KINDS, *PLURALS.values(), *SIZES, *COLOURS, *DIGITS]
     for letter in "abcdefghijklmnopqrstuvwxyz":
         out += [letter, "##" + letter]
     out = list(dict.fromkeys(out))
@@ -48,13 +53,19 @@ WORD_ID = {word: index for index, word in enumerate(words())}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Whole words, digit by digit, letters for the rest; `<s>` is put in front, spaces and case are ignored."""
+    """Whole words, one token for each digit, letters for the rest; `<s>` is put in front, case is ignored."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     core = Tokenizer(models.WordPiece(WORD_ID, unk_token=UNKNOWN, continuing_subword_prefix="##"))
     core.normalizer = normalizers.Lowercase()
-    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Punctuation(),
+            pre_tokenizers.Digits(individual_digits=True),
+        ]
+    )
     core.decoder = decoders.WordPiece(prefix="##")
     core.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, WORD_ID[BOS])]
@@ -67,7 +78,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         unk_token=UNKNOWN,
         additional_special_tokens=[IMAGE, USER, ASSISTANT, NEWLINE],
         padding_side="left",
-        model_max_length=1024,
+        model_max_length=2048,
     )
 
 
@@ -82,7 +93,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def processor(size: int = 224, patch: int = 16) -> LlavaProcessor:
+def processor(size: int = 256, patch: int = 16) -> LlavaProcessor:
     """LLaVA processor: resize to `size` pixels, scale to -1..1, one `<image>` becomes (size/patch)² ids."""
     from transformers import CLIPImageProcessor, LlavaProcessor
 
@@ -103,12 +114,14 @@ def processor(size: int = 224, patch: int = 16) -> LlavaProcessor:
     )
 
 
-def question_ids(text: str) -> list[int]:
+_PIECES = re.compile(r"\d|[^\W\d]+|[^\w\s]")
+
+
+def text_ids(text: str) -> list[int]:
     """Ids of a question or answer by dictionary look-up, as the tokenizer gives them (training's fast path)."""
-    ids = []
-    for word in text.replace("?", " ?").split():
-        if word.isdigit():
-            ids += [WORD_ID[word[0]], *(WORD_ID["##" + digit] for digit in word[1:])]
-        else:
-            ids.append(WORD_ID[word])
-    return ids
+    return [WORD_ID[piece] for piece in _PIECES.findall(text)]
+
+
+def pieces(text: str) -> list[str]:
+    """The words, digits and signs that `text_ids` looks up, in order."""
+    return _PIECES.findall(text)

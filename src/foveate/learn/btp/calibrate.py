@@ -22,9 +22,9 @@ from foveate.learn.btp.samples import Sample, Samples
 from foveate.learn.btp.sums import PassSums
 from foveate.learn.errors import CalibrationError
 from foveate.learn.plots import draw_calibration
-from foveate.learn.processes import Processes
 from foveate.measure import environment
 from foveate.measure.loading import LoadedModel
+from foveate.measure.processes import Processes
 from foveate.pruners import Pruner
 from foveate.pruners.btp.method import BTP, BTPStage
 
@@ -48,6 +48,9 @@ class CalibrationSettings:
         Stages wanted; some candidates have one more, before layer 0.
     tau
         Threshold of the curve.
+    rule
+        "measured": the schedule whose answers are nearest to the dense model's. "paper": stages where the curve jumps,
+        each keeping half of the one before, attention's share from 0.6 to 1, and no schedule is measured.
     final
         "auto" lets candidates drop what is left where that was measured to be harmless; "keep" does not.
     answer_tokens
@@ -63,6 +66,7 @@ class CalibrationSettings:
     keep: float = 0.22
     stages: int = 3
     tau: float = 0.93
+    rule: Literal["measured", "paper"] = "measured"
     final: Literal["auto", "keep"] = "auto"
     answer_tokens: int = 4
     tolerance: float = 0.01
@@ -75,6 +79,8 @@ class CalibrationSettings:
             raise BudgetError(f"--keep takes a share over 0 and under 1, got {self.keep:g}")
         if not -1 < self.tau < 1:
             raise CalibrationError(f"tau is a cosine, over -1 and under 1, got {self.tau:g}")
+        if self.rule not in ("measured", "paper"):
+            raise CalibrationError(f"rule must be measured or paper, got {self.rule!r}")
         if self.final not in ("auto", "keep"):
             raise CalibrationError(f"final must be auto or keep, got {self.final!r}")
         if not self.tolerance >= 0:
@@ -107,6 +113,9 @@ def calibrate_btp(
        drop where that is harmless.
     3. The six best again are measured on all samples: layers are taken by the same rule, and of those with these
        layers the one of least KL.
+
+    With `rule="paper"` the curve alone decides, as in the paper, which does not say how large a jump must be
+    (`stages_from_curve`); its last stage, which drops all, is left out.
 
     Nothing but sums, and the few tokens of its answer, is kept of a sample. After each batch the sums are on disk, and
     the same call continues from there.
@@ -148,18 +157,9 @@ def calibrate_btp(
     configuration = _configuration(loaded, samples, settings)
     state = PassSums(folder / STATE, configuration, fresh, processes)
     work = _Work(loaded, samples.items, settings, depth, state, progress)
-    # 2. look at the model: the curve, and how deep it reads the image
-    curve, drops = work.look()
-    harmless = choice.depth_of_harmless_drop(drops["kl"], drops["same"], settings.tolerance, settings.agreement)
-    reading = choice.reading_depth(drops["kl"])
-    layers = stages_from_curve(curve.turned, settings.stages)
-    # 3. candidates against one another, the best of them on all samples
-    best, rounds, left_out = work.heats(layers, reading, harmless)
-    final = _finalists(best, rounds)
-    found = work.measure("final", final, samples.items)
-    chosen = choice.choose(found, [candidate.layers for candidate in final])
-    pruner = final[chosen].pruner
-    # 4. the record
+    # 2. the schedule
+    pruner, curve, record = _by_the_paper(work) if settings.rule == "paper" else _by_measuring(work)
+    # 3. the record
     result = {
         "format": "foveate-calibration-1",
         "command": environment.command(),
@@ -174,7 +174,39 @@ def calibrate_btp(
             "turned": {f"{tau:g}": row for tau, row in curve.shares.items()},
             "cosine": curve.cosines,
         },
-        "rule": {"layers": list(layers), "text": _line(stages_from_curve.__doc__)},
+        "rule": {
+            "layers": list(stages_from_curve(curve.turned, settings.stages)),
+            "text": _line(stages_from_curve.__doc__),
+        },
+        **record,
+    }
+    if processes.main:
+        write(folder, pruner, result)
+    return result
+
+
+def _by_the_paper(work: _Work) -> tuple[BTP, Curve, dict[str, Any]]:
+    """The schedule of the curve alone, the curve, and what is told of it."""
+    curve, _ = work.curve([])
+    layers = stages_from_curve(curve.turned, work.settings.stages)
+    chosen = candidates.by_the_paper(layers, work.settings.keep, work.depth)
+    told: dict[str, Any] = {"reading": None, "harmless": None, "heats": [], "left_out": []}
+    return chosen.pruner, curve, told | {"final": [_told(chosen)], "chosen": _told(chosen)}
+
+
+def _by_measuring(work: _Work) -> tuple[BTP, Curve, dict[str, Any]]:
+    """The schedule nearest to the dense model, the curve, and what was measured."""
+    settings = work.settings
+    # 1. look at the model: the curve, and how deep it reads the image
+    curve, drops = work.look()
+    harmless = choice.depth_of_harmless_drop(drops["kl"], drops["same"], settings.tolerance, settings.agreement)
+    reading = choice.reading_depth(drops["kl"])
+    # 2. candidates against one another, the best of them on all samples
+    best, rounds, left_out = work.heats(stages_from_curve(curve.turned, settings.stages), reading, harmless)
+    final = _finalists(best, rounds)
+    found = work.measure("final", final, work.samples)
+    chosen = choice.choose(found, [candidate.layers for candidate in final])
+    record = {
         "reading": reading,
         "harmless": {
             "layer": harmless,
@@ -187,9 +219,7 @@ def calibrate_btp(
         "final": [_told(candidate) | _numbers(found, at) for at, candidate in enumerate(final)],
         "chosen": _told(final[chosen]) | _numbers(found, chosen),
     }
-    if processes.main:
-        write(folder, pruner, result)
-    return result
+    return final[chosen].pruner, curve, record
 
 
 class _Work:
@@ -217,25 +247,7 @@ class _Work:
         drops = [drop_everything(layer) for layer in range(self.depth)]
         first = self.measure("drops", drops, self.samples[:HEAT])
         near = [layer for layer in range(self.depth) if first.kl[layer] <= NEAR * self.settings.tolerance]
-        counts = TurnCurve(self.depth, self.settings.tau)
-
-        def measure(batch: list[Sample]) -> dict[str, Tensor]:
-            forced = self.forced(batch)
-            for value in counts.sums.values():
-                value.zero_()
-            with counts.watch(self.loaded.model, forced.inputs):
-                dense = next_words(self.loaded.model, forced)
-            found = {f"curve {name}": value.clone() for name, value in counts.sums.items()}
-            if near:
-                found |= self._compare(forced, dense, [drops[layer] for layer in near])
-            return found
-
-        sums = self.state.run(
-            "curve", self.samples, self.settings.batch_size, measure, self.progress, [counts.taus, near]
-        )
-        counts.sums = {name: sums[f"curve {name}"] for name in counts.sums}
-        if not counts.sums["samples"]:
-            raise CalibrationError("no prompt of these samples has a visual token: there is nothing to calibrate")
+        curve, sums = self.curve(near)
         kl, error, same = first.kl.clone(), first.error.clone(), first.same.clone()
         if near:
             all_samples = choice.scores(sums)
@@ -247,7 +259,31 @@ class _Work:
             "same": same.tolist(),
             "samples": [len(self.samples if layer in near else self.samples[:HEAT]) for layer in range(self.depth)],
         }
-        return counts.result(), told
+        return curve, told
+
+    def curve(self, near: list[int]) -> tuple[Curve, dict[str, Tensor]]:
+        """The curve, and sums of what dropping everything before each of the `near` layers does."""
+        drops = [drop_everything(layer) for layer in near]
+        counts = TurnCurve(self.depth, self.settings.tau)
+
+        def measure(batch: list[Sample]) -> dict[str, Tensor]:
+            forced = self.forced(batch)
+            for value in counts.sums.values():
+                value.zero_()
+            with counts.watch(self.loaded.model, forced.inputs):
+                dense = next_words(self.loaded.model, forced)
+            found = {f"curve {name}": value.clone() for name, value in counts.sums.items()}
+            if near:
+                found |= self._compare(forced, dense, drops)
+            return found
+
+        sums = self.state.run(
+            "curve", self.samples, self.settings.batch_size, measure, self.progress, [counts.taus, near]
+        )
+        counts.sums = {name: sums[f"curve {name}"] for name in counts.sums}
+        if not counts.sums["samples"]:
+            raise CalibrationError("no prompt of these samples has a visual token: there is nothing to calibrate")
+        return counts.result(), sums
 
     def heats(
         self, layers: Sequence[int], reading: int, harmless: int | None

@@ -123,6 +123,19 @@ def solve(stages: Sequence[BTPStage], budget: float, depth: int, drop: int | Non
     return dataclasses.replace(pruner, stages=rounded)
 
 
+def by_the_paper(layers: Sequence[int], budget: float, depth: int) -> Candidate:
+    """The one schedule of the paper's own calibration: the curve's layers, halving, its shares of LLaVA-1.5.
+
+    Raises
+    ------
+    BudgetError
+        When the layers cannot reach the budget.
+    """
+    ladder, attention = next(iter(LADDERS)), next(iter(ATTENTION))
+    pruner = solve(make_stages(layers, ladder, attention), budget, depth, None)
+    return Candidate("curve", f"{ladder}, attention {attention}", pruner)
+
+
 def first_round(
     curve: Sequence[int], reading: int, count: int, budget: float, depth: int
 ) -> tuple[list[Candidate], list[str]]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foveate.learn.errors import CalibrationError
-from foveate.learn.processes import Processes
+from foveate.measure.processes import Processes
 from foveate.measure.resume import differences, write_whole
 
 Sample = TypeVar("Sample")

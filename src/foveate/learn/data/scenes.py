@@ -38,8 +38,7 @@ def from_scenes(
     if number < 1 or per_scene < 1:
         raise TrainingDataError(f"at least one sample and one question a scene, got {number} and {per_scene}")
     from foveate import tiny
-    from foveate.tiny.questions import GROUNDED_STREAM, HARD_GROUNDED_STREAM
-    from foveate.tiny.scenes import TRAINED
+    from foveate.tiny.scenes import GROUNDED_STREAM, HARD_GROUNDED_STREAM, TRAINED
 
     stream, tasks, style, ask = GROUNDED_STREAM, tiny.TASKS, TRAINED, tiny.ask
     if hard:

@@ -65,7 +65,7 @@ def check(
     samples: Sequence[GroundedSample],
     pruner: GlimpsePrune | None,
     batch_size: int = 16,
-    max_new_tokens: int = 8,
+    max_new_tokens: int = 32,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Check:
     """Answer the questions pruned, or dense with None, and compare what was kept with the boxes."""

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from foveate.engine.arguments import cache_of, with_cache
 from foveate.engine.attention_rows import attention_rows, attention_tap
 from foveate.families import Parts, family_of
-from foveate.learn.btp.divergence import IGNORE
 from foveate.learn.data import Box, GroundedSample
 from foveate.learn.errors import refuse_states
 from foveate.learn.glimpse.targets import kept_share, localisation_loss, recall, shown_targets
+from foveate.measure.eval.scoring import IGNORE
 from foveate.measure.loading import LoadedModel
 from foveate.pruners import GlimpsePrune, Pruner, VisualTokens
 from foveate.pruners.glimpseprune.modules import GlimpseConfig, GlimpseModules

@@ -23,6 +23,7 @@ from foveate.measure.loading import LoadedModel
 from foveate.pruners import GlimpsePrune
 from foveate.pruners.glimpseprune.modules import GlimpseConfig, GlimpseModules
 from foveate.pruners.glimpseprune.sizes import sizes_for
+from foveate.torch_state import own_randomness
 
 RESULT, PICTURE, CHECKPOINTS = "training.json", "training.png", "checkpoints"
 
@@ -64,7 +65,7 @@ class GlimpseSettings:
     check_every: int = 100
     check_samples: int = 128
     check_batch: int = 16
-    max_new_tokens: int = 8
+    max_new_tokens: int = 32
     save_every: int = 100
     max_keep: float | None = 0.111
 
@@ -99,6 +100,7 @@ def need_accelerate() -> None:
         raise TrainingError("training needs accelerate: pip install 'foveate[learn]'")
 
 
+@own_randomness()
 def train_glimpse(
     loaded: LoadedModel,
     samples: GroundedSamples,

@@ -18,12 +18,13 @@ from foveate.learn.glimpse.train import GlimpseSettings, train_glimpse
 from foveate.learn.glimpse_plus.config import PlusSettings
 from foveate.learn.glimpse_plus.rewards import reward_by_name
 from foveate.learn.glimpse_plus.setup import Progress, load_for, make_trainer, usable
-from foveate.learn.processes import Processes
 from foveate.measure import environment
 from foveate.measure.loading import load_model
+from foveate.measure.processes import Processes
 from foveate.measure.resume import differences, write_whole
 from foveate.pruners.glimpseprune.modules import GlimpseConfig
 from foveate.pruners.glimpseprune.sizes import sizes_for
+from foveate.torch_state import own_randomness
 
 ADAPTER, STEPS, MODEL, PREDICTOR, RUN = "adapter", "steps.json", "model", "predictor", "rl"
 FIGURES = ("step", "seconds", "peak_bytes", "kept", "kv_share", "reward", "reward_std", "kl", "entropy", "loss")
@@ -46,6 +47,7 @@ def need_trl() -> None:
         raise TrainingError(f"GlimpsePrune+ needs {error.name}: pip install 'foveate[train]'") from error
 
 
+@own_randomness()
 def reinforce(
     settings: PlusSettings,
     samples: GroundedSamples,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from foveate.measure.loading import LoadError
+from foveate.torch_state import own_randomness
 
 NARROW_VOCABULARY = 4096  # of a narrower copy: the head reads one token a step, and its size would decide
 LEAST_BLOCKS = 4  # of a shallower copy's vision encoder, as many as GlimpsePrune reads
@@ -125,9 +126,9 @@ class Shape:
         """
         from transformers import AutoModelForImageTextToText
 
-        torch.manual_seed(seed)
         try:
-            with torch.device(device):
+            with own_randomness(), torch.device(device):
+                torch.manual_seed(seed)
                 model = AutoModelForImageTextToText.from_config(
                     self.config(), dtype=dtype, attn_implementation=attention
                 )

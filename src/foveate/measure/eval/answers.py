@@ -1,6 +1,7 @@
 """One batch of questions, answered dense or pruned, with what the report says was kept."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from foveate.measure.eval.suites import Example
-from foveate.measure.loading import LoadedModel
+from foveate.measure.loading import LoadedModel, Videos
 from foveate.measure.overlay import visual_positions
 
 
@@ -27,6 +28,12 @@ class Answer:
         where the report knows no FLOPs.
     skipped
         Why nothing was pruned although it was asked for.
+    kept_tokens
+        Which of the visual tokens were kept, as `token_bits` writes it; `None` where nobody asked for it.
+    tokens
+        Ids of the first tokens of the answer; `None` where nobody asked for them.
+    distance
+        "kl" and "same-tokens" of the first tokens, see `scoring.compare`; `None` where nobody asked for them.
     """
 
     text: str
@@ -36,6 +43,9 @@ class Answer:
     kv_share: float = 1.0
     flops_share: float | None = 1.0
     skipped: str | None = None
+    kept_tokens: str | None = None
+    tokens: list[int] | None = None
+    distance: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,11 +60,14 @@ class AnsweredBatch:
         What the processor made of questions and images.
     report
         What was kept; `None` of a dense run.
+    tokens
+        (B, T) long, the ids of the answers.
     """
 
     texts: list[str]
     inputs: Any
     report: Any = None
+    tokens: Any = None
 
 
 @torch.inference_mode()
@@ -63,7 +76,7 @@ def run_batch(
     questions: list[str],
     images: list[list[Image.Image]],
     pruner: Any = None,
-    max_new_tokens: int = 8,
+    max_new_tokens: int = 32,
 ) -> AnsweredBatch:
     """Return the greedy answers to a batch of questions.
 
@@ -80,21 +93,32 @@ def run_batch(
     max_new_tokens
         Longest answer.
     """
-    inputs = loaded.inputs(questions, images)
+    return generate(loaded, loaded.inputs(questions, images), pruner, max_new_tokens)
+
+
+@torch.inference_mode()
+def generate(loaded: LoadedModel, inputs: Any, pruner: Any = None, max_new_tokens: int = 32) -> AnsweredBatch:
+    """Return the greedy answers to a processed batch; the arguments are those of `run_batch`."""
     settings = {"max_new_tokens": max_new_tokens, "do_sample": False}
     if pruner is None:
-        return AnsweredBatch(_decode(loaded, inputs, loaded.model.generate(**inputs, **settings)), inputs)
-    with pruner(loaded.model) as pruned:
-        tokens = loaded.model.generate(**inputs, **settings)
-    return AnsweredBatch(_decode(loaded, inputs, tokens), inputs, pruned.report)
+        whole, report = loaded.model.generate(**inputs, **settings), None
+    else:
+        with pruner(loaded.model) as pruned:
+            whole = loaded.model.generate(**inputs, **settings)
+        report = pruned.report
+    new = whole[:, inputs["input_ids"].shape[1] :]
+    texts = [text.strip() for text in loaded.processor.batch_decode(new, skip_special_tokens=True)]
+    return AnsweredBatch(texts, inputs, report, new)
 
 
 def answer_batch(
     loaded: LoadedModel,
-    examples: list[Example],
+    examples: Sequence[Example],
     pruner: Any = None,
-    max_new_tokens: int = 8,
+    max_new_tokens: int = 32,
     shrink: float | int = 1.0,
+    which: bool = False,
+    inputs: Any = None,
 ) -> list[Answer]:
     """Return the answers to a batch of examples and what each cost.
 
@@ -103,31 +127,79 @@ def answer_batch(
     loaded, pruner, max_new_tokens
         See `run_batch`.
     examples
-        One image each.
+        Any number of images and videos each.
     shrink
         Share of each image's pixels that is given to the processor; a count: this share of its visual tokens.
+    which
+        Record which visual tokens were kept.
+    inputs
+        The processed batch, where it is there already.
     """
+    inputs = batch_inputs(loaded, examples, shrink) if inputs is None else inputs
+    batch = generate(loaded, inputs, pruner, max_new_tokens)
+    spent = spent_on(loaded, inputs, batch.report, which)
+    ends = loaded.model.generation_config.eos_token_id
+    tokens = [until_end(row, ends) for row in batch.tokens.tolist()]
+    return [replace(cost, text=text, tokens=own) for cost, text, own in zip(spent, batch.texts, tokens, strict=True)]
+
+
+def until_end(tokens: list[int], ends: int | list[int] | None) -> list[int]:
+    """Return the tokens of an answer up to the one that ends it."""
+    known = [] if ends is None else [ends] if isinstance(ends, int) else ends
+    at = next((at for at, token in enumerate(tokens) if token in known), len(tokens))
+    return tokens[: at + 1]
+
+
+def spent_on(loaded: LoadedModel, inputs: Any, report: Any, which: bool = False) -> list[Answer]:
+    """Return what each sample of a processed batch cost, without its answer; `report` is `None` of a dense run."""
+    dense = [Answer("", count, count) for count in _visual(loaded, inputs)]
+    spent = dense if report is None else _after(report, dense)
+    if which and report is not None and report.prefills and report.prefills[0].stages:
+        kept = report.prefills[0].stages[-1].kept
+        rows = zip(spent, kept, inputs["input_ids"].cpu(), strict=True)
+        spent = [
+            replace(cost, kept_tokens=token_bits(torch.isin(visual_positions(loaded.model.config, ids), own)))
+            for cost, own, ids in rows
+        ]
+    return spent
+
+
+def batch_inputs(loaded: LoadedModel, examples: Sequence[Example], shrink: float | int = 1.0) -> Any:
+    """Return what the processor makes of a batch of examples; the arguments are those of `answer_batch`."""
     questions = [example.question for example in examples]
     shares = [shrink] * len(examples)
     if isinstance(shrink, int):
-        whole = _visual(loaded, loaded.process(questions, [[example.image] for example in examples]))
+        shown = [list(example.images) for example in examples], [list(example.videos) for example in examples]
+        whole = _visual(loaded, loaded.process(questions, *_images_alone(*shown)))
         shares = [min(1.0, shrink / max(number, 1)) for number in whole]
-    images = [[downsample(example.image, share)] for example, share in zip(examples, shares, strict=True)]
-    batch = run_batch(loaded, questions, images, pruner, max_new_tokens)
-    visual = _visual(loaded, batch.inputs)
-    dense = [Answer("", count, count) for count in visual]
-    spent = dense if batch.report is None else _after(batch.report, dense)
-    return [replace(cost, text=text) for cost, text in zip(spent, batch.texts, strict=True)]
+    pairs = list(zip(examples, shares, strict=True))
+    images = [[downsample(image, share) for image in example.images] for example, share in pairs]
+    videos = [
+        [tuple(downsample(frame, share) for frame in video) for video in example.videos] for example, share in pairs
+    ]
+    return loaded.inputs(questions, *_images_alone(images, videos))
+
+
+def _images_alone(images: list[list[Image.Image]], videos: Videos) -> tuple[Any, ...]:
+    """Images, and videos where there are any."""
+    return (images, videos) if any(videos) else (images,)
+
+
+def token_bits(kept: torch.Tensor) -> str:
+    """Return `(N,) bool` as hexadecimal digits: the first token is the highest bit, zeros fill the last digit."""
+    bits = "".join("1" if one else "0" for one in kept.tolist())
+    digits = -(-len(bits) // 4)
+    return f"{int(bits.ljust(4 * digits, '0') or '0', 2):0{digits}x}" if digits else ""
+
+
+def token_list(bits: str, number: int) -> list[bool]:
+    """Return what `token_bits` was given, of `number` tokens."""
+    return [one == "1" for one in f"{int(bits or '0', 16):0{4 * len(bits)}b}"[:number]]
 
 
 def _visual(loaded: LoadedModel, inputs: Any) -> list[int]:
     """Visual tokens of each prompt."""
     return [visual_positions(loaded.model.config, row).numel() for row in inputs["input_ids"]]
-
-
-def _decode(loaded: LoadedModel, inputs: Any, tokens: torch.Tensor) -> list[str]:
-    new = tokens[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in loaded.processor.batch_decode(new, skip_special_tokens=True)]
 
 
 def _after(report: Any, dense: list[Answer]) -> list[Answer]:

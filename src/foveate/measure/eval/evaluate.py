@@ -1,87 +1,30 @@
 """Accuracy kept: the dense model beside every method at every budget, on the same questions; it resumes."""
 
 import datetime
-import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from foveate.errors import BudgetError, FoveateError
 from foveate.measure import environment
-from foveate.measure.eval.answers import Answer, answer_batch
-from foveate.measure.eval.arms import EvalArm, Evidence, check_keeps, evidence_masks, plan_arms
+from foveate.measure.budget import PromptCost, check_budget
+from foveate.measure.eval.answers import Answer, batch_inputs
+from foveate.measure.eval.arms import DENSE, EvalArm, Evidence, evidence_masks, plan_arms
+from foveate.measure.eval.batch import Batch, Mode, Way
+from foveate.measure.eval.data.questions import DataSettings, OwnQuestions, Question, load_questions
+from foveate.measure.eval.gallery import write_gallery
+from foveate.measure.eval.journal import Journal, JournalMismatch
+from foveate.measure.eval.latency import clock_of, measure_latency
+from foveate.measure.eval.metrics import Metrics, check_mode, scores
 from foveate.measure.eval.suites import Example, is_correct, load_suite, suite_fingerprint, suite_named
 from foveate.measure.eval.summary import summarise
 from foveate.measure.loading import LoadedModel
-from foveate.measure.resume import differences
+from foveate.measure.processes import Processes
 from foveate.pruners.spec import MethodSpec
 
+__all__ = ["EvalSettings", "JournalMismatch", "check_settings", "evaluate"]
 
-class JournalMismatch(FoveateError, ValueError):
-    """The folder holds answers of another configuration; mixing the two would make a result of neither."""
-
-
-class Journal:
-    """Answers on disk, by arm and question.
-
-    Parameters
-    ----------
-    path
-        A JSONL file: the configuration on the first line, then one line an answer.
-    configuration
-        What every answer in the file has in common. A file of another configuration is refused.
-    fresh
-        Throw away what is there.
-    """
-
-    def __init__(self, path: Path, configuration: dict[str, Any], fresh: bool = False) -> None:
-        self.path = path
-        self.rows: dict[tuple[str, int], dict[str, Any]] = {}
-        configuration = json.loads(json.dumps(configuration))
-        if path.exists() and not fresh:
-            self._read(configuration)
-        if not self.path.exists() or fresh or not self.path.stat().st_size:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"configuration": configuration}) + "\n", encoding="utf-8")
-
-    def _read(self, configuration: dict[str, Any]) -> None:
-        text = self.path.read_text(encoding="utf-8")
-        if not text.endswith("\n"):  # stopped in the middle of a line: that answer is asked again
-            text = text[: text.rfind("\n") + 1]
-            self.path.write_text(text, encoding="utf-8")
-        lines = text.splitlines()
-        if not lines:
-            return
-        try:
-            earlier = json.loads(lines[0])["configuration"]
-            rows = [json.loads(line) for line in lines[1:]]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise JournalMismatch(f"{self.path} is not a journal of foveate eval: give another --out") from error
-        was = differences(earlier, configuration)
-        if was:
-            raise JournalMismatch(
-                f"{self.path} was made with another configuration: {was}. Give another --out, or --fresh to start over"
-            )
-        self.rows = {(row["arm"], row["index"]): row for row in rows}
-
-    def add(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Append finished answers; they are on disk when this returns."""
-        rows = list(rows)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        self.rows.update({(row["arm"], row["index"]): row for row in rows})
-
-    def missing(self, arm: str, indices: Iterable[int]) -> bool:
-        """Say whether any of these questions has no answer of this arm yet."""
-        return any((arm, index) not in self.rows for index in indices)
-
-    def arm(self, arm: str, indices: Iterable[int]) -> list[dict[str, Any]]:
-        """Return an arm's answers in the order of `indices`."""
-        return [self.rows[arm, index] for index in indices]
-
-
-JOURNAL, RESULT, TABLES = "answers.jsonl", "result.json", "result.md"
+JOURNAL, RESULT, TABLES, DOWNLOADS = "answers.jsonl", "result.json", "result.md", "downloads"
 SEEDS_APART = 100_003  # so that two seeds of an evaluation share no seed of a batch
 
 
@@ -107,9 +50,22 @@ class EvalSettings:
         Add the diagnostic that knows where the answer lies.
     budget
         What a budget is: "after", the share kept after the cut (for BTP, whose cuts are several, a mean over the
-        layers), or "mean", for every method the mean share of visual tokens per decoder layer.
+        layers); or for every method the "mean" share of visual tokens per decoder layer, that in the "kv" cache, or
+        that of the "flops" of the first question's prompt.
     batch_size, max_new_tokens
         Of the answers.
+    gallery
+        How many questions with changed answers are kept with their images, for a report.
+    timed
+        Rounds in which each arm is timed beside the dense model; 0 times nothing.
+    data
+        Own questions, instead of the suite's.
+    metrics
+        By which their answers are scored; of tasks without one by the usual one, see `metrics.usual`.
+    mode
+        "generate" answers, or "score" the next words after the dense model's answer: one pass a batch and arm.
+    score_tokens
+        First tokens of the dense answer by which next words are compared.
     """
 
     methods: tuple[MethodSpec, ...]
@@ -119,9 +75,15 @@ class EvalSettings:
     seed: int = 0
     layer: int | None = None
     oracle: bool = False
-    budget: Literal["after", "mean"] = "after"
+    budget: Literal["after", "mean", "kv", "flops"] = "after"
     batch_size: int = 16
-    max_new_tokens: int = 8
+    max_new_tokens: int = 32
+    gallery: int = 0
+    timed: int = 0
+    data: DataSettings | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    mode: Mode = "generate"
+    score_tokens: int = 8
 
 
 def check_settings(settings: EvalSettings) -> None:
@@ -130,12 +92,13 @@ def check_settings(settings: EvalSettings) -> None:
     Raises
     ------
     UnknownSuiteError, UnknownMethodError, BudgetError
-        A suite, a method, an option or a budget does not exist, or `budget` is neither "after" nor "mean".
+        A suite, a method, an option or a budget does not exist, or `budget` is none of `BUDGETS`.
+    MetricError
+        The mode does not exist, or a metric compares texts where none are generated.
     """
-    if settings.budget not in ("after", "mean"):
-        raise BudgetError(f"--budget is 'after' or 'mean', got '{settings.budget}'")
+    check_mode(settings.mode, settings.metrics, settings.data is not None)
+    check_budget(settings.budget, settings.keeps)
     suite_named(settings.suite)
-    check_keeps(settings.keeps, settings.budget == "mean")
     plan_arms(settings.methods, settings.keeps, settings.layer, settings.oracle)
 
 
@@ -145,6 +108,8 @@ def evaluate(
     folder: Path,
     fresh: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
+    processes: Processes | None = None,
+    examples: Sequence[Example] | None = None,
 ) -> dict[str, Any]:
     """Answer every question with every arm and return the result; a run that was stopped continues.
 
@@ -159,52 +124,163 @@ def evaluate(
     fresh
         Start over instead of continuing.
     progress
-        Called with what is done (an arm), how many questions of how many, after each batch.
+        Called with what is done (an arm), how many answers of how many, after each batch.
+    processes
+        They share the batches; the result is that of one. It is made by the main one.
+    examples
+        The questions, where they are loaded already.
 
     Returns
     -------
     dict
-        Plain data for JSON: settings, versions, machine, and a summary of each arm.
+        Plain data for JSON: settings, versions, machine, and a summary of each arm. Empty in all but the main process.
 
     Raises
     ------
     JournalMismatch
         The folder holds answers of another configuration.
+    DataError
+        Own data that cannot be used.
     """
+    processes = processes or Processes()
     config = loaded.model.config if settings.budget == "mean" else None
     out_of_reach: list[str] = []
-    arms = plan_arms(settings.methods, settings.keeps, settings.layer, settings.oracle, config, out_of_reach)
-    examples = load_suite(settings.suite, settings.samples, settings.seed, progress)
+    if examples is None:
+        examples = load_examples(settings, folder, progress)
+    cost = None
+    if settings.budget in ("kv", "flops"):
+        first = examples[0]
+        cost = PromptCost.of_question(loaded, settings.budget, first.question, list(first.images))
+    arms = plan_arms(settings.methods, settings.keeps, settings.layer, settings.oracle, config, out_of_reach, cost)
     shared = _configuration(loaded, settings, examples)
-    journal = Journal(folder / JOURNAL, shared, fresh)
-    batches = [examples[at : at + settings.batch_size] for at in range(0, len(examples), settings.batch_size)]
-    done, total = 0, len(arms) * len(examples)
-    for arm in arms:
-        for number, batch in enumerate(batches):
-            if journal.missing(arm.label, [example.index for example in batch]):
-                answers = _answer(loaded, settings, arm, batch, settings.seed * SEEDS_APART + number)
-                journal.add(_row(arm, example, given) for example, given in zip(batch, answers, strict=True))
-            done += len(batch)
+    journal = Journal(folder / JOURNAL, shared, len(examples), fresh, processes)
+    batches = list(enumerate(_batches(examples, settings.batch_size)))[processes.index :: processes.number]
+    done, total = 0, len(arms) * sum(len(indices) for _, indices in batches)
+    for number, indices in batches:
+        todo = [arm for arm in arms if journal.missing(arm.label, indices)]
+        done += (len(arms) - len(todo)) * len(indices)
+        batch = _batch(loaded, settings, journal, examples, indices) if todo else None
+        for arm in todo:
+            answers = _answer(loaded, settings, arm, batch, settings.seed * SEEDS_APART + number)
+            dense = answers if arm.method == DENSE else journal.arm(DENSE, indices)
+            said = [one.text if isinstance(one, Answer) else one["answer"] for one in dense]
+            own = zip(batch.examples, answers, said, strict=True)
+            journal.add(_row(arm, example, given, one, settings, examples) for example, given, one in own)
+            done += len(indices)
             if progress:
                 progress(arm.label, done, total)
-    order = [example.index for example in examples]
-    return {
+    processes.together(None)  # all have written
+    if not processes.main:
+        return {}
+    journal.read()
+    answered = [(arm, journal.arm(arm.label)) for arm in arms]
+    if settings.gallery:
+        write_gallery(folder, loaded, examples, [(arm.label, rows) for arm, rows in answered], settings.gallery)
+    result = {
         "format": "foveate-eval-1",
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": environment.command(),
         "configuration": shared,
-        "machine": environment.machine(loaded.model.device),
+        "machine": {**environment.machine(loaded.model.device), "processes": processes.number},
         "settings": {
             **asdict(settings),
             "methods": [str(spec) for spec in settings.methods],
             "keeps": list(settings.keeps),
+            "metrics": settings.metrics.to_dict(),
+            "data": None if settings.data is None else settings.data.to_dict(),
         },
         "out_of_reach": out_of_reach,
-        **summarise([(arm, journal.arm(arm.label, order)) for arm in arms], settings.seed),
+        "skipped_rows": list(examples.skipped) if isinstance(examples, OwnQuestions) else [],
+        **summarise(answered, settings.seed),
     }
+    if settings.timed:
+        time_arms(result, loaded, settings, arms, examples[: settings.batch_size], progress)
+    return result
 
 
-def _configuration(loaded: LoadedModel, settings: EvalSettings, examples: list[Example]) -> dict[str, Any]:
+def load_examples(
+    settings: EvalSettings, folder: Path, progress: Callable[[str, int, int], None] | None = None
+) -> Sequence[Example]:
+    """Return the questions of the suite, or one's own.
+
+    Parameters
+    ----------
+    settings
+        What is evaluated.
+    folder
+        Of the evaluation: what is fetched is kept there.
+    progress
+        Called with what is done, how many and of how many.
+
+    Raises
+    ------
+    DataError
+        Own data that cannot be used.
+    """
+    if settings.data is None:
+        return load_suite(settings.suite, settings.samples, settings.seed, progress)
+    return load_questions(settings.data, settings.metrics, settings.mode, settings.seed, folder / DOWNLOADS, progress)
+
+
+def _batches(examples: Sequence[Example], size: int) -> list[list[int]]:
+    if isinstance(examples, OwnQuestions):
+        return examples.batches(size)
+    return [list(range(at, min(at + size, len(examples)))) for at in range(0, len(examples), size)]
+
+
+def _batch(
+    loaded: LoadedModel, settings: EvalSettings, journal: Journal, examples: Sequence[Example], indices: list[int]
+) -> Batch:
+    """The questions of a batch, with the dense answers where they are there already."""
+    own = [examples[at] for at in indices]
+    scored = settings.score_tokens if _scored(settings, examples, own) else 0
+    way = Way(settings.mode, settings.max_new_tokens, scored, settings.gallery > 0)
+    dense = None
+    if scored and not journal.missing(DENSE, indices):
+        dense = [row["tokens"] for row in journal.arm(DENSE, indices)]
+    return Batch(loaded, own, way, dense)
+
+
+def _scored(settings: EvalSettings, examples: Sequence[Example], own: list[Example]) -> bool:
+    """Whether next words are compared: a metric of one of the questions needs it."""
+    if not isinstance(examples, OwnQuestions) or settings.mode == "score":
+        return settings.mode == "score"
+    return any(settings.metrics.needs(_names(settings, examples, one), "logits") for one in own)
+
+
+def _names(settings: EvalSettings, examples: OwnQuestions, example: Question) -> tuple[str, ...]:
+    """Names of the metrics of a question, the one that decides first."""
+    return settings.metrics.of(example.task, examples.labelled, bool(example.choices), settings.mode)
+
+
+def time_arms(
+    result: dict[str, Any],
+    loaded: LoadedModel,
+    settings: EvalSettings,
+    arms: list[EvalArm],
+    batch: list[Example],
+    progress: Callable[[str, int, int], None] | None = None,
+) -> None:
+    """Give each arm of a result its `time`: prefill, and the whole answer, of one batch beside the dense model."""
+    result["time"] = {
+        "rounds": settings.timed,
+        "batch_size": len(batch),
+        "new_tokens": settings.max_new_tokens,
+        "clock": clock_of(loaded.model),
+    }
+    whole = batch_inputs(loaded, batch)
+    for done, (arm, entry) in enumerate(zip(arms, result["arms"], strict=True), 1):
+        masks = evidence_masks(batch, _visual_tokens(loaded, batch)) if needs_evidence(arm) else None
+        inputs = batch_inputs(loaded, batch, arm.shrink) if arm.shrink != 1 else whole
+        pruner = arm.pruner(settings.seed * SEEDS_APART, masks)
+        entry["time"] = measure_latency(
+            loaded.model, whole, inputs, pruner, settings.max_new_tokens, settings.timed
+        ).to_dict()
+        if progress:
+            progress(f"timing {arm.label}", done, len(arms))
+
+
+def _configuration(loaded: LoadedModel, settings: EvalSettings, examples: Sequence[Example]) -> dict[str, Any]:
     """Return what answers must share to stand in one table; arms may be added, this may not change."""
     return {
         "model": loaded.name,
@@ -213,25 +289,30 @@ def _configuration(loaded: LoadedModel, settings: EvalSettings, examples: list[E
         "weights": environment.model_fingerprint(loaded.model),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "device": loaded.model.device.type,
-        "suite": settings.suite,
+        "revision": getattr(loaded.model.config, "_commit_hash", None),
+        "suite": settings.suite if settings.data is None else settings.data.short_name,
         "samples": len(examples),
         "seed": settings.seed,
-        "questions": suite_fingerprint(examples),
+        "questions": examples.fingerprint if isinstance(examples, OwnQuestions) else suite_fingerprint(examples),
         "batch_size": settings.batch_size,
         "max_new_tokens": settings.max_new_tokens,
         "budget": settings.budget,
+        "metrics": settings.metrics.to_dict(),
+        "mode": settings.mode,
+        "score_tokens": settings.score_tokens,
         "code": environment.code_fingerprint(),
         "versions": environment.versions(),
     }
 
 
-def _answer(
-    loaded: LoadedModel, settings: EvalSettings, arm: EvalArm, batch: list[Example], seed: int
-) -> list[Answer]:
-    masks = None
-    if arm.spec is not None and arm.spec.name == Evidence.name:
-        masks = evidence_masks(batch, _visual_tokens(loaded, batch))
-    return answer_batch(loaded, batch, arm.pruner(seed, masks), settings.max_new_tokens, arm.shrink)
+def _answer(loaded: LoadedModel, settings: EvalSettings, arm: EvalArm, batch: Batch, seed: int) -> list[Answer]:
+    masks = evidence_masks(batch.examples, _visual_tokens(loaded, batch.examples)) if needs_evidence(arm) else None
+    return batch.answer(arm.pruner(seed, masks), arm.shrink)
+
+
+def needs_evidence(arm: EvalArm) -> bool:
+    """Say whether an arm is the diagnostic that is given the evidence."""
+    return arm.spec is not None and arm.spec.name == Evidence.name
 
 
 def _visual_tokens(loaded: LoadedModel, batch: list[Example]) -> int:
@@ -241,12 +322,16 @@ def _visual_tokens(loaded: LoadedModel, batch: list[Example]) -> int:
     return visual_positions(loaded.model.config, ids[0]).numel()
 
 
-def _row(arm: EvalArm, example: Example, answer: Answer) -> dict[str, Any]:
-    return {
-        "arm": arm.label,
-        "index": example.index,
-        "task": example.task,
-        "truth": example.answer,
-        "correct": is_correct(answer.text, example.answer),
-        **{"answer" if key == "text" else key: value for key, value in asdict(answer).items()},
-    }
+def _row(
+    arm: EvalArm, example: Example, answer: Answer, dense: str, settings: EvalSettings, examples: Sequence[Example]
+) -> dict[str, Any]:
+    told = {"answer" if key == "text" else key: value for key, value in asdict(answer).items()}
+    distance = told.pop("distance") or {}
+    told = {key: value for key, value in told.items() if value is not None or key not in ("kept_tokens", "tokens")}
+    row = {"arm": arm.label, "index": example.index, "task": example.task, "truth": example.answer}
+    if not isinstance(examples, OwnQuestions):
+        return {**row, "correct": is_correct(answer.text, example.answer), **told}
+    names = _names(settings, examples, example)
+    found = scores(names, answer.text, example.answers, example.choices, dense)
+    found |= {name: distance[name] for name in names if name in distance}
+    return {**row, "where": example.where, "correct": found[names[0]], "scores": found, **told}

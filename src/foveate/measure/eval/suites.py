@@ -41,9 +41,19 @@ class Example:
     answer: str
     evidence: torch.Tensor | None = None
 
+    @property
+    def images(self) -> tuple[Image.Image, ...]:
+        """All images that it is about."""
+        return (self.image,)
+
+    @property
+    def videos(self) -> tuple[tuple[Image.Image, ...], ...]:
+        """All videos that it is about, each as its frames."""
+        return ()
+
 
 def scenes(samples: int, seed: int) -> Iterator[Example]:
-    """Yield held-out scenes of the embedded model, balanced over its tasks."""
+    """Yield held-out scenes of the embedded model, balanced over its tasks: short answers, and long ones that read."""
     from foveate import tiny
 
     return _examples(tiny.held_out(samples, seed=seed))
@@ -56,30 +66,17 @@ def scenes_hard(samples: int, seed: int) -> Iterator[Example]:
     return _examples(tiny.held_out_hard(samples, seed=seed))
 
 
-def reading(samples: int, seed: int) -> Iterator[Example]:
-    """Yield scenes to read, for the model that is to be embedded next: short tasks, and answers of many steps."""
-    from foveate.tiny.reading.questions import evidence_tokens, held_out
-
-    for index, (scene, question) in enumerate(held_out(samples, seed)):
-        evidence = torch.as_tensor(evidence_tokens(question.boxes)).nonzero().flatten()
-        yield Example(index, question.task, scene.pil(), question.text, question.answer, evidence)
-
-
 def _examples(items: Iterable[tuple[Any, Any]]) -> Iterator[Example]:
-    for index, (scene, question) in enumerate(items):
-        yield Example(index, question.task, scene.pil(), question.text, question.answer, _indices(question))
-
-
-def _indices(question: Any) -> torch.Tensor:
     from foveate import tiny
 
-    return torch.as_tensor(tiny.evidence_tokens(question)).flatten().nonzero().flatten()
+    for index, (scene, question) in enumerate(items):
+        evidence = torch.as_tensor(tiny.evidence_tokens(question)).nonzero().flatten()
+        yield Example(index, question.task, scene.pil(), question.text, question.answer, evidence)
 
 
 SUITES: Mapping[str, Callable[[int, int], Iterable[Example]]] = {
     "scenes": scenes,
     "scenes-hard": scenes_hard,
-    "reading": reading,
 }
 
 

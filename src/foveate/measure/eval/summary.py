@@ -1,6 +1,7 @@
 """From answers to figures: accuracy, accuracy kept with a paired bootstrap, and the budget that was really spent."""
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from foveate.measure.eval.arms import DOWNSAMPLE, RANDOM, EvalArm, stage
 
 SHARES = ("mean_tokens_per_layer", "kv_share", "flops_share")
+FIGURES = ("task", "correct", "kept", "visual", "skipped", *SHARES)
 Rows = list[dict[str, Any]]
 DOWNSAMPLE_NOTE = (
     "downsample gives the processor an image with that share of the pixels. Where visual tokens stay at 100 %, the "
@@ -17,7 +19,7 @@ DOWNSAMPLE_NOTE = (
 )
 
 
-def summarise(answered: list[tuple[EvalArm, Rows]], seed: int) -> dict[str, Any]:
+def summarise(answered: Sequence[tuple[EvalArm, Iterable[dict[str, Any]]]], seed: int) -> dict[str, Any]:
     """Return the summary of all arms, the dense one first.
 
     Parameters
@@ -27,15 +29,22 @@ def summarise(answered: list[tuple[EvalArm, Rows]], seed: int) -> dict[str, Any]
     seed
         Of the bootstrap.
     """
-    dense = answered[0][1]
-    random = {_place(arm): rows for arm, rows in answered if arm.spec is not None and arm.spec.name == RANDOM}
+    dense = _figures(answered[0][1])
+    random = {
+        _place(arm): _figures(rows) for arm, rows in answered if arm.spec is not None and arm.spec.name == RANDOM
+    }
     tasks = list(dict.fromkeys(row["task"] for row in dense))
     return {
         "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": seed, "paired": True},
         "tasks": tasks,
-        "arms": [_arm(arm, rows, dense, random.get(_place(arm)), tasks, seed) for arm, rows in answered],
+        "arms": [_arm(arm, _figures(rows), dense, random.get(_place(arm)), tasks, seed) for arm, rows in answered],
         "notes": [DOWNSAMPLE_NOTE] if any(arm.method == DOWNSAMPLE for arm, _ in answered) else [],
     }
+
+
+def _figures(rows: Iterable[dict[str, Any]]) -> Rows:
+    """Rows without their texts, one arm's at a time: the texts of all may be too many for the memory."""
+    return [{name: row[name] for name in (*FIGURES, "scores") if name in row} for row in rows]
 
 
 def _place(arm: EvalArm) -> tuple[int | None, float]:
@@ -55,7 +64,8 @@ def _arm(arm: EvalArm, rows: Rows, dense: Rows, random: Rows | None, tasks: list
         "measured": _measured(arm, rows, dense),
         "skipped": {"questions": sum(skipped.values()), "reasons": dict(skipped)},
         **_accuracy(rows, dense, seed),
-        "over_random": None if random is None or random is rows else _gap(rows, random, seed),
+        "over_random": None if random is None or _is_random(arm) else _gap(rows, random, seed),
+        "metrics": _metrics(arm, rows, dense, random, seed),
         "tasks": {task: _accuracy(_only(rows, task), _only(dense, task), seed) for task in tasks},
     }
 
@@ -76,7 +86,29 @@ def _accuracy(rows: Rows, dense: Rows, seed: int) -> dict[str, Any]:
         "right": sum(right),
         "accuracy": sum(right) / len(right),
         "accuracy_kept": accuracy_kept(right, reference, seed=seed).to_dict(),
+        "to_dense": accuracy_gap(right, reference, seed=seed).to_dict(),
     }
+
+
+def _metrics(arm: EvalArm, rows: Rows, dense: Rows, random: Rows | None, seed: int) -> dict[str, Any]:
+    """Each metric over the questions that have it: its mean, and the paired differences to dense and to random."""
+    found = {}
+    for name in dict.fromkeys(name for row in rows for name in row.get("scores", ())):
+        which = [at for at, row in enumerate(rows) if name in row["scores"]]
+        own, reference = ([one[at]["scores"][name] for at in which] for one in (rows, dense))
+        same = random is None or _is_random(arm)
+        other = None if same or random is None else [random[at]["scores"][name] for at in which]
+        found[name] = {
+            "questions": len(which),
+            "mean": sum(own) / len(own),
+            "to_dense": accuracy_gap(own, reference, seed=seed).to_dict(),
+            "over_random": None if other is None else accuracy_gap(own, other, seed=seed).to_dict(),
+        }
+    return found
+
+
+def _is_random(arm: EvalArm) -> bool:
+    return arm.spec is not None and arm.spec.name == RANDOM
 
 
 def _gap(rows: Rows, other: Rows, seed: int) -> dict[str, float | None]:
@@ -98,6 +130,7 @@ def _ratio(top: float, bottom: float) -> float:
 
 LEVEL = 0.95
 RESAMPLES = 2000
+AT_ONCE = 2**16  # draws in memory
 
 
 @dataclass(frozen=True)
@@ -113,25 +146,13 @@ class Interval:
         return asdict(self)
 
 
-def resample_counts(questions: int, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.int64]:
-    """Return how often each question is drawn in each bootstrap resample.
-
-    Parameters
-    ----------
-    questions
-        Number of questions `n`.
-    resamples
-        Number of resamples `R`.
-    seed
-        Seed of the resampling; the same seed gives the same resamples for every arm.
-
-    Returns
-    -------
-    ndarray of int, shape (R, n)
-        Each row sums to `n`.
-    """
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(questions, np.full(questions, 1.0 / questions), size=resamples)
+def _resampled(columns: Sequence[ArrayLike], resamples: int, seed: int) -> NDArray[np.float64]:
+    """Sums of each column in each resample, (R, columns); some at a time, so that memory is the same for any data."""
+    values = np.stack([np.asarray(column, dtype=np.float64) for column in columns], -1)
+    rng, questions = np.random.default_rng(seed), len(values)
+    share, step = np.full(questions, 1.0 / questions), max(1, AT_ONCE // questions)
+    pieces = (min(step, resamples - done) for done in range(0, resamples, step))
+    return np.concatenate([rng.multinomial(questions, share, size=size) @ values for size in pieces])
 
 
 def _percentiles(draws: NDArray[np.float64]) -> tuple[float, float]:
@@ -146,17 +167,15 @@ def accuracy_kept(method: ArrayLike, dense: ArrayLike, resamples: int = RESAMPLE
     Parameters
     ----------
     method, dense
-        (n,) of 0 and 1. Which questions each got right, in the same order.
+        (n,) from 0 to 1. How right each was on which question, in the same order.
     resamples, seed
-        See `resample_counts`.
+        How often the questions are drawn anew, and the seed of that: the same draws for every arm.
     """
     right, reference = _paired(method, dense)
     if right.size == 0 or reference.sum() == 0:
         return Interval(None, None, None)
-    counts = resample_counts(right.size, resamples, seed)
-    bottom = counts @ reference
-    top = (counts @ right)[bottom > 0]
-    low, high = _percentiles(top / bottom[bottom > 0])
+    top, bottom = _resampled([right, reference], resamples, seed).T
+    low, high = _percentiles(top[bottom > 0] / bottom[bottom > 0])
     return Interval(float(right.sum() / reference.sum()), low, high)
 
 
@@ -166,15 +185,15 @@ def accuracy_gap(method: ArrayLike, other: ArrayLike, resamples: int = RESAMPLES
     Parameters
     ----------
     method, other
-        (n,) of 0 and 1. Which questions each got right, in the same order.
+        (n,) from 0 to 1. How right each was on which question, in the same order.
     resamples, seed
-        See `resample_counts`.
+        See `accuracy_kept`.
     """
     right, reference = _paired(method, other)
     if right.size == 0:
         return Interval(None, None, None)
     gap = right - reference
-    low, high = _percentiles(resample_counts(gap.size, resamples, seed) @ gap / gap.size)
+    low, high = _percentiles(_resampled([gap], resamples, seed)[:, 0] / gap.size)
     return Interval(float(gap.mean()), low, high)
 
 

@@ -23,6 +23,7 @@ from foveate.measure.predict.predict import MARGIN, break_even, predict, text_co
 from foveate.measure.predict.rates import Rates
 from foveate.measure.predict.selection import SIZES, measure_choosing
 from foveate.measure.tables import Cells, percent
+from foveate.torch_state import own_randomness
 
 FORMAT = "foveate-predict-1"
 Advance = Callable[[str, int, int], None]
@@ -155,8 +156,9 @@ def _here(pruner: Any, rates: Rates) -> Any:
     weights = getattr(pruner, "weights", None)
     if weights is None or not any(weight.is_meta for weight in weights.parameters()):
         return pruner
-    torch.manual_seed(0)
-    made = GlimpseModules(weights.config)
+    with own_randomness():
+        torch.manual_seed(0)
+        made = GlimpseModules(weights.config)
     if rates.here:
         made = made.to(rates.device, rates.torch_dtype)
     return dataclasses.replace(pruner, weights=made.eval())

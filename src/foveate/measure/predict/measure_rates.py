@@ -15,6 +15,7 @@ from torch.nn import functional
 from foveate.measure import environment
 from foveate.measure.bench.timing import synchronize
 from foveate.measure.predict.rates import LayerSizes, RateCurve, Rates
+from foveate.torch_state import own_randomness
 
 TOKENS = (1, 8, 64, 256, 1024, 4096)
 BYTES = (2**16, 2**20, 2**24, 2**27)
@@ -56,7 +57,7 @@ def measure_rates(
 
 def curves(device: torch.device, dtype: torch.dtype, shape: LayerSizes, seconds: float) -> dict[str, Any]:
     """Return the measured fields of `Rates`."""
-    with torch.inference_mode():
+    with own_randomness(), torch.inference_mode():
         return {
             "linear": _curve(TOKENS, _linear(device, dtype, shape), device, seconds * 0.5),
             "attention": _curve((16, *TOKENS[2:]), _attention(device, dtype, shape), device, seconds * 0.2),

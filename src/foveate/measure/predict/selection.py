@@ -51,11 +51,12 @@ def kept(pruner: Pruner, config: Any, visual: int, text: int = 64, share: float 
     if not visual:
         return [0] * len(stages)
     for layer in stages:
-        known = method.kept(layer, dense, torch.tensor([counts[-1] if counts else visual]))
-        if known is None and method.finds_budget:
-            known = torch.tensor([_found(method, visual, share)])
-        if known is None and isinstance(method, SingleStagePruner):  # of one image, and at most
-            known = tokens_to_keep(method.keep, dense)
+        one, present = method.member(layer), torch.tensor([counts[-1] if counts else visual])
+        known = one.kept(layer, dense, present)
+        if known is None and one.finds_budget:
+            known = torch.minimum(torch.tensor([_found(one, visual, share)]), present)
+        if known is None and isinstance(one, SingleStagePruner):  # of one image, and at most
+            known = torch.minimum(tokens_to_keep(one.keep, dense), present)
         if known is None:
             return _chosen(method, stages, visual, text)
         counts.append(int(known))
@@ -69,15 +70,18 @@ def _chosen(method: Pruner, stages: Iterable[int], visual: int, text: int) -> li
     tokens = visual_tokens(prompt, method, next(iter(stages)))
     for layer in stages:
         tokens = for_stage(tokens, prompt, method, layer)
-        keep = _mask(method, tokens) if counts[-1:] != [0] else tokens.valid
+        keep, tokens = _select(method, tokens) if counts[-1:] != [0] else (tokens.valid, tokens)
         counts.append(int(keep.sum()))
         tokens = left(tokens, keep)
     return counts
 
 
-def _mask(method: Pruner, tokens: VisualTokens) -> Tensor:
-    selection = method.select(tokens)
-    return (selection.keep if isinstance(selection, Selection) else selection) & tokens.valid
+def _select(method: Pruner, tokens: VisualTokens) -> tuple[Tensor, VisualTokens]:
+    """What a stage keeps (B, N) bool, and the tokens with what it leaves for the next one."""
+    chosen = method.member(tokens.layer).select(tokens)
+    selection = chosen if isinstance(chosen, Selection) else Selection(chosen)
+    carried = tokens.carried if selection.carry is None else selection.carry
+    return selection.keep & tokens.valid, dataclasses.replace(tokens, carried=carried)
 
 
 def _found(method: Any, visual: int, share: float | None) -> int:
@@ -149,7 +153,7 @@ def _seconds(rates: Rates, pruner: Pruner, config: Any, batch: int, text: int, v
         tokens = for_stage(tokens, prompt, method, layer)
         shown = tokens
         total += clock(lambda shown=shown: method.select(shown), device, SECONDS)  # type: ignore[misc]
-        keep = _mask(method, shown)
+        keep, tokens = _select(method, shown)
         if not bool(keep.any()):
             break
         tokens = left(tokens, keep)
@@ -242,17 +246,31 @@ def visual_tokens(prompt: MadeUpPrompt, pruner: Pruner, layer: int) -> VisualTok
 
 def for_stage(tokens: VisualTokens, prompt: MadeUpPrompt, pruner: Pruner, layer: int) -> VisualTokens:
     """Return the tokens with the attention rows that the stage before `layer` asks for."""
-    rows = rows_wanted(pruner, layer, prompt)
+    one, made = pruner.member(layer), {}
+    if one is not pruner:  # of a chain, whose tokens were made without knowing whose stage comes
+        made = _seen(dataclasses.replace(prompt, visual=tokens.valid.shape[1]), one, layer)
+    rows = rows_wanted(one, layer, prompt)
     attention = None
     if rows is not None:
         generator = torch.Generator().manual_seed(layer)
         shape = (prompt.batch, prompt.heads, rows, tokens.valid.shape[1])
         logits = torch.randn(shape, generator=generator).to(prompt.device)
-        form = pruner.attention_form()
+        form = one.attention_form()
         attention = logits if form == "logits" else logits.log_softmax(-1)
         attention = attention.exp() if form == "softmax" else attention
         attention = attention.masked_fill(~tokens.valid[:, None, None], 0)
-    return dataclasses.replace(tokens, layer=layer, attention=attention, **_read(tokens, prompt, pruner, layer))
+    return dataclasses.replace(tokens, layer=layer, attention=attention, **made, **_read(tokens, prompt, one, layer))
+
+
+def _seen(prompt: MadeUpPrompt, pruner: Pruner, seed: int) -> dict[str, Any]:
+    """Return what the stage's method is shown of the vision encoder."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    sums = [random(prompt.batch, prompt.visual).abs().to(prompt.device) for _ in pruner.vision_attention(BLOCKS)]
+    return {"vision": _vision(prompt, pruner, random), "received": tuple(sums), "class_received": tuple(sums)}
 
 
 def _read(tokens: VisualTokens, prompt: MadeUpPrompt, pruner: Pruner, layer: int) -> dict[str, Tensor | None]:
@@ -273,15 +291,17 @@ def _read(tokens: VisualTokens, prompt: MadeUpPrompt, pruner: Pruner, layer: int
         },
         "previous": states(visual) if pruner.wants_previous(layer) else None,
         "text": states(prompt.text) if pruner.wants_text(layer) else None,
+        "rotary": (states(visual, prompt.heads)[:, 0],) * 2 if pruner.wants_rotary(layer) else None,
+        "text_rotary": (states(prompt.text, prompt.heads)[:, 0],) * 2 if pruner.wants_rotary(layer) else None,
     }
 
 
 def rows_wanted(pruner: Pruner, layer: int, prompt: MadeUpPrompt) -> int | None:
     """Return how many attention rows the stage before `layer` is shown, if it asks: their sum is one."""
-    rows = torch.arange(1 + extra_tokens(pruner) + prompt.text).expand(prompt.batch, -1)
-    extra = extra_tokens(pruner)
-    wanted = pruner.attention_rows(layer, PromptRows(rows[:, 0], rows[:, 1 : 1 + extra], rows[:, 1 + extra :]))
-    return None if wanted is None else 1 if pruner.sums_rows(layer) else wanted.shape[1]
+    extra, method = extra_tokens(pruner), pruner.member(layer)
+    rows = torch.arange(1 + extra + prompt.text).expand(prompt.batch, -1)
+    wanted = method.attention_rows(layer, PromptRows(rows[:, 0], rows[:, 1 : 1 + extra], rows[:, 1 + extra :]))
+    return None if wanted is None else 1 if method.sums_rows(layer) else wanted.shape[1]
 
 
 def extra_tokens(pruner: Pruner) -> int:

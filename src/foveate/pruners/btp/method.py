@@ -13,15 +13,17 @@ from torch import Tensor
 from foveate import select
 from foveate.errors import BudgetError
 from foveate.pruners.base import PromptRows, Pruner, VisualTokens, depth_of, option
-from foveate.pruners.btp.spread import spread
+from foveate.pruners.btp.spread import spread, spread_ranks
 from foveate.pruners.btp.stages import (
     DEFAULT,
     PRESETS,
+    RAW,
     BTPStage,
     as_stages,
     default_stages,
     mean_tokens,
     preset_for,
+    published_for,
     published_stages,
     scale_to,
 )
@@ -75,7 +77,7 @@ class BTP(Pruner):
     )
     stages: tuple[BTPStage, ...] | str | None = option(
         None,
-        "instead of a variant: (layer, keep, attention, over, split, spatial) each, or by name: "
+        "instead of a variant: (layer, keep, attention, over, split, spatial, scratch) each, or by name: "
         f"{', '.join([DEFAULT, *PRESETS])}",
         check=_stages_given,
     )
@@ -91,7 +93,11 @@ class BTP(Pruner):
         None, "decoder layers of the model that the stages were made for; no other is taken", at_least=1
     )
     attention: float | None = option(None, "λ of every stage; none: each stage's own", at_least=0, at_most=1)
-    score: Literal["softmax", "logits"] = option("softmax", "attention averaged over heads after or before softmax")
+    score: Literal["softmax", "logits"] | None = option(
+        None,
+        "attention averaged over heads after or before softmax; none: after, but before with LLaVA's released stages, "
+        "as published",
+    )
     query: Literal["last", "mean_text"] = option("last", "attention of the last prompt token, or mean over the text")
     rebalance: bool = option(True, "undo attention's bias towards the end of the prompt")
     spatial_seed: bool = option(True, "begin diversity with cells spread over the images")
@@ -121,17 +127,20 @@ class BTP(Pruner):
         BudgetError
             When the stages were made for another depth, do not fit, or cannot reach `keep`.
         """
-        depth, final = depth_of(config), self.final
+        depth, final, preset = depth_of(config), self.final, self.stages
         if self.stages is not None:
             stages: tuple[BTPStage, ...] | str = self.stages
         elif self.variant in ("paper", "released"):
-            stages = published_stages(self.variant, config)
+            preset = published_for(self.variant, config)
+            stages = published_stages(preset, depth)
             if final is None and self.variant == "released" and not stages[-1].keep:
                 final = "drop"
         else:
             made_for = preset_for(config) if self.variant == "auto" else None
             stages = DEFAULT if made_for is None else PRESETS[f"paper-{made_for}"]
-        made = dataclasses.replace(self, variant="auto", stages=stages, final=final)
+        raw = preset in RAW and self.query == "last"
+        score = self.score or ("logits" if raw else "softmax")
+        made = dataclasses.replace(self, variant="auto", stages=stages, final=final, score=score)
         stages = made.schedule(depth)
         if self.keep == 1.0:
             return dataclasses.replace(made, stages=stages, final="keep")
@@ -178,6 +187,12 @@ class BTP(Pruner):
         made.resolved(config)
         return made
 
+    def scaled(self, factor: float, config: Any) -> BTP:
+        made = dataclasses.replace(self, keep=None if self.keep == 1.0 else self.keep).resolved(config)
+        stages = made.schedule(depth_of(config))
+        kept = tuple(dataclasses.replace(one, keep=min(1.0, factor * one.keep)) for one in stages)
+        return dataclasses.replace(made, stages=kept)
+
     def layers(self, depth: int) -> tuple[int, ...]:
         return tuple(stage.layer for stage in self.schedule(depth))
 
@@ -193,7 +208,7 @@ class BTP(Pruner):
         )
 
     def attention_form(self) -> Literal["softmax", "logits"]:
-        return self.score
+        return self.score or "softmax"
 
     def attention_rows(self, layer: int, rows: PromptRows) -> Tensor | None:
         stage = self._stage(layer)
@@ -218,22 +233,33 @@ class BTP(Pruner):
             return torch.zeros_like(tokens.valid)
         k = self.kept(tokens.layer, tokens.dense, tokens.present)
         attended = _share(stage.attention, k)
-        chosen = self._attended(tokens, stage, attended)
+        chosen = self._attended(tokens, stage, attended, k)
         if stage.attention == 1:
             return chosen
+        worth = chosen.double()  # of what is picked more than once, or too much, the first in this order stay
+        if stage.scratch:
+            count = _share(stage.scratch, k)
+            alone = select.max_min_diversity(tokens.features, count, valid=tokens.valid, first=self.first)
+            worth, chosen = worth.where(chosen | ~alone, 0.5), chosen | alone
         if self.spatial_seed and stage.spatial:
-            chosen = chosen | spread(tokens, _share(stage.spatial, k - attended), self.distance)
-        return select.max_min_diversity(tokens.features, k, start=chosen, valid=tokens.valid, first=self.first)
+            seed = spread(tokens, _share(stage.spatial, k - attended), self.distance)
+            rank, _ = spread_ranks(tokens, self.distance)
+            worth, chosen = worth.where(chosen | ~seed, -rank.double()), chosen | seed
+        start = select.top_k(worth, k, chosen)
+        return select.max_min_diversity(tokens.features, k, start=start, valid=tokens.valid, first=self.first)
 
-    def _attended(self, tokens: VisualTokens, stage: BTPStage, k: Tensor) -> Tensor:
+    def _attended(self, tokens: VisualTokens, stage: BTPStage, share: Tensor, k: Tensor) -> Tensor:
+        """The pick by attention of `share` (B,) of the k (B,) places; more, and at most k, without rebalancing."""
         if not stage.attention:
             return torch.zeros_like(tokens.valid)
         if tokens.attention is None:
             raise RuntimeError("BTP was given no attention; the engine must honour attention_rows")
         score = tokens.attention.mean(1).sum(1)  # the sum over text rows ranks as their mean does
+        if stage.split is None:
+            return select.top_k(score, torch.minimum(_share(stage.over, share), k), tokens.valid)
         if not self.rebalance:
-            return select.top_k(score, k, tokens.valid)
-        return select.rebalanced_top_k(score, k, stage.over, stage.split, tokens.valid)
+            return select.top_k(score, share, tokens.valid)
+        return select.rebalanced_top_k(score, share, stage.over, stage.split, tokens.valid)
 
     def _stage(self, layer: int) -> BTPStage:
         if self.stages is None or isinstance(self.stages, str):

@@ -30,6 +30,14 @@ def spread(tokens: VisualTokens, k: Tensor, metric: Literal["manhattan", "euclid
     Tensor
         (B, N) bool; fewer than k where too few tokens lie on a grid (separators lie on none).
     """
+    rank, on_grid = spread_ranks(tokens, metric)
+    return select.top_k(-rank, k, on_grid)
+
+
+def spread_ranks(
+    tokens: VisualTokens, metric: Literal["manhattan", "euclidean"] = "manhattan"
+) -> tuple[Tensor, Tensor]:
+    """The ranks (B, N) by which `spread` takes tokens, in (0, 1), and which tokens lie on a grid (B, N)."""
     device, grids = tokens.valid.device, tokens.grids
     ranks = [
         torch.cat([(select.spatial_order(grid.height, grid.width, metric) + 0.5) / grid.cells for grid in row])
@@ -37,7 +45,7 @@ def spread(tokens: VisualTokens, k: Tensor, metric: Literal["manhattan", "euclid
         if row
     ]
     if not ranks:
-        return torch.zeros_like(tokens.valid)
+        return tokens.valid.float(), torch.zeros_like(tokens.valid)
     first, width = [0], []
     for row in grids:
         for grid in row:
@@ -48,5 +56,4 @@ def spread(tokens: VisualTokens, k: Tensor, metric: Literal["manhattan", "euclid
     of_grid = to_device(torch.tensor([first[:-1], width]), device)
     cell = of_grid[0][number] + tokens.row * of_grid[1][number]
     on_grid = tokens.valid & (tokens.grid >= 0)
-    rank = to_device(torch.cat(ranks), device)[(cell + tokens.column).masked_fill(~on_grid, 0)]
-    return select.top_k(-rank, k, on_grid)
+    return to_device(torch.cat(ranks), device)[(cell + tokens.column).masked_fill(~on_grid, 0)], on_grid

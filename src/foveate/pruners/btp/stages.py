@@ -27,84 +27,27 @@ class BTPStage:
     attention
         The paper's λ: share of the survivors that attention picks; the rest is picked for diversity.
     over, split
-        Rebalancing of the attention pick, see `select.rebalanced_top_k`; over = 1 is plain top-k.
+        Rebalancing of the attention pick, see `select.rebalanced_top_k`; over = 1 is plain top-k. A split of None: no
+        rebalancing, and all ⌊over · ⌊λk⌋⌋ best tokens are picked.
     spatial
         Share of the diversity places that the spatial seed takes; max-min diversity continues from there.
+    scratch
+        Share of the survivors that max-min diversity picks from nothing, as if no other token were picked; they join
+        the others before it fills up.
     """
 
     layer: int = option(at_least=0)
     keep: float = option(at_least=0, at_most=1)
     attention: float = option(0.0, at_least=0, at_most=1)
     over: float = option(1.2, at_least=1, under=math.inf)
-    split: float = option(0.5, at_least=0, at_most=1)
+    split: float | None = option(0.5, at_least=0, at_most=1)
     spatial: float = option(0.0, at_least=0, at_most=1)
+    scratch: float = option(0.0, at_least=0, at_most=1)
 
     def __post_init__(self) -> None:
         settle(self, "btp, a stage")
         if self.layer == 0 and self.attention:
             raise BudgetError("btp: before layer 0 there is no attention to read: that stage needs attention=0")
-
-
-def _stages(*rows: tuple[float, ...]) -> tuple[BTPStage, ...]:
-    return tuple(BTPStage(int(layer), *rest) for layer, *rest in rows)
-
-
-# Layers as in the released files, less one. The paper states keeps and λ, but neither its rebalancing nor the share of
-# its seed: 1.2, a half and a half are ours. In LLaVA's released file the first stage keeps 288 tokens, 86 of them by
-# attention and a seed of 144, which is 0.713 of the other 202.
-PRESETS: Mapping[str, tuple[BTPStage, ...]] = MappingProxyType(
-    {
-        "paper-llava-1.5-7b": _stages((3, 1 / 2, 0.6, 1.2, 0.5, 0.5), (6, 1 / 4, 0.8), (14, 1 / 8, 1.0), (22, 0)),
-        "released-llava-1.5-7b": _stages(
-            (3, 1 / 2, 0.3, 3.7, 0.5, 0.713), (6, 1 / 4, 0.9, 1.5), (14, 1 / 12, 1.0, 1.2, 1 / 3), (22, 0)
-        ),
-        "paper-qwen2.5-vl-7b": _stages((3, 1 / 2, 0.2, 1.2, 0.5, 0.5), (6, 1 / 4, 0.5), (15, 1 / 8, 0.8)),
-        "released-qwen2.5-vl-7b": _stages((3, 1 / 2, 0.12, 1), (6, 1 / 4, 0.4, 1), (15, 1 / 8, 1.0), (22, 0)),
-    }
-)
-# (config.model_type, decoder layers, hidden size) of the models that the presets were made for
-MADE_FOR: Mapping[tuple[str, int, int], str] = MappingProxyType(
-    {("llava", 32, 4096): "llava-1.5-7b", ("qwen2_5_vl", 28, 3584): "qwen2.5-vl-7b"}
-)
-DEFAULT = "default"  # among the names of stages
-_PLACES, _KEEPS, _ATTENTION, _DROP = (3 / 32, 6 / 32, 14 / 32), (1 / 2, 1 / 4, 1 / 8), (0.4, 0.7, 1.0), 22 / 32
-
-
-def default_stages(depth: int) -> tuple[BTPStage, ...]:
-    """Stages for a model that has no preset: the paper's places as shares of the depth, halving, λ as for LLaVA-1.6.
-
-    The last stage drops all that is left, as the paper's does; `BTP.final` decides whether it counts.
-    """
-    layers: list[int] = []
-    for place in (*_PLACES, _DROP):
-        layers.append(max(round(depth * place), layers[-1] + 1 if layers else 1))
-    rows = [
-        BTPStage(layer, keep, attention, spatial=0.5 if not number else 0.0)
-        for number, (layer, keep, attention) in enumerate(zip(layers, _KEEPS, _ATTENTION, strict=False))
-    ]
-    return tuple(stage for stage in (*rows, BTPStage(layers[-1], 0.0)) if stage.layer < depth)
-
-
-def preset_for(config: Any) -> str | None:
-    """The model that presets were made for, if a config is that very model's."""
-    text = config.get_text_config()
-    return MADE_FOR.get((config.model_type, text.num_hidden_layers, text.hidden_size))
-
-
-def published_stages(variant: str, config: Any) -> tuple[BTPStage, ...]:
-    """The stages of a paper's or released preset, at the same shares of the depth in a model of another depth.
-
-    A type of model that has a preset takes that, any other LLaVA-1.5-7B's.
-    """
-    kinds = {kind: (name, depth) for (kind, depth, _), name in MADE_FOR.items()}
-    name, made_for = kinds.get(config.model_type) or next(iter(kinds.values()))
-    depth = config.get_text_config().num_hidden_layers
-    moved: list[BTPStage] = []
-    for stage in PRESETS[f"{variant}-{name}"]:
-        layer = max(round(stage.layer * depth / made_for), moved[-1].layer + 1 if moved else 1)
-        if layer < depth:
-            moved.append(dataclasses.replace(stage, layer=layer))
-    return tuple(moved)
 
 
 def as_stages(stages: Iterable[Any]) -> tuple[BTPStage, ...]:
@@ -138,6 +81,76 @@ def as_stages(stages: Iterable[Any]) -> tuple[BTPStage, ...]:
                 f"{before.layer}, then {after.keep:.3g} before layer {after.layer}"
             )
     return tuple(made)
+
+
+# Layers as in the released files, less one. The paper states keeps and λ, but neither its rebalancing nor the share of
+# its seed: 1.2, a half and a half are ours. In LLaVA's released file the first stage keeps 288 tokens: 86 by
+# attention, a seed of 144, which is 0.713 of the other 202, and 86 from nothing; Qwen's takes ⌊1.2 · ⌊0.1k⌋⌋ by
+# attention. For LLaVA-1.5-13B no layers were published: these are inferred, one of two sets that lie nearest to
+# LLaVA-1.5-7B's shares of the depth among those that with the paper's keeps cost its table 1's 1.68 TFLOPs.
+_ROWS: Mapping[str, list[tuple[Any, ...]]] = {
+    "paper-llava-1.5-7b": [(3, 1 / 2, 0.6, 1.2, 0.5, 0.5), (6, 1 / 4, 0.8), (14, 1 / 8, 1.0), (22, 0)],
+    "released-llava-1.5-7b": [
+        (3, 1 / 2, 0.3, 3.7, 0.5, 0.713, 0.3),
+        (6, 1 / 4, 0.9, 1.5, 0.5, 0.0, 0.1),
+        (14, 1 / 12, 1.0, 1.2, 1 / 3),
+        (22, 0),
+    ],
+    "paper-llava-1.5-13b": [(3, 1 / 2, 0.6, 1.2, 0.5, 0.5), (8, 1 / 4, 0.8), (17, 1 / 8, 1.0), (28, 0)],
+    "paper-qwen2.5-vl-7b": [(3, 1 / 2, 0.2, 1.2, 0.5, 0.5), (6, 1 / 4, 0.5), (15, 1 / 8, 0.8)],
+    "released-qwen2.5-vl-7b": [(3, 1 / 2, 0.1, 1.2, None), (6, 1 / 4, 0.4, 1), (15, 1 / 8, 1.0), (22, 0)],
+}
+PRESETS: Mapping[str, tuple[BTPStage, ...]] = MappingProxyType({name: as_stages(rows) for name, rows in _ROWS.items()})
+# (config.model_type, decoder layers, hidden size) of the models that the presets were made for
+MADE_FOR: Mapping[tuple[str, int, int], str] = MappingProxyType(
+    {
+        ("llava", 32, 4096): "llava-1.5-7b",
+        ("llava", 40, 5120): "llava-1.5-13b",
+        ("qwen2_5_vl", 28, 3584): "qwen2.5-vl-7b",
+    }
+)
+RAW = ("released-llava-1.5-7b",)  # attention averaged over heads before the softmax
+DEFAULT = "default"  # among the names of stages
+_PLACES, _KEEPS, _ATTENTION, _DROP = (3 / 32, 6 / 32, 14 / 32), (1 / 2, 1 / 4, 1 / 8), (0.4, 0.7, 1.0), 22 / 32
+
+
+def default_stages(depth: int) -> tuple[BTPStage, ...]:
+    """Stages for a model that has no preset: the paper's places as shares of the depth, halving, λ as for LLaVA-1.6.
+
+    The last stage drops all that is left, as the paper's does; `BTP.final` decides whether it counts.
+    """
+    layers: list[int] = []
+    for place in (*_PLACES, _DROP):
+        layers.append(max(round(depth * place), layers[-1] + 1 if layers else 1))
+    rows = [
+        BTPStage(layer, keep, attention, spatial=0.5 if not number else 0.0)
+        for number, (layer, keep, attention) in enumerate(zip(layers, _KEEPS, _ATTENTION, strict=False))
+    ]
+    return tuple(stage for stage in (*rows, BTPStage(layers[-1], 0.0)) if stage.layer < depth)
+
+
+def preset_for(config: Any) -> str | None:
+    """The model that presets were made for, if a config is that very model's."""
+    text = config.get_text_config()
+    return MADE_FOR.get((config.model_type, text.num_hidden_layers, text.hidden_size))
+
+
+def published_for(variant: str, config: Any) -> str:
+    """The paper's or released preset for a model: that of this very one, of its type, or LLaVA-1.5-7B's."""
+    of_type = [name for (kind, *_), name in MADE_FOR.items() if kind == config.model_type]
+    names = [preset_for(config), *of_type, *MADE_FOR.values()]
+    return next(preset for name in names if (preset := f"{variant}-{name}") in PRESETS)
+
+
+def published_stages(preset: str, depth: int) -> tuple[BTPStage, ...]:
+    """The stages of a preset, at the same shares of the depth in a model of another depth."""
+    made_for = next(layers for (_, layers, _), name in MADE_FOR.items() if preset.endswith(name))
+    moved: list[BTPStage] = []
+    for stage in PRESETS[preset]:
+        layer = max(round(stage.layer * depth / made_for), moved[-1].layer + 1 if moved else 1)
+        if layer < depth:
+            moved.append(dataclasses.replace(stage, layer=layer))
+    return tuple(moved)
 
 
 def mean_tokens(stages: Sequence[BTPStage], depth: int) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from foveate.errors import IncompatibleWeightsError
 from foveate.pruners.glimpseprune.modules import GlimpseConfig, GlimpseModules
+from foveate.torch_state import own_randomness
 
 WEIGHTS = "new_modules_gp.pt"
 # their names -> ours, inside "attn_fuser"
@@ -34,6 +35,7 @@ def is_theirs(config: Any) -> bool:
     return isinstance(config, dict) and "method" not in config and {"reduce_layer", "selected_layers"} <= set(config)
 
 
+@own_randomness()
 def load(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The authors' weights and options, as options of GlimpsePrune; the file is read as tensors, never as code.
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from foveate.errors import IncompatibleWeightsError
 from foveate.pruners.glimpseprune.modules import GlimpseConfig, GlimpseModules
 from foveate.pruners.saving import find
+from foveate.torch_state import own_randomness
 
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
@@ -26,6 +27,7 @@ def save(weights: GlimpseModules, folder: Path) -> dict[str, Any]:
     return {"weights": dataclasses.asdict(weights.config), "about": weights.about}
 
 
+@own_randomness()
 def load(config: dict[str, Any], name: str) -> GlimpseModules:
     """Weights of a config that `save` wrote, from its folder or Hub id.
 

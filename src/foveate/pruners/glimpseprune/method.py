@@ -21,6 +21,7 @@ from foveate.pruners.glimpseprune import authors_checkpoint, checkpoint
 from foveate.pruners.glimpseprune.modules import GlimpseModules, Segments, default_layer
 from foveate.pruners.glimpseprune.sizes import sizes_for
 from foveate.pruners.saving import find
+from foveate.torch_state import own_randomness
 
 HIDDEN = -1e4  # lower than any score: what a mask hides is -inf or its dtype's lowest, in fp16 -65504
 CORNERS = {"tl": (0, 0), "tr": (0, 1), "bl": (1, 0), "br": (1, 1)}
@@ -248,8 +249,9 @@ def _weights_for(model: Any) -> GlimpseModules:
             if weights is not None:
                 weights.check(model)
                 return weights
-    torch.manual_seed(0)
-    return GlimpseModules(sizes_for(model)).to(model.device, model.dtype).eval()
+    with own_randomness():
+        torch.manual_seed(0)
+        return GlimpseModules(sizes_for(model)).to(model.device, model.dtype).eval()
 
 
 def _lowest_where_hidden(attention: Tensor, valid: Tensor) -> Tensor:

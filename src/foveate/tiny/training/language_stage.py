@@ -1,7 +1,15 @@
-"""Stage B: the language model learns to answer, on the frozen tower's cached tokens."""
+"""Stage B: the language model learns to answer, on the frozen tower's cached tokens.
+
+The top layers learn first, alone; the layers below them begin as the identity and join later (`grow_at`). So what is
+read from the image is read late, as in large models, though no mask forbids to read it earlier. A loss may lead
+attention to the evidence while training gets going (`led_until`).
+"""
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,250 +18,276 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from foveate.tiny.questions import TASKS
-from foveate.tiny.training.packing import EVEN, NO_TARGET, PREFIX, SHARES, SLOT, TOKENS, Packed, masks, pack, positions
+from foveate.tiny.questions import LONG_TASKS, SHORT_TASKS, TASKS, Step, cover
+from foveate.tiny.scenes import TOKENS
+from foveate.tiny.training.optimisers import FAST, optimisers
+from foveate.tiny.training.packing import (
+    FEW_OBJECTS,
+    LAYOUT,
+    NO_TARGET,
+    PREFIX,
+    Packed,
+    logits_at,
+    pack,
+    positions,
+    run_layers,
+)
 from foveate.tiny.training.pool import Pool
-from foveate.tiny.training.vision_stage import LABEL_IDS, see, to_pixels
-from foveate.tiny.vocabulary import EOS, WORD_ID
-
-# Layers (from 0) whose attention is led to the evidence early in training.
-LED_LAYERS = (4, 5, 6)
+from foveate.tiny.training.recipe import Recipe
+from foveate.tiny.training.run import Run
+from foveate.tiny.training.vision_stage import LABEL_IDS, TEXTURE, Progress, see, to_pixels
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of stage B: up to which share of the steps, how many objects and visual tokens, chance of few tokens."""
+    """A part of stage B: up to which step, how many objects a scene may have, how many visual tokens are shown."""
 
-    until: float
+    until: int
     most_objects: int
-    visual: int
-    few: float = 0.15
-    shares: tuple[float, ...] = SHARES
-    """How often each task is asked, in the order of `TASKS`."""
+    visual: int = TOKENS
 
 
-PHASES = (
-    Phase(3 / 14, 5, 64),
-    Phase(0.5, 14, 112),
-    # what is learned last is asked most
-    Phase(1.0, 14, TOKENS, shares=(0.9, 0.8, 0.7, 1.3, 1.1, 3.0, 0.9, 2.4, 0.7)),
-)
+def phase_at(recipe: Recipe, step: int) -> Phase:
+    """The phase that a step belongs to; the last one has no end."""
+    phases = [Phase(*values) for values in recipe.phases]
+    return next((phase for phase in phases if step < phase.until), phases[-1])
 
 
 @torch.no_grad()
-def cache_tokens(model: nn.Module, pool: Pool, path: Path | None, device: torch.device) -> torch.Tensor:
-    """Projected visual tokens of all scenes of a pool, bfloat16 (N, 196, D), kept in `path` if given."""
-    if path is not None and path.is_file():
-        return torch.load(path, weights_only=True, mmap=True)
-    parts = []
-    for i in range(0, len(pool), 64):
-        parts.append(see(model, to_pixels(pool.images[i : i + 64], device))[0].cpu())
-    out = torch.cat(parts)
-    if path is not None:
-        torch.save(out, path)
-    return out
+def cache_tokens(model: nn.Module, pool: Pool, path: Path) -> torch.Tensor:
+    """Projected visual tokens of all scenes of a pool, bfloat16 (N, 256, D), kept in `path`."""
+    if not path.is_file():
+        parts = [see(model, to_pixels(pool.images[i : i + 32]))[0].bfloat16() for i in range(0, len(pool), 32)]
+        torch.save(torch.cat(parts), path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+    return torch.load(path, weights_only=True, mmap=True)
 
 
-class LanguageBatches:
-    """Batches of stage B by step number; scenes and questions depend on the seed and the step alone."""
+@torch.no_grad()
+def start_layers(model: nn.Module, identity: int) -> None:
+    """Weights to begin stage B with: attention and MLP of the first `identity` layers add nothing at first."""
+    for layer in model.model.language_model.layers[:identity]:
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
 
-    def __init__(self, pool: Pool, batch: int, seed: int, steps: int, phases: tuple[Phase, ...] = PHASES):
-        self.pool, self.batch, self.seed, self.steps, self.phases = pool, batch, seed, steps, phases
-        sizes = np.array([len(objects) for objects in pool.objects])
-        self.members = [np.flatnonzero((sizes <= p.most_objects) & (sizes > 0)) for p in phases]
+
+class Batches:
+    """Batches of stage B by step number; scenes and questions depend on the seed and the step alone.
+
+    Scenes with signs to read digit by digit or to spell, or with arrows, come `recipe.signs_weight` times as often.
+    """
+
+    def __init__(self, recipe: Recipe, pool: Pool):
+        self.recipe, self.pool = recipe, pool
+        self.sizes = np.array([len(objects) for objects in pool.objects])
+        signs = np.array([any(len(t.text) > 2 or t.arrow for t in objects) for objects in pool.objects])
+        self.weight = np.where(signs, recipe.signs_weight, 1.0)
 
     def __call__(self, step: int) -> tuple[np.ndarray, Packed]:
-        """Scene numbers (B,) and the packed questions of a step."""
-        rng = np.random.default_rng([7, self.seed, step])
-        which = next(i for i, p in enumerate(self.phases) if step < p.until * self.steps or p is self.phases[-1])
-        chosen = rng.choice(self.members[which], self.batch, replace=False)
-        phase = self.phases[which]
-        return chosen, pack(rng, self.pool, chosen, phase.visual, few=phase.few, shares=phase.shares)
+        """Scene numbers (B,) and packed questions of a step."""
+        rng = np.random.default_rng([7, self.recipe.seed, step])
+        phase = phase_at(self.recipe, step)
+        members = np.flatnonzero((self.sizes <= phase.most_objects) & (self.sizes > 0))
+        chance = self.weight[members] / self.weight[members].sum()
+        chosen = rng.choice(members, min(self.recipe.batch_language, len(members)), replace=False, p=chance)
+        layout = FEW_OBJECTS if phase.most_objects < 4 else LAYOUT
+        return chosen, pack(rng, self.pool, chosen, phase.visual, layout)
 
 
-def gather(cache: torch.Tensor, chosen: np.ndarray, packed: Packed) -> torch.Tensor:
+def gather(cache: torch.Tensor, chosen: np.ndarray, keep: np.ndarray) -> torch.Tensor:
     """The cached tokens that are shown, (B, V, D)."""
-    return cache[torch.from_numpy(chosen)[:, None], torch.from_numpy(packed.keep)]
+    rows = cache[torch.from_numpy(chosen)].to(FAST)
+    if keep.shape[1] == rows.shape[1]:
+        return rows
+    return rows.gather(1, torch.from_numpy(keep)[..., None].expand(-1, -1, rows.shape[2]))
 
 
-def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: tuple[torch.Tensor, torch.Tensor], slot: int
-) -> torch.Tensor:
-    """Causal attention (B, H, S, E) of one front and many questions that see the front and themselves only.
-
-    It skips what the mask of the whole would hide, and plain matrix products beat the fused kernel on a CPU.
-    """
-    among, hidden = mask
-    size, heads, length, width = q.shape
-    front = among.shape[-1]
-    q = (q * width**-0.5).flatten(0, 1)
-    k, v = k.flatten(0, 1), v.flatten(0, 1)
-    kf, vf = k[:, :front], v[:, :front]
-    scores = (q[:, :front] @ kf.mT).unflatten(0, (size, heads)) + among[:, None]
-    seen = scores.softmax(-1).flatten(0, 1) @ vf
-    text = length - front
-    own_q, own_k, own_v = (x[:, front:].reshape(-1, slot, width) for x in (q, k, v))
-    causal = torch.full((slot, slot), -1e4, dtype=q.dtype, device=q.device).triu(1)
-    to_front = (q[:, front:] @ kf.mT).unflatten(0, (size, heads)) + hidden[:, None]
-    to_own = (own_q @ own_k.mT + causal).view(size, heads, text, slot)
-    share = torch.cat([to_front, to_own], -1).softmax(-1).flatten(0, 1)
-    told = (share[..., front:].reshape(-1, slot, slot) @ own_v).view(size * heads, text, width)
-    told = told + share[..., :front] @ vf
-    return torch.cat([seen, told], 1).view(size, heads, length, width)
-
-
-def decoder_layer(
-    hidden: torch.Tensor,
-    weights: tuple[torch.Tensor, ...],
-    mask: tuple[torch.Tensor, torch.Tensor],
-    rope: tuple[torch.Tensor, torch.Tensor],
-    heads: int,
-    slot: int = SLOT,
-) -> torch.Tensor:
-    """One Llama decoder layer as a function of its weights.
-
-    Parameters
-    ----------
-    hidden
-        (B, S, D): the front (2 + V positions), then Q slots of `slot` positions.
-    weights
-        In the order of `layer_weights`.
-    mask
-        See `masks`.
-    rope
-        Cosines and sines, (B, S, D / heads).
-    heads, slot
-    """
-    norm1, query, key, value, output, norm2, gate, up, down = (w.to(hidden.dtype) for w in weights)
-    size, length, width = hidden.shape
-    x = F.rms_norm(hidden, (width,), norm1, 1e-6)
-    q, k, v = F.linear(x, torch.cat([query, key, value])).view(size, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    cos, sin = (r[:, None].to(hidden.dtype) for r in rope)
-    half = q.shape[-1] // 2
-    q = q * cos + torch.cat([-q[..., half:], q[..., :half]], -1) * sin
-    k = k * cos + torch.cat([-k[..., half:], k[..., :half]], -1) * sin
-    x = attend(q, k, v, mask, slot)
-    hidden = hidden + F.linear(x.transpose(1, 2).reshape(size, length, width), output)
-    x = F.rms_norm(hidden, (width,), norm2, 1e-6)
-    gated = F.silu(F.linear(x, gate)) * F.linear(x, up)
-    return hidden + F.linear(gated, down)
-
-
-def layer_weights(layer: nn.Module) -> tuple[torch.Tensor, ...]:
-    """The weights of a Llama layer in the order that `decoder_layer` wants."""
-    attention, mlp = layer.self_attn, layer.mlp
-    projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-    return (
-        layer.input_layernorm.weight,
-        *(p.weight for p in projections),
-        layer.post_attention_layernorm.weight,
-        mlp.gate_proj.weight,
-        mlp.up_proj.weight,
-        mlp.down_proj.weight,
-    )
-
-
-def run_layers(
-    model: nn.Module,
-    tokens: torch.Tensor,
-    ids: torch.Tensor,
-    mask: tuple[torch.Tensor, torch.Tensor],
-    places: torch.Tensor,
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Logits (B, Q, SLOT, vocabulary), and the input of each led layer, (B, S, D) each.
-
-    The dtype of `mask` is the one that is computed in.
-    """
-    language, dtype = model.model.language_model, mask[0].dtype
-    front = language.embed_tokens(torch.tensor(PREFIX, device=ids.device)).expand(len(ids), -1, -1)
-    text = language.embed_tokens(ids.flatten(1))
-    hidden = torch.cat([front.to(dtype), tokens.to(dtype), text.to(dtype)], 1)
-    rope = language.rotary_emb(hidden, places)
-    heads = language.config.num_attention_heads
-    led = []
-    for index, layer in enumerate(language.layers):
-        if index in LED_LAYERS:
-            led.append(hidden)
-        hidden = decoder_layer(hidden, layer_weights(layer), mask, rope, heads, ids.shape[2])
-    last = language.norm(hidden[:, len(PREFIX) + tokens.shape[1] :]).to(dtype)
-    return F.linear(last, model.lm_head.weight.to(dtype)).view(*ids.shape, -1), led
+def answer_loss(model: nn.Module, hidden: torch.Tensor, packed: Packed) -> tuple[torch.Tensor, dict[str, float]]:
+    """Weighted cross entropy of the answers, and the share of short and of long ones that are right, in per cent."""
+    targets, weights = torch.from_numpy(packed.targets), torch.from_numpy(packed.weights())
+    asked = targets != NO_TARGET
+    logits = logits_at(model, hidden, asked)
+    each = F.cross_entropy(logits, targets[asked], reduction="none")
+    good = torch.ones_like(asked)
+    good[asked] = logits.detach().argmax(-1) == targets[asked]
+    right: dict[str, list[bool]] = defaultdict(list)
+    for b, start, end, question in packed.asked:
+        name = "train_long" if question.task in LONG_TASKS else "train_short"
+        right[name].append(bool(good[b, start:end].all()))
+    share = {name: 100 * float(np.mean(values)) for name, values in right.items()}
+    return (each * weights[asked]).sum() / weights[asked].sum(), share
 
 
 def evidence_loss(
-    model: nn.Module,
-    led: list[torch.Tensor],
-    mask: tuple[torch.Tensor, torch.Tensor],
-    places: torch.Tensor,
-    packed: Packed,
+    model: nn.Module, inputs: dict[int, torch.Tensor], where: torch.Tensor, packed: Packed
 ) -> torch.Tensor:
-    """How little the last prompt tokens look at their evidence boxes in the led layers: mean of -log(share)."""
+    """How little the rows that are about to speak look at the evidence of what they say: mean of -log(share).
+
+    Parameters
+    ----------
+    model
+    inputs
+        Input (B, S, D) of each led layer.
+    where
+        See `positions`.
+    packed
+        A row is led for each step of a long answer, and the last prompt token for a short one.
+    """
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-    language, device = model.model.language_model, places.device
-    size, slots = packed.ends.shape
-    front = mask[1].shape[-1]
-    ends = torch.from_numpy(packed.ends).to(device)
-    rows = front + torch.arange(slots, device=device) * SLOT + ends  # (B, Q)
-    later = torch.arange(SLOT, device=device) > ends[..., None]  # (B, Q, SLOT)
-    picture, slot = (torch.tensor(v, device=device) for v in zip(*packed.box_slot, strict=True))
-    box_tokens = torch.from_numpy(np.stack(packed.box_tokens)).to(device)
-    boxes = torch.zeros(size, slots, device=device).index_put_((picture, slot), torch.ones(1, device=device), True)
-    weight = 1 / boxes[picture, slot]
-    loss = torch.zeros((), device=device)
-    for index, hidden in zip(LED_LAYERS, led, strict=True):
-        layer = language.layers[index]
-        attention, x = layer.self_attn, layer.input_layernorm(hidden).float()
-        shape = (*x.shape[:2], -1, attention.head_dim)
-        query = attention.q_proj(x).view(shape).transpose(1, 2)
-        key = attention.k_proj(x).view(shape).transpose(1, 2)
-        query, key = apply_rotary_pos_emb(query, key, *language.rotary_emb(x, places))
-        query = query.gather(2, rows[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
-        to_front = query @ key[:, :, :front].mT + mask[1][:, None].float()
-        own = key[:, :, front:].unflatten(2, (slots, SLOT))
-        to_own = (query[..., None, :] @ own.mT)[..., 0, :].masked_fill(later[:, None], -1e4)
-        share = (torch.cat([to_front, to_own], -1) * attention.scaling).softmax(-1)[..., len(PREFIX) : front].mean(1)
-        on_box = (share[picture, slot] * box_tokens).sum(-1)
-        loss = loss - (torch.log(on_box + 1e-3) * weight).sum() / weight.sum() / len(led)
+    front = len(PREFIX) + packed.keep.shape[1]
+    rows, proofs = [], []
+    for b, start, _, question in packed.asked:
+        steps = question.steps or [Step(0, 1, question.boxes)]
+        for step in steps:
+            if step.boxes and question.answer != "no":
+                rows.append((b, front + start + step.first))
+                proofs.append(cover(step.boxes)[packed.keep[b]] >= 0.1)
+    pictures, places = (torch.tensor(v) for v in zip(*rows, strict=True))
+    proof = torch.from_numpy(np.stack(proofs)).float()
+    loss = torch.zeros(())
+    for number, hidden in inputs.items():
+        layer = model.model.language_model.layers[number]
+        attention = layer.self_attn
+        cos, sin = model.model.language_model.rotary_emb(hidden, where)
+        x = layer.input_layernorm(hidden).float()
+        query = attention.q_proj(x[pictures, places]).view(len(rows), -1, 1, attention.head_dim)
+        key = attention.k_proj(x[:, :front]).view(len(x), front, -1, attention.head_dim).transpose(1, 2)
+        query, _ = apply_rotary_pos_emb(query, query, cos[pictures, places][:, None], sin[pictures, places][:, None])
+        key, _ = apply_rotary_pos_emb(key, key, cos[:, :front], sin[:, :front])
+        key = key[pictures].repeat_interleave(attention.num_key_value_groups, 1)
+        share = ((query @ key.mT)[:, :, 0] * attention.scaling).softmax(-1).mean(1)[:, len(PREFIX) :]
+        loss = loss - torch.log((share * proof).sum(-1) + 1e-3).mean() / len(inputs)
     return loss
 
 
-def answer_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of the answers; the end token counts a tenth, it is easy."""
-    flat = targets.flatten()
-    asked = flat != NO_TARGET
-    each = F.cross_entropy(logits.flatten(0, -2)[asked].float(), flat[asked], reduction="none")
-    weight = torch.where(flat[asked] == WORD_ID[EOS], 0.1, 1.0)
-    return (each * weight).sum() / weight.sum()
-
-
-def freeze_label_words(model: nn.Module) -> None:
-    """Keep the embeddings that stage A aligned the visual tokens with: their gradient is dropped."""
-    embedding = model.model.language_model.embed_tokens.weight
-    fixed = torch.cat(LABEL_IDS)
-    embedding.register_hook(lambda grad: grad.index_fill(0, fixed.to(grad.device), 0.0))
-
-
 @torch.no_grad()
-def check_language(
-    model: nn.Module, cache: torch.Tensor, pool: Pool, device: torch.device, scenes: int = 64
-) -> dict[str, float]:
-    """Share of held-out questions answered exactly (all answer tokens and the end), per task and their mean."""
-    right: dict[str, list[bool]] = {task: [] for task in TASKS}
-    rng = np.random.default_rng(123)
+def answered(model: nn.Module, cache: torch.Tensor, pool: Pool, first_layer: int, scenes: int) -> dict:
+    """Share of held-out questions answered exactly (every token and the end), per task, and the means; in per cent."""
+    right: dict[str, list[bool]] = defaultdict(list)
     for first in range(0, min(scenes, len(pool)), 16):
         chosen = np.arange(first, min(first + 16, scenes, len(pool)))
-        packed = pack(rng, pool, chosen, shares=EVEN)
-        logits, _ = run_layers(model, *to_device(gather(cache, chosen, packed), packed, device))
-        targets = torch.from_numpy(packed.targets).to(device)
-        good = ((logits.argmax(-1) == targets) | (targets == NO_TARGET)).all(-1).cpu()
-        for b, slot, task in packed.tasks:
-            right[task].append(bool(good[b, slot]))
-    out = {task: 100 * float(np.mean(values)) for task, values in right.items() if values}
-    return {**out, "mean": float(np.mean(list(out.values())))}
+        packed = pack(np.random.default_rng([123, first]), pool, chosen, shares={})
+        where = positions(torch.from_numpy(packed.keep), packed.layout)
+        tokens, ids = gather(cache, chosen, packed.keep), torch.from_numpy(packed.ids)
+        hidden = run_layers(model, tokens, ids, where, packed.layout, first_layer)
+        targets = torch.from_numpy(packed.targets)
+        asked = targets != NO_TARGET
+        good = torch.ones_like(asked)
+        good[asked] = logits_at(model, hidden, asked).argmax(-1) == targets[asked]
+        for b, start, end, question in packed.asked:
+            right[question.task].append(bool(good[b, start:end].all()))
+    out = {task: 100 * float(np.mean(right[task])) for task in TASKS if right[task]}
+    for name, tasks in (("short", SHORT_TASKS), ("long", LONG_TASKS)):
+        values = [out[task] for task in tasks if task in out]
+        if values:
+            out[name] = float(np.mean(values))
+    return out
 
 
-def to_device(tokens: torch.Tensor, packed: Packed, device: torch.device) -> tuple:
-    """The inputs of `run_layers`: tokens, ids, masks, positions."""
-    mask = masks(torch.from_numpy(packed.visible).to(device), torch.bfloat16)
-    places = positions(torch.from_numpy(packed.keep).to(device), packed.ids.shape[1])
-    return tokens.to(device), torch.from_numpy(packed.ids).to(device), mask, places
+def _set_rates(opts: list[torch.optim.Optimizer], recipe: Recipe, step: int) -> None:
+    """Warm up, stay, fall linearly to 1 % from `decay_from` on; the layers that join later warm up when they do."""
+    left = (recipe.steps_language - step) / max(1, recipe.steps_language - recipe.decay_from)
+    factor = min(1.0, (step + 1) / 100) * min(1.0, max(0.01, left))
+    for opt in opts:
+        for group in opt.param_groups:
+            joined = min(1.0, max(0.0, (step + 1 - recipe.grow_at) / 200)) if group["late"] else 1.0
+            group["lr"] = group["peak"] * factor * joined
+
+
+def _optimisers(language: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Two groups each: the layers that begin as the identity apart from the rest."""
+    out = []
+    late = tuple(f"layers.{n}." for n in range(recipe.shape.layers - recipe.top_layers))
+    for joins in (False, True):
+        named = [(n, p) for n, p in language.named_parameters() if n.startswith(late) == joins]
+        if not named:
+            continue
+        opts = optimisers(named, recipe.muon_language, recipe.adam_language)
+        for opt in opts:
+            for group in opt.param_groups:
+                group["late"] = joins
+        out += opts
+    return out
+
+
+def _keeper(inputs: dict[int, torch.Tensor], layers: tuple[int, ...]) -> Callable[[int, torch.Tensor], None]:
+    """A `before` for `run_layers` that keeps what enters some layers."""
+
+    def keep(number: int, hidden: torch.Tensor) -> None:
+        if number in layers:
+            inputs[number] = hidden
+
+    return keep
+
+
+def train_language(
+    run: Run,
+    model: nn.Module,
+    pool: Pool,
+    cache: torch.Tensor,
+    held_out: Pool,
+    held_cache: torch.Tensor,
+    progress: Progress | None = None,
+) -> nn.Module:
+    """Stage B on cached visual tokens; continues from the last checkpoint of the run folder."""
+    recipe = run.recipe
+    torch.manual_seed(recipe.seed + 1)
+    language = model.model.language_model
+    embedding, fixed = language.embed_tokens.weight, torch.cat(LABEL_IDS)
+    # The words that stage A aligned the visual tokens with stay where they are.
+    embedding.register_hook(lambda grad: grad.index_fill(0, fixed, 0.0))
+    start_layers(model, recipe.shape.layers - recipe.top_layers)
+    opts = _optimisers(language, recipe)
+    step = run.restore("language", [language], opts)
+    batches = Batches(recipe, pool)
+    means: dict[str, float] = {}
+    clock, questions = time.time(), 0
+    while step < recipe.steps_language:
+        _set_rates(opts, recipe, step)
+        first_layer = 0 if step >= recipe.grow_at else recipe.shape.layers - recipe.top_layers
+        chosen, packed = batches(step)
+        where = positions(torch.from_numpy(packed.keep), packed.layout)
+        tokens, ids = gather(cache, chosen, packed.keep), torch.from_numpy(packed.ids)
+        led = recipe.led_weight * max(0.0, 1 - step / recipe.led_until) if recipe.led_until else 0.0
+        inputs: dict[int, torch.Tensor] = {}
+        keep_inputs = _keeper(inputs, recipe.led_layers) if led else None
+        hidden = run_layers(model, tokens, ids, where, packed.layout, first_layer, keep_inputs)
+        loss, share = answer_loss(model, hidden, packed)
+        if led:
+            missed = evidence_loss(model, inputs, where, packed)
+            share["evidence"] = float(missed.detach())
+            loss = loss + led * missed
+        loss.backward()
+        for opt in opts:
+            opt.step()
+            opt.zero_grad()
+        step += 1
+        questions += len(packed.asked)
+        for name, value in (("answer", float(loss.detach())), *share.items()):
+            means[name] = 0.96 * means.get(name, value) + 0.04 * value
+        if step % 25 == 0 or step == recipe.steps_language:
+            due = step % recipe.check_every == 0 or step == recipe.steps_language
+            extra = answered(model, held_cache, held_out, first_layer, recipe.check_scenes) if due else {}
+            spent, clock = (time.time() - clock) / 25, time.time()
+            run.log(
+                stage="language",
+                step=step,
+                first_layer=first_layer,
+                per_step=spent,
+                per_scene=questions / 25 / recipe.batch_language,
+                **means,
+                **extra,
+            )
+            questions = 0
+        if progress:
+            progress("language", step, recipe.steps_language, f"loss {means['answer']:.3f}")
+        if run.due() or step == recipe.steps_language:
+            run.save("language", step, [language], opts)
+    return model
+
+
+def texture_dimensions(model: nn.Module) -> slice:
+    """The dimensions of a visual token that hold the texture code."""
+    width = model.config.text_config.hidden_size
+    return slice(width - TEXTURE, width)

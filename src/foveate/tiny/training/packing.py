@@ -1,74 +1,93 @@
-"""Many questions after one image: batches for the language stage, with tokens left out on purpose."""
+"""Many questions after one image, short and long ones in slots of fitting lengths."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from foveate.tiny.questions import TASKS, Question, ask, overlap
-from foveate.tiny.scenes import Scene
+from foveate.tiny.questions import LONG_TASKS, TASKS, Question, ask, cover
+from foveate.tiny.scenes import TOKENS, Box, Scene
 from foveate.tiny.training.pool import Pool
-from foveate.tiny.vocabulary import ASSISTANT, BOS, EOS, NEWLINE, USER, WORD_ID, question_ids
+from foveate.tiny.vocabulary import ASSISTANT, BOS, EOS, NEWLINE, USER, WORD_ID, text_ids
 
 PREFIX = [WORD_ID[BOS], WORD_ID[USER]]
-TOKENS = 196
 NO_TARGET = -100
-# How often each task is asked in training, in the order of TASKS.
-SHARES = (1.0, 0.8, 0.8, 1.6, 1.3, 2.0, 1.0, 1.8, 1.0)
-EVEN = (1.0,) * len(TASKS)
-SLOT = 13  # text positions of a question: its longest form with all but the last answer token
+Layout = tuple[tuple[int, int], ...]
+"""How many slots of which length (text positions of a question with all but the last answer token), by length."""
+LAYOUT: Layout = ((6, 10), (3, 13), (5, 18), (3, 23), (1, 28))
+FEW_OBJECTS: Layout = ((6, 10), (2, 13), (3, 18), (1, 23))
+_SHORT = 13  # text positions that a question with a short answer takes at most
+# Words that the sentence asks for, not the image: they weigh little in the loss.
+_FILLING = {WORD_ID[word] for word in (",", "and", "then", "a", "an", "further")}
+_FILLING_WEIGHT, _END_WEIGHT = 0.05, 0.2
+# How often each task is asked; the rest once.
+SHARES = {
+    "count": 1.6,
+    "relation": 1.4,
+    "shape": 1.3,
+    "read": 1.5,
+    "exist": 0.8,
+    # Few scenes have these, so where they can be asked they are.
+    "number": 3.0,
+    "spell": 3.0,
+    "each": 1.5,
+    "row": 1.5,
+    "follow": 3.0,
+}
 
 
 @dataclass
 class Packed:
-    """A batch of B images with V visual tokens each and Q questions each, every question in a slot of its own."""
+    """B images with V visual tokens each, then T text positions that are divided into slots by `layout`."""
 
+    layout: Layout
     keep: np.ndarray
     """Indices of the visual tokens that are there, int64 (B, V), ascending."""
-    visible: np.ndarray
-    """bool (B, V); False where `keep` is only padding."""
     ids: np.ndarray
-    """int64 (B, Q, SLOT)."""
+    """int64 (B, T)."""
     targets: np.ndarray
-    """int64 (B, Q, SLOT): the next token where it belongs to an answer, else -100."""
-    ends: np.ndarray
-    """int64 (B, Q): place of the last prompt token in the slot; 0 in an empty slot."""
-    tasks: list[tuple[int, int, str]] = field(default_factory=list)
-    """Image, slot and task of each question."""
-    box_slot: list[tuple[int, int]] = field(default_factory=list)
-    """For each evidence box, image and slot of its question."""
-    box_tokens: list[np.ndarray] = field(default_factory=list)
-    """For each evidence box, its tokens among the V, bool (V,)."""
+    """int64 (B, T): the next token where it belongs to an answer, else -100."""
+    asked: list[tuple[int, int, int, Question]] = field(default_factory=list)
+    """Image, first and last text position of the answer, question."""
+
+    def weights(self) -> np.ndarray:
+        """How much each target weighs in the loss, float32 (B, T)."""
+        out = np.where(self.targets == NO_TARGET, 0.0, 1.0).astype(np.float32)
+        out[np.isin(self.targets, list(_FILLING))] = _FILLING_WEIGHT
+        out[self.targets == WORD_ID[EOS]] = _END_WEIGHT
+        return out
 
 
-def _choose(
-    rng: np.random.Generator, scene: Scene, count: int, few: float
-) -> tuple[np.ndarray, dict[tuple, np.ndarray]]:
-    """Which tokens to show, and the boxes (with their tokens) that are wholly shown."""
-    covers = {thing.box: overlap([thing.box]) for thing in scene.objects}
-    order = [scene.objects[i].box for i in rng.permutation(len(scene.objects))]
-    show = np.zeros(TOKENS, dtype=bool)
-    whole: dict[tuple, np.ndarray] = {}
-    if rng.random() < few:  # the evidence and little else
-        for box in order[: int(rng.choice([1, 1, 1, 2, 3]))]:
-            whole[box] = covers[box] >= 0.1
-            show |= whole[box]
-        if rng.random() < 0.5:
-            show |= rng.random(TOKENS) < rng.choice([0.02, 0.1, 0.22])
-        if show.sum() <= count:
-            return show, whole
-        show[:] = False
-        whole.clear()
-    for box in order:
-        touched = show | (covers[box] > 0)
+def places(layout: Layout) -> np.ndarray:
+    """Place of each text position within its slot, int64 (T,)."""
+    return np.concatenate([np.tile(np.arange(length), count) for count, length in layout])
+
+
+def _show(rng: np.random.Generator, scene: Scene, count: int) -> tuple[np.ndarray, set[Box]]:
+    """Which `count` tokens to show, and the boxes that are wholly shown."""
+    if count == TOKENS:
+        return np.ones(TOKENS, dtype=bool), {thing.box for thing in scene.objects}
+    show, whole = np.zeros(TOKENS, dtype=bool), set()
+    for number in rng.permutation(len(scene.objects)):
+        box = scene.objects[number].box
+        touched = show | (cover([box]) > 0)
         if touched.sum() <= count:
             show = touched
-            whole[box] = covers[box] >= 0.1
+            whole.add(box)
     rest = np.flatnonzero(~show)
     show[rng.permutation(rest)[: count - int(show.sum())]] = True
     return show, whole
+
+
+def written(question: Question) -> tuple[list[int], list[int]]:
+    """Ids of the prompt after the image, and of the answer with its end."""
+    head = [WORD_ID[NEWLINE], *text_ids(question.text), WORD_ID[ASSISTANT]]
+    return head, [*text_ids(question.answer), WORD_ID[EOS]]
 
 
 def pack(
@@ -76,11 +95,10 @@ def pack(
     pool: Pool,
     chosen: np.ndarray,
     visual: int = TOKENS,
-    slots: int = 15,
-    few: float = 0.0,
-    shares: tuple[float, ...] = SHARES,
+    layout: Layout = LAYOUT,
+    shares: dict[str, float] = SHARES,
 ) -> Packed:
-    """Ask up to `slots` questions about each selected scene.
+    """Ask as many questions about each selected scene as there are slots for.
 
     Parameters
     ----------
@@ -88,76 +106,198 @@ def pack(
     pool
     chosen
         Numbers of the scenes, (B,).
-    visual, slots
-        Number of visual tokens V and of questions Q.
-    few
-        Chance that an image shows only the tokens of a few objects.
+    visual
+        Number of visual tokens V; below 256, some objects are shown whole and the rest is drawn.
+    layout
     shares
-        How often each task is asked, in the order of `TASKS`.
+        How often each task is asked; 1 by default.
     """
-    size = len(chosen)
-    chance = np.array(shares) / sum(shares)
+    size, text = len(chosen), sum(count * length for count, length in layout)
+    weight = np.array([shares.get(task, 1.0) for task in TASKS])
     out = Packed(
+        layout,
         np.zeros((size, visual), dtype=np.int64),
-        np.zeros((size, visual), dtype=bool),
-        np.zeros((size, slots, SLOT), dtype=np.int64),
-        np.full((size, slots, SLOT), NO_TARGET, dtype=np.int64),
-        np.zeros((size, slots), dtype=np.int64),
+        np.zeros((size, text), dtype=np.int64),
+        np.full((size, text), NO_TARGET, dtype=np.int64),
     )
     for b, number in enumerate(chosen):
         scene = pool.scene(int(number))
-        show, whole = _choose(rng, scene, visual, few)
-        kept = np.flatnonzero(show)
-        out.keep[b, : len(kept)] = kept
-        out.visible[b, : len(kept)] = True
-        asked: set[str] = set()
-        for _ in range(4 * slots):
-            if len(asked) == slots:
+        show, whole = _show(rng, scene, visual)
+        out.keep[b] = np.flatnonzero(show)
+        starts, free, at = [], [], 0
+        for count, length in layout:
+            starts.append(at)
+            free.append(count)
+            at += count * length
+        chance, texts = weight / weight.sum(), set()
+        for number in rng.choice(len(TASKS), 5 * sum(free), p=chance):
+            if not any(free):
                 break
-            question = ask(rng, scene, TASKS[int(rng.choice(len(TASKS), p=chance))])
-            if question is None or question.text in asked or any(box not in whole for box in question.boxes):
+            question = ask(rng, scene, TASKS[number])
+            if question is None or question.text in texts or any(box not in whole for box in question.boxes):
                 continue
             if not question.boxes and len(whole) < len(scene.objects):
                 continue  # "none" is only true where everything is shown
-            slot = len(asked)
-            asked.add(question.text)
-            _fill(out, b, slot, question, kept, whole)
+            head, tail = written(question)
+            length = len(head) + len(tail) - 1
+            fits = [g for g, (_, room) in enumerate(layout) if free[g] and room >= length]
+            # Slots for long answers stay free for them.
+            if not fits or (question.task not in LONG_TASKS and layout[fits[0]][1] > _SHORT):
+                continue
+            group = fits[0]
+            start = starts[group] + (layout[group][0] - free[group]) * layout[group][1]
+            free[group] -= 1
+            texts.add(question.text)
+            end = start + len(head) - 1
+            out.ids[b, start : start + length] = head + tail[:-1]
+            out.targets[b, end : start + length] = tail
+            out.asked.append((b, end, start + length, question))
     return out
 
 
-def _fill(
-    out: Packed, b: int, slot: int, question: Question, kept: np.ndarray, whole: dict[tuple, np.ndarray]
-) -> None:
-    """Write one question into its slot."""
-    head = [WORD_ID[NEWLINE], *question_ids(question.text), WORD_ID[ASSISTANT]]
-    tail = [*question_ids(question.answer), WORD_ID[EOS]]
-    length, end = len(head) + len(tail) - 1, len(head) - 1
-    out.ids[b, slot, :length] = head + tail[:-1]
-    out.targets[b, slot, end:length] = tail
-    out.ends[b, slot] = end
-    out.tasks.append((b, slot, question.task))
-    for box in question.boxes if question.answer != "no" else ():
-        out.box_slot.append((b, slot))
-        row = np.zeros(out.keep.shape[1], dtype=bool)
-        row[: len(kept)] = whole[box][kept]
-        out.box_tokens.append(row)
+def single(questions: list[Question]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Ids and targets of each question alone, as `pack` writes them into a slot."""
+    out = []
+    for question in questions:
+        head, tail = written(question)
+        targets = np.full(len(head) + len(tail) - 1, NO_TARGET, dtype=np.int64)
+        targets[len(head) - 1 :] = tail
+        out.append((np.array(head + tail[:-1]), targets))
+    return out
 
 
-def masks(visible: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Additive masks: among the front (B, P, P), causal, and from the text to the front (B, 1, P); P = 2 + V."""
-    size, front = len(visible), len(PREFIX) + visible.shape[1]
-    there = torch.ones(size, front, dtype=torch.bool, device=visible.device)
-    there[:, len(PREFIX) :] = visible
-    hidden = torch.zeros(size, 1, front, dtype=dtype, device=visible.device).masked_fill_(~there[:, None], -1e4)
-    square = torch.ones(front, front, dtype=torch.bool, device=visible.device)
-    allow = (there[:, None, :] & square.tril()) | torch.eye(front, dtype=torch.bool, device=visible.device)
-    among = torch.zeros(size, front, front, dtype=dtype, device=visible.device).masked_fill_(~allow, -1e4)
-    return among, hidden
-
-
-def positions(keep: torch.Tensor, slots: int, slot: int = SLOT) -> torch.Tensor:
-    """Position ids (B, S) as in a prompt with all 196 visual tokens and one question."""
-    size = len(keep)
-    front = torch.arange(len(PREFIX), device=keep.device).expand(size, -1)
-    text = torch.arange(slot, device=keep.device).repeat(slots).expand(size, -1) + len(PREFIX) + TOKENS
+def positions(keep: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Position ids (B, 2 + V + T) as in a prompt with all 256 visual tokens and one question."""
+    front = torch.arange(len(PREFIX)).expand(len(keep), -1)
+    text = torch.from_numpy(places(layout)).expand(len(keep), -1) + len(PREFIX) + TOKENS
     return torch.cat([front, keep + len(PREFIX), text], 1)
+
+
+BeforeLayer = Callable[[int, torch.Tensor], "torch.Tensor | None"]
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, front: int, layout: Layout, hide: torch.Tensor | None):
+    """Causal attention of a front and of many questions, each of which sees the front and itself only.
+
+    Parameters
+    ----------
+    q
+        (B, H, S, E).
+    k, v
+        (B, G, S, E); heads are grouped as in Llama.
+    front
+        How many positions the questions share.
+    layout
+    hide
+        Added to all scores of the front's positions, (B, front): -inf-like where they are dropped.
+    """
+    size, heads, length, width = q.shape
+    groups = k.shape[1]
+    share = heads // groups
+    q = (q * width**-0.5).reshape(size * groups, share, length, width)
+    k, v = k.flatten(0, 1), v.flatten(0, 1)
+    kf, vf = k[:, :front].contiguous(), v[:, :front].contiguous()
+    causal = torch.full((front, front), -1e4, dtype=q.dtype).triu(1)
+    scores = (q[:, :, :front].reshape(-1, share * front, width) @ kf.mT).view(-1, share, front, front) + causal
+    if hide is not None:
+        extra = hide.to(q.dtype).repeat_interleave(groups, 0)[:, None, None]
+        scores = scores + extra
+    out = [(scores.softmax(-1).flatten(1, 2) @ vf).view(-1, share, front, width)]
+    to_front = (q[:, :, front:].reshape(-1, share * (length - front), width) @ kf.mT).view(
+        -1, share, length - front, front
+    )
+    if hide is not None:
+        to_front = to_front + extra
+    at = 0
+    for count, slot in layout:
+        end = at + count * slot
+        mine = slice(front + at, front + end)
+        qs = q[:, :, mine].reshape(-1, share, count, slot, width).transpose(1, 2).reshape(-1, share * slot, width)
+        ks, vs = (x[:, mine].reshape(-1, slot, width) for x in (k, v))
+        order = torch.full((slot, slot), -1e4, dtype=q.dtype).triu(1)
+        own = (qs @ ks.mT).view(-1, count, share, slot, slot) + order
+        seen = torch.cat([to_front[:, :, at:end].reshape(-1, share, count, slot, front).transpose(1, 2), own], -1)
+        seen = seen.softmax(-1)
+        told = (seen[..., front:].reshape(-1, share * slot, slot) @ vs).view(-1, count, share, slot, width)
+        far = seen[..., :front].reshape(-1, count * share * slot, front) @ vf
+        told = told + far.view(-1, count, share, slot, width)
+        out.append(told.transpose(1, 2).reshape(-1, share, count * slot, width))
+        at = end
+    return torch.cat(out, 2).view(size, heads, length, width)
+
+
+def decoder_layer(
+    hidden: torch.Tensor,
+    layer: nn.Module,
+    rope: tuple[torch.Tensor, torch.Tensor],
+    front: int,
+    layout: Layout,
+    hide: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One Llama decoder layer over (B, S, D) in the dtype of `hidden`; see `attend`."""
+    attention, mlp = layer.self_attn, layer.mlp
+    config, dtype = attention.config, hidden.dtype
+    size, length, width = hidden.shape
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    norm = layer.input_layernorm
+    x = F.rms_norm(hidden, (width,), norm.weight.to(dtype), norm.variance_epsilon)
+    weight = torch.cat([p.weight for p in (attention.q_proj, attention.k_proj, attention.v_proj)]).to(dtype)
+    x = F.linear(x, weight).view(size, length, heads + 2 * groups, -1).transpose(1, 2)
+    cos, sin = rope
+    turn, v = x[:, : heads + groups], x[:, heads + groups :]
+    half = turn.shape[-1] // 2
+    turn = turn * cos + torch.cat([-turn[..., half:], turn[..., :half]], -1) * sin
+    x = attend(turn[:, :heads], turn[:, heads:], v, front, layout, hide)
+    hidden = hidden + F.linear(x.transpose(1, 2).reshape(size, length, width), attention.o_proj.weight.to(dtype))
+    norm = layer.post_attention_layernorm
+    x = F.rms_norm(hidden, (width,), norm.weight.to(dtype), norm.variance_epsilon)
+    gate, up = F.linear(x, torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).to(dtype)).chunk(2, -1)
+    return hidden + F.linear(F.silu(gate) * up, mlp.down_proj.weight.to(dtype))
+
+
+def run_layers(
+    model: nn.Module,
+    tokens: torch.Tensor,
+    ids: torch.Tensor,
+    places: torch.Tensor,
+    layout: Layout,
+    first: int = 0,
+    before: BeforeLayer | None = None,
+) -> torch.Tensor:
+    """Final hidden states of the text (B, T, D), normed.
+
+    Parameters
+    ----------
+    model
+    tokens
+        Projected visual tokens (B, V, D); their dtype is the one that is computed in.
+    ids
+        Text, (B, T).
+    places
+        See `positions`.
+    layout
+    first
+        The layer to begin with.
+    before
+        Called before each layer with its number and the hidden states; what it gives that is not None hides front
+        positions from there on, as `attend`'s `hide`.
+    """
+    language, dtype = model.model.language_model, tokens.dtype
+    begin = language.embed_tokens(torch.tensor(PREFIX)).expand(len(ids), -1, -1).to(dtype)
+    hidden = torch.cat([begin, tokens, language.embed_tokens(ids).to(dtype)], 1)
+    rope = tuple(r[:, None].to(dtype) for r in language.rotary_emb(hidden, places))
+    front, hide = len(PREFIX) + tokens.shape[1], None
+    for number, layer in enumerate(language.layers):
+        if number < first:
+            continue
+        if before is not None:
+            new = before(number, hidden)
+            hide = hide if new is None else new
+        hidden = decoder_layer(hidden, layer, rope, front, layout, hide)
+    last = language.norm
+    return F.rms_norm(hidden[:, front:], hidden.shape[-1:], last.weight.to(dtype), last.variance_epsilon)
+
+
+def logits_at(model: nn.Module, hidden: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """Logits (n, vocabulary) at those text positions where `where` (B, T) is true."""
+    return F.linear(hidden[where], model.lm_head.weight.to(hidden.dtype)).float()

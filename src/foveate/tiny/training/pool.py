@@ -5,57 +5,63 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
-from foveate.tiny.questions import HELD_OUT_STREAM, TRAINING_STREAM, overlap
-from foveate.tiny.scenes import SIZE, Scene, Thing, make_scene
+from foveate.tiny.drawing import GLYPHS, PATCH
+from foveate.tiny.questions import cover
+from foveate.tiny.scenes import GRID, SIZE, TOKENS, TRAINING_STREAM, Scene, Thing, make_scene
 from foveate.tiny.vocabulary import COLOURS, KINDS, SIZES
 
-LABELS = ("kind", "colour", "size", "digit", "next_digit", "centre")
-IGNORE = -1
-GRID = 14
-_CHUNK = 50
+IGNORE = -1  # the label of a patch that is asked nothing
+PLACES = ("first", "second", "third", "fourth", "fifth", "sixth")  # of a character of a sign
+LABELS = ("kind", "colour", "size", "glyph", "place", "more", "centre")
 _COLOURS = tuple(COLOURS)
 
 
-def patch_labels(objects: list[Thing], grid: int = GRID, size: int = SIZE) -> np.ndarray:
+def patch_labels(objects: list[Thing]) -> np.ndarray:
     """What each patch shows.
 
     Returns
     -------
     numpy.ndarray
-        int8 (6, grid * grid), rows as in `LABELS`; 0 is "nothing", -1 "ask nothing here" (a patch barely touched).
-        `next_digit` is 1-10 for a second digit and 11 for a sign that has none.
+        int8 (7, 256), rows as in `LABELS`; 0 is "nothing", -1 "ask nothing here" (a patch barely touched).
+        `glyph`, `place` (1-6) and `more` (1: another character follows, 2: the last one) are for the
+        characters of signs.
     """
-    out = np.zeros((len(LABELS), grid * grid), dtype=np.int8)
-    best = np.zeros(grid * grid)
-    patch = size / grid
+    out = np.zeros((len(LABELS), TOKENS), dtype=np.int8)
+    best = np.zeros(TOKENS)
     for thing in objects:
-        cover = overlap([thing.box], grid, size)
+        covered = cover([thing.box])
         x0, y0, x1, y1 = thing.box
-        share = cover * patch**2 / ((x1 - x0) * (y1 - y0))
-        mine = ((cover >= 0.3) | (share >= 0.3)) & (cover > best)
-        touched = (cover > 0) & (cover > best) & ~mine & (out[0] == 0)
-        out[:5, touched] = IGNORE
-        best = np.where(mine, cover, best)
+        share = covered * PATCH**2 / ((x1 - x0) * (y1 - y0))
+        mine = ((covered >= 0.3) | (share >= 0.3)) & (covered > best)
+        touched = (covered > 0) & (covered > best) & ~mine & (out[0] == 0)
+        out[:6, touched] = IGNORE
+        best = np.where(mine, covered, best)
         out[0, mine] = KINDS.index(thing.kind) + 1
         out[1, mine] = _COLOURS.index(thing.colour) + 1
         out[2, mine] = SIZES.index(thing.size) + 1 if thing.size else 0
-        out[3, mine] = int(thing.text[0]) + 1 if thing.text else 0
-        out[4, mine] = (int(thing.text[1]) + 1 if len(thing.text) > 1 else 11) if thing.text else 0
+        out[3:6, mine] = 0
+        for index, name in enumerate(thing.glyphs):
+            patch = int(cover([thing.glyph_box(index)]).argmax())
+            out[3, patch] = GLYPHS.index(name) + 1
+            out[4, patch] = index + 1 if index < len(thing.text) else IGNORE
+            out[5, patch] = (2 if index == len(thing.text) - 1 else 1) if index < len(thing.text) else IGNORE
         x, y = thing.centre
-        out[5, int(y // patch) * grid + int(x // patch)] = 1
+        out[6, int(y // PATCH) * GRID + int(x // PATCH)] = 1
     return out
 
 
 @dataclass
 class Pool:
-    """Scenes: `images` (N, 224, 224, 3) uint8, `labels` (N, 6, 196) int8, `objects` one list a scene."""
+    """Scenes: `images` (N, 256, 256, 3) uint8, `labels` (N, 7, 256) int8, `objects` one list a scene.
 
-    images: np.ndarray
+    `images` is None once they are deleted to free the disk: the language stage needs them no more.
+    """
+
+    images: np.ndarray | None
     labels: np.ndarray
     objects: list[list[Thing]]
 
@@ -63,65 +69,46 @@ class Pool:
         return len(self.objects)
 
     def scene(self, index: int) -> Scene:
-        """The scene with this number."""
-        return Scene(self.images[index], self.objects[index])
+        """The scene with this number; without its image where the pool has lost it."""
+        image = np.zeros((SIZE, SIZE, 3), np.uint8) if self.images is None else self.images[index]
+        return Scene(image, self.objects[index])
 
 
-def _render(job: tuple[int, int, int, int]) -> tuple[int, np.ndarray, np.ndarray, str]:
-    stream, seed, first, count = job
-    scenes = [make_scene(np.random.default_rng([stream, seed, index])) for index in range(first, first + count)]
-    lines = "".join(json.dumps([asdict(thing) for thing in scene.objects]) + "\n" for scene in scenes)
-    return first, np.stack([s.image for s in scenes]), np.stack([patch_labels(s.objects) for s in scenes]), lines
-
-
-def _read(folder: Path) -> Pool:
+def read_pool(folder: Path) -> Pool:
+    """Open a rendered pool."""
     with open(folder / "objects.jsonl") as file:
         objects = [[Thing(**{**o, "box": tuple(o["box"])}) for o in json.loads(line)] for line in file]
-    return Pool(np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy"), objects)
+    images = folder / "images.npy"
+    return Pool(np.load(images, mmap_mode="r") if images.is_file() else None, np.load(folder / "labels.npy"), objects)
 
 
 def render_pool(
     folder: Path,
     count: int,
     seed: int,
-    held_out: bool = False,
-    workers: int = 2,
+    stream: int = TRAINING_STREAM,
     progress: Callable[[int], None] | None = None,
 ) -> Pool:
     """Render `count` scenes into `folder`, or open them where they are there already.
 
-    Parameters
-    ----------
-    folder
-    count, seed
-        Scene `i` depends on the seed and on `i` alone, not on `count` or `workers`.
-    held_out
-        Take the stream that training never sees.
-    workers
-        Processes that render.
-    progress
-        Called with the number of scenes done so far.
+    Scene `i` depends on the stream, the seed and on `i` alone.
     """
-    what = {"count": count, "seed": seed, "held_out": held_out}
+    what = {"count": count, "seed": seed, "stream": stream}
     done = folder / "pool.json"
     if done.is_file() and json.loads(done.read_text()) == what:
-        return _read(folder)
+        return read_pool(folder)
     folder.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)
-    shape = (count, SIZE, SIZE, 3)
-    images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
-    labels = np.zeros((count, len(LABELS), GRID * GRID), dtype=np.int8)
-    # A held-out pool must differ from `held_out`'s items too, hence the 1.
-    stream = HELD_OUT_STREAM + 1 if held_out else TRAINING_STREAM
-    jobs = [(stream, seed, first, min(_CHUNK, count - first)) for first in range(0, count, _CHUNK)]
-    with get_context("spawn").Pool(workers) as pool, open(folder / "objects.jsonl", "w") as file:
-        for first, pictures, patches, lines in pool.imap(_render, jobs):
-            images[first : first + len(pictures)] = pictures
-            labels[first : first + len(pictures)] = patches
-            file.write(lines)
+    images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=(count, SIZE, SIZE, 3))
+    labels = np.zeros((count, len(LABELS), TOKENS), dtype=np.int8)
+    with open(folder / "objects.jsonl", "w") as file:
+        for index in range(count):
+            scene = make_scene(np.random.default_rng([stream, seed, index]))
+            images[index], labels[index] = scene.image, patch_labels(scene.objects)
+            file.write(json.dumps([asdict(thing) for thing in scene.objects]) + "\n")
             if progress:
-                progress(first + len(pictures))
+                progress(index + 1)
     images.flush()
     np.save(folder / "labels.npy", labels)
     done.write_text(json.dumps(what))
-    return _read(folder)
+    return read_pool(folder)

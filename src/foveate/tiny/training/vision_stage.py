@@ -8,24 +8,34 @@ background as on the objects, and a reconstruction head keeps the coarse colours
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from foveate.tiny.scenes import Thing
-from foveate.tiny.training.optimisers import FAST
-from foveate.tiny.training.pool import GRID, IGNORE, Pool
-from foveate.tiny.vocabulary import COLOURS, DIGITS, KINDS, NEXT_DIGITS, SIZES, WORD_ID
+from foveate.tiny.drawing import GLYPHS, PATCH
+from foveate.tiny.model import build
+from foveate.tiny.scenes import GRID, Thing
+from foveate.tiny.training.optimisers import FAST, optimisers, set_rate
+from foveate.tiny.training.pool import IGNORE, LABELS, PLACES, Pool
+from foveate.tiny.training.run import Run
+from foveate.tiny.vocabulary import COLOURS, KINDS, SIZES, WORD_ID
+
+Progress = Callable[[str, int, int, str], None]
+"""Called with the stage, the step, the steps and a short text."""
 
 COEFFICIENTS = 16
-PATCH = 16  # side in pixels
 # Token dimensions that hold the texture code; word embeddings start without them.
 TEXTURE = 32
 TEXTURE_SCALE = 8.0
 _FINE = slice(24, 128)  # principal components that count as fine texture
-_LABEL_WORDS = (KINDS, tuple(COLOURS), SIZES, DIGITS, NEXT_DIGITS)
+# The words for the labels of a patch; "more" has no words.
+_LABEL_WORDS = (KINDS, tuple(COLOURS), SIZES, GLYPHS, PLACES)
 LABEL_IDS = tuple(torch.tensor([WORD_ID[word] for word in group]) for group in _LABEL_WORDS)
+_WEIGHTS = {"kind": 1.0, "colour": 1.0, "size": 1.0, "glyph": 2.0, "place": 1.0, "more": 0.5}
 
 
 def presence(objects: list[list[Thing]]) -> np.ndarray:
@@ -43,9 +53,9 @@ def patches(images: torch.Tensor) -> torch.Tensor:
     return F.unfold(images, PATCH, stride=PATCH).transpose(1, 2)
 
 
-def to_pixels(images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
+def to_pixels(images: np.ndarray) -> torch.Tensor:
     """Images (B, H, W, 3) uint8 as the processor gives them: float32 (B, 3, H, W) in -1..1."""
-    return torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def body(model: nn.Module) -> nn.Module:
@@ -64,7 +74,7 @@ def principal_patches(images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, t
 
 
 @torch.no_grad()
-def start_tower(model: nn.Module, axes: torch.Tensor, variance: torch.Tensor, grid: int = GRID) -> None:
+def start_tower(model: nn.Module, axes: torch.Tensor, variance: torch.Tensor) -> None:
     """Begin with PCA-whitened patches and 2-D sine positions: far quicker than from random ones."""
     embeddings = body(model).embeddings
     weight = embeddings.patch_embedding.weight
@@ -72,7 +82,7 @@ def start_tower(model: nn.Module, axes: torch.Tensor, variance: torch.Tensor, gr
     scale = 0.5 / torch.sqrt(variance[:width] + 0.02 * variance[20])
     weight.copy_((axes[:, :width] * scale).T.reshape(weight.shape))
     frequency = 30.0 ** -(torch.arange(width // 4) / (width // 4))
-    y, x = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+    y, x = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
     waves = [f(v.reshape(-1, 1) * frequency) for v in (y, x) for f in (torch.sin, torch.cos)]
     embeddings.position_embedding.weight[1:] = 0.5 * torch.cat(waves, 1)
     model.model.language_model.embed_tokens.weight[:, -TEXTURE:] = 0
@@ -130,14 +140,16 @@ def amplify_texture(model: nn.Module, gain: float) -> None:
 class PatchHeads(nn.Module):
     """What stage A asks of the visual tokens."""
 
-    def __init__(self, width: int, mean: torch.Tensor, axes: torch.Tensor, variance: torch.Tensor):
+    def __init__(
+        self, width: int, pooled: int, mean: torch.Tensor, axes: torch.Tensor, variance: torch.Tensor
+    ) -> None:
         super().__init__()
-        self.nothing = nn.Parameter(torch.randn(5, width) * 0.1)
-        self.no_next_digit = nn.Parameter(torch.randn(1, width) * 0.1)
+        self.nothing = nn.Parameter(torch.randn(6, width) * 0.1)
+        self.more = nn.Parameter(torch.randn(2, width) * 0.1)
         self.centre = nn.Linear(width, 2)
         self.row, self.column = nn.Linear(width, GRID), nn.Linear(width, GRID)
         self.pixels = nn.Linear(width, COEFFICIENTS)
-        self.present = nn.Linear(width, len(KINDS) * len(COLOURS))
+        self.present = nn.Linear(pooled, len(KINDS) * len(COLOURS))
         self.register_buffer("mean", mean)
         self.register_buffer("axes", axes[:, :COEFFICIENTS] / torch.sqrt(variance[:COEFFICIENTS]))
         fine = axes[:, _FINE] / torch.sqrt(variance[_FINE])
@@ -152,7 +164,6 @@ class PatchHeads(nn.Module):
         pixels: torch.Tensor,
         labels: torch.Tensor,
         present: torch.Tensor,
-        digit_weight: float = 1.5,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Total loss, and what to log.
 
@@ -163,32 +174,26 @@ class PatchHeads(nn.Module):
         words
             The word embeddings, (vocabulary, D).
         pixels
-            The images, (B, 3, 224, 224).
+            The images, (B, 3, 256, 256).
         labels
-            long (B, 6, 196), see `patch_labels`.
+            long (B, 7, 256), see `patch_labels`.
         present
             See `presence`.
-        digit_weight
-            Weight of the two digit losses.
         """
         flat, logs = tokens.flatten(0, 1), {}
         loss = flat.new_zeros((), dtype=torch.float32)
-        names = ("kind", "colour", "size", "digit", "next_digit")
-        for i, name in enumerate(names):
-            rows = [self.nothing[i : i + 1], words[LABEL_IDS[i].to(words.device)]]
-            if name == "next_digit":
-                rows.append(self.no_next_digit)
-            logits = (flat @ torch.cat(rows).T).float()
+        for i, name in enumerate(LABELS[:-1]):
+            named = self.more if name == "more" else words[LABEL_IDS[i].to(words.device)]
+            logits = (flat @ torch.cat([self.nothing[i : i + 1], named]).to(flat.dtype).T).float()
             truth = labels[:, i].flatten()
             weight = torch.ones(logits.shape[1], device=logits.device)
             weight[0] = 0.2
-            part = F.cross_entropy(logits, truth, weight=weight, ignore_index=IGNORE)
-            loss = loss + part * (digit_weight if "digit" in name else 1.0)
+            loss = loss + _WEIGHTS[name] * F.cross_entropy(logits, truth, weight=weight, ignore_index=IGNORE)
             with torch.no_grad():
                 shown = truth > 0
                 logs[name] = (logits.argmax(1) == truth)[shown].float().mean()
         weight = torch.tensor([0.2, 1.0], device=flat.device)
-        loss = loss + 0.5 * F.cross_entropy(self.centre(flat).float(), labels[:, 5].flatten(), weight=weight)
+        loss = loss + 0.5 * F.cross_entropy(self.centre(flat).float(), labels[:, -1].flatten(), weight=weight)
         place = torch.arange(GRID, device=flat.device)
         rows, columns = place.repeat_interleave(GRID), place.repeat(GRID)
         for head, truth in ((self.row, rows), (self.column, columns)):
@@ -197,7 +202,7 @@ class PatchHeads(nn.Module):
             flat_patches = patches(pixels) - self.mean
             coarse = (flat_patches @ self.axes).clamp(-3, 3)
             fine = flat_patches @ self.fine
-            # Contrast is divided out: a faint grain distinguishes places as well as a bold pattern does.
+            # Contrast is divided out: a faint grain separates places as well as a bold pattern does.
             code = fine / (fine.norm(dim=-1, keepdim=True) + 0.3) @ self.mix * fine.shape[-1] ** 0.5
         logs["pixels"] = F.mse_loss(self.pixels(tokens).float(), coarse)
         logs["texture"] = F.mse_loss(tokens[..., -TEXTURE:].float() / TEXTURE_SCALE, code)
@@ -206,27 +211,68 @@ class PatchHeads(nn.Module):
         return loss + logs["pixels"] + 2.0 * logs["texture"] + 2.0 * cls, logs
 
 
-class VisionBatches:
-    """Batches of stage A by step number: they depend on seed and step alone, so that a resumed run continues the same.
+def batch_of(pool: Pool, chosen: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images, patch labels and presence of some scenes."""
+    present = presence([pool.objects[i] for i in chosen])
+    return (
+        to_pixels(pool.images[chosen]),
+        torch.from_numpy(pool.labels[chosen]).long(),
+        torch.from_numpy(present),
+    )
 
-    From step `signs_from` on, scenes with many signs come more often, in batches half as large: digits are what is
-    learned last.
-    """
 
-    def __init__(self, pool: Pool, batch: int, seed: int, signs_from: int, device: torch.device | str = "cpu"):
-        self.pool, self.batch, self.seed, self.signs_from, self.device = pool, batch, seed, signs_from, device
-        self.present = presence(pool.objects)
-        signs = np.array([0.5 + sum(thing.kind == "sign" for thing in objects) for objects in pool.objects])
-        self.chance = signs / signs.sum()
+@torch.no_grad()
+def check_vision(model: nn.Module, heads: PatchHeads, pool: Pool, scenes: int = 128) -> dict[str, float]:
+    """The figures of stage A on held-out scenes."""
+    totals: dict[str, list[float]] = {}
+    words = model.model.language_model.embed_tokens.weight
+    for first in range(0, min(len(pool), scenes), 32):
+        pixels, labels, present = batch_of(pool, np.arange(first, min(first + 32, len(pool))))
+        with torch.autocast("cpu", torch.bfloat16, enabled=FAST is torch.bfloat16):
+            _, logs = heads(*see(model, pixels), words, pixels, labels, present)
+        for name, value in logs.items():
+            totals.setdefault(name, []).append(float(value))
+    return {f"held_out_{name}": float(np.nanmean(values)) for name, values in totals.items()}
 
-    def __call__(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Images, patch labels and presence of a step."""
-        rng = np.random.default_rng([5, self.seed, step])
-        late = step >= self.signs_from
-        count = min(len(self.pool), self.batch // 2 if late else self.batch)
-        chosen = np.sort(rng.choice(len(self.pool), count, replace=False, p=self.chance if late else None))
-        return (
-            to_pixels(self.pool.images[chosen], self.device),
-            torch.from_numpy(self.pool.labels[chosen]).long().to(self.device),
-            torch.from_numpy(self.present[chosen]).to(self.device),
+
+def train_vision(run: Run, pool: Pool, held_out: Pool, progress: Progress | None = None) -> nn.Module:
+    """Stage A; continues from the last checkpoint of the run folder. Gives the model, its language part untouched."""
+    recipe = run.recipe
+    torch.manual_seed(recipe.seed)
+    basis = principal_patches(np.asarray(pool.images[: min(400, len(pool))]))
+    model = build(recipe.shape)
+    start_tower(model, *basis[1:])
+    heads = PatchHeads(recipe.shape.hidden, recipe.shape.vision_hidden, *basis)
+    tower = [
+        *model.model.vision_tower.named_parameters(),
+        *model.model.multi_modal_projector.named_parameters("projector"),
+    ]
+    opts = optimisers([*tower, *heads.named_parameters()], recipe.muon_vision, recipe.adam_vision)
+    step = run.restore("vision", [model, heads], opts)
+    words = model.model.language_model.embed_tokens.weight.detach()
+    means: dict[str, float] = {}
+    clock = time.time()
+    while step < recipe.steps_vision:
+        set_rate(opts, step, recipe.steps_vision, recipe.decay_vision)
+        chosen = np.random.default_rng([5, recipe.seed, step]).choice(
+            len(pool), min(recipe.batch_vision, len(pool)), replace=False
         )
+        pixels, labels, present = batch_of(pool, np.sort(chosen))
+        with torch.autocast("cpu", torch.bfloat16, enabled=FAST is torch.bfloat16):
+            loss, logs = heads(*see(model, pixels), words, pixels, labels, present)
+        loss.backward()
+        for opt in opts:
+            opt.step()
+            opt.zero_grad()
+        step += 1
+        for name, value in (*logs.items(), ("loss", loss)):
+            value = float(value.detach())
+            means[name] = means.get(name, value) if value != value else 0.95 * means.get(name, value) + 0.05 * value
+        if step % 25 == 0 or step == recipe.steps_vision:
+            extra = check_vision(model, heads, held_out) if step % 200 == 0 or step == recipe.steps_vision else {}
+            run.log(stage="vision", step=step, clock=round(time.time() - clock, 1), **means, **extra)
+        if progress:
+            progress("vision", step, recipe.steps_vision, f"loss {means['loss']:.2f}")
+        if run.due() or step == recipe.steps_vision:
+            run.save("vision", step, [model, heads], opts)
+    return model

@@ -1,0 +1,1 @@
+"""Finding the setting of pruning for a model, a task and a machine."""

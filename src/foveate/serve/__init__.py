@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server: `foveate serve`; needs the extra `serve`."""

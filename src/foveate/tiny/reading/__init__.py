@@ -1,1 +1,0 @@
-"""The embedded model that is to come: scenes to read, long answers, its training."""

@@ -1,0 +1,208 @@
+"""Files of questions that no evaluation can use: one line, exit code 2, nothing written, before a model is loaded."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from PIL import Image
+
+from foveate.cli.app import app
+from tests.faults.test_commands import refused
+from tests.measure.folders import picture
+from tests.measure.own_data import data_uri, png, write_jsonl
+
+GOOD = {"image": "a.png", "question": "what?", "answer": "red"}
+HEAD = "image,question,answer\n"
+Make = Callable[[Path], Path]
+
+
+def text(name: str, given: str | bytes) -> Make:
+    def make(folder: Path) -> Path:
+        (folder / name).write_bytes(given.encode() if isinstance(given, str) else given)
+        return folder / name
+
+    return make
+
+
+def line(**fields: object) -> Make:
+    """A good line, and one with other fields; `...` takes a field away."""
+    row = {key: value for key, value in {**GOOD, **fields}.items() if value is not ...}
+    return lambda folder: write_jsonl(folder / "a.jsonl", [GOOD, row])
+
+
+def parquet_without_rows(folder: Path) -> Path:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"image": pa.array([], pa.string())}), folder / "a.parquet")
+    return folder / "a.parquet"
+
+
+def parquet_of_numbers(folder: Path) -> Path:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"image": [1, 2], "question": ["a", "b"]}), folder / "a.parquet")
+    return folder / "a.parquet"
+
+
+def cut_parquet(folder: Path) -> Path:
+    path = parquet_of_numbers(folder)
+    path.write_bytes(path.read_bytes()[:-30])
+    return path
+
+
+def images_without_questions(folder: Path) -> Path:
+    (folder / "images").mkdir()
+    Image.new("RGB", (4, 4)).save(folder / "images" / "a.png")
+    return folder / "images"
+
+
+def images_with_a_broken_sidecar(folder: Path) -> Path:
+    (images_without_questions(folder) / "a.json").write_text("{question")
+    return folder / "images"
+
+
+def saved_and_broken(folder: Path) -> Path:
+    (folder / "saved").mkdir()
+    (folder / "saved" / "state.json").write_text("{}")
+    return folder / "saved"
+
+
+def nothing_but_notes(folder: Path) -> Path:
+    (folder / "notes").mkdir()
+    (folder / "notes" / "a.md").write_text("x")
+    return folder / "notes"
+
+
+# what is wrong -> the file, and what the line must say
+FILES: dict[str, tuple[Make, str]] = {
+    "no file": (lambda folder: folder / "gone.jsonl", "no file or folder"),
+    "another kind of file": (text("a.xlsx", "x"), "a file of the forms"),
+    "empty JSONL": (text("a.jsonl", ""), "has no row"),
+    "blank lines": (text("a.jsonl", "\n  \n"), "has no row"),
+    "half a line": (text("a.jsonl", json.dumps(GOOD) + '\n{"image": "a.p'), "line 2: it is no JSON"),
+    "no object": (text("a.jsonl", "[1]\n7\n"), "there is more after the list"),
+    "a number a line": (text("a.jsonl", "7\n"), "line 1: a row is a JSON object"),
+    "not in UTF-8": (text("a.jsonl", b'{"question": "\xff\xfe"}\n'), "line 1: it is not in UTF-8"),
+    "UTF-16": (text("a.jsonl", json.dumps(GOOD).encode("utf-16")), "not in UTF-8"),
+    "brackets in brackets": (text("a.json", "[" * 100_000), "no list in JSON"),
+    "a list that ends early": (text("a.json", "[" + json.dumps(GOOD) + ","), "after item 0"),
+    "a list without commas": (text("a.json", "[" + 2 * json.dumps(GOOD) + "]"), "after item 0"),
+    "a list of texts": (text("a.json", '["a", "b"]'), "item 0: a row is a JSON object"),
+    "an empty list": (text("a.json", "[]"), "has no row"),
+    "empty CSV": (text("a.csv", ""), "has no row"),
+    "CSV of a head alone": (text("a.csv", HEAD), "has no row"),
+    "CSV with a name twice": (text("a.csv", "image,image\na.png,b\n"), "line 1: the columns"),
+    "CSV with too many cells": (text("a.csv", HEAD + "a.png,what?,red,blue\n"), "line 2: it has 4 cells"),
+    "CSV with an open quote": (text("a.csv", HEAD + 'a.png,"what?,red\n'), "line 2: unexpected end"),
+    "CSV not in UTF-8": (text("a.csv", HEAD.encode() + b"a.png,\xff,red\n"), "line 2"),
+    "no Parquet": (text("a.parquet", "PAR1"), "no Parquet file"),
+    "Parquet cut off": (cut_parquet, "no Parquet file"),
+    "Parquet without rows": (parquet_without_rows, "has no row"),
+    "Parquet with numbers as images": (parquet_of_numbers, "row 0: an image is a path"),
+    "a broken data set": (saved_and_broken, "cannot read"),
+    "a folder without images": (nothing_but_notes, "holds no image"),
+    "images without questions": (images_without_questions, "a.png: there is neither a.txt nor a.json"),
+    "a broken sidecar": (images_with_a_broken_sidecar, "a.png: it is no JSON"),
+    "no image": (line(image=...), "line 2: the field 'image' is missing"),
+    "no question": (line(question=...), "line 2: the field 'question' is missing"),
+    "an empty question": (line(question=" "), "line 2: the field 'question' holds no text"),
+    "a question that is a list": (line(question=["a"]), "line 2: the field 'question' holds no text"),
+    "no answer": (line(answer=...), "line 2: it has no answer"),
+    "an answer that is true": (line(answer=True), "line 2: the field 'answer' holds no text"),
+    "two fields of answers": (line(answers=["red"]), "line 2: it has both"),
+    "an answer that is no choice": (line(choices=["a", "b"]), "line 2: the answer 'red' is none of the choices"),
+    "one choice": (line(choices=["red"]), "line 2: the field 'choices' holds 2 to"),
+    "a box of three numbers": (line(boxes=[[1, 2, 3]]), "line 2: a box is four numbers"),
+    "a box beyond the image": (line(boxes=[[0, 0, 900, 900]]), "line 2: a box of"),
+    "an empty box": (line(boxes=[[0.5, 0, 0.5, 1]]), "line 2: the box"),
+    "an image that is not there": (line(image="gone.png"), "line 2: no image file"),
+    "an image that is a folder": (line(image="."), "line 2: cannot read"),
+    "an image that is none": (line(image="a.jsonl"), "line 2: a.jsonl is not an image"),
+    "an image cut off": (line(image="cut.png"), "line 2: cut.png is a broken or truncated image"),
+    "an image with a NUL in its name": (line(image="a\0.png"), "line 2"),
+    "an image too large": (line(image="bomb.png"), "line 2: bomb.png is too large"),
+    "a URL that was not allowed": (line(image="http://127.0.0.1:9/a.png"), "line 2: .* --allow-urls"),
+    "a URL of another kind": (line(image="file:///etc/passwd"), "line 2: .* a URL of http"),
+    "a data URI that is no base64": (line(image="data:image/png;base64,@@"), "line 2: a data URI is no base64"),
+    "a data URI of text": (line(image="data:text/plain,x"), "line 2: a data URI is"),
+    "a data URI that is no image": (
+        line(image="data:image/png;base64," + base64.b64encode(b"text").decode()),
+        "line 2: the image of a data URI is not an image",
+    ),
+    "a video that is none": (line(video="a.jsonl", image=...), "line 2: a.jsonl is no video"),
+    "a video without frames": (line(video=[], image=...), "line 2: the video has no frames"),
+}
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Run `foveate eval` on a file; a model must not be asked for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    Image.new("RGB", (8, 8), "red").save("a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(png(picture())[:2000])
+    head = bytearray(whole)
+    head[16:24] = (60_000).to_bytes(4, "big") * 2
+    head[29:33] = zlib.crc32(head[12:29]).to_bytes(4, "big")
+    (tmp_path / "bomb.png").write_bytes(bytes(head))
+
+    def run(*arguments: object) -> tuple[int | None, str, str]:
+        before = {path: path.stat().st_size for path in tmp_path.rglob("*")}
+        unloaded = mock.patch("foveate.measure.loading.load_model", side_effect=AssertionError("a model was loaded"))
+        with unloaded, pytest.raises(SystemExit) as ended:
+            app(["eval", "--out", "out", *map(str, arguments)])
+        assert {path: path.stat().st_size for path in tmp_path.rglob("*")} == before
+        said = capsys.readouterr()
+        return ended.value.code, said.out, said.err
+
+    return run
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("name", list(FILES))
+def test_a_file_that_cannot_be_used(name, call, tmp_path):
+    make, says = FILES[name]
+    if "video that is none" in name:
+        pytest.importorskip("av")
+    found = refused(call("--data", make(tmp_path)))
+    assert len(found) < 2000
+    assert re.search(says, found), found
+
+
+def test_there_are_forty_of_them_and_more():
+    assert len(FILES) >= 40
+
+
+def test_rows_that_are_all_bad_are_refused_when_skipped_too(call, tmp_path):
+    path = write_jsonl(tmp_path / "b.jsonl", [{"image": "gone.png", "question": "?"}] * 9)
+    found = refused(call("--data", path, "--bad-rows", "skip"))
+    assert "9 of 9 rows" in found
+    assert "and 4 more" in found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--data", "nosuch/dataset"), "the Hub does not answer"),
+        (("--data", "good.jsonl", "--split", "test"), "--split and --subset"),
+        (("--data", "good.jsonl", "--field", "query"), "--field is written as"),
+        (("--data", "good.jsonl", "--field", "nope=query"), "no field 'nope'"),
+        (("--data", "good.jsonl", "--field", "question=query"), "no field 'query'; there are image, question"),
+        (("--data", "good.jsonl", "--metric", "nope"), "no metric 'nope'; there are exact"),
+        (("--data", "good.jsonl", "--metric", "choice"), "it has no choices"),
+        (("--data", "good.jsonl", "--mode", "score", "--metric", "f1"), "generates no answers"),
+        (("--data", "good.jsonl", "--bad-rows", "maybe"), "'fail' or 'skip'"),
+        (("--metric", "f1"), "--data"),
+        (("--field", "question=query"), "--data"),
+        (("--bad-rows", "skip"), "--data"),
+    ],
+)
+def test_options_of_data_that_make_no_sense(arguments, says, call, tmp_path):
+    write_jsonl(tmp_path / "good.jsonl", [{**GOOD, "image": data_uri(Image.new("RGB", (4, 4)))}])
+    assert says in refused(call(*arguments))
