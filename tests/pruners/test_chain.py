@@ -112,11 +112,12 @@ def test_each_method_is_shown_the_blocks_of_the_vision_encoder_that_it_asked_for
 
 
 def test_attention_in_another_form_for_each_method():
-    chain = Chain(BTP(stages=[(1, 0.7, 1.0)], score="logits"), FastV(keep=0.3, layer=3))
-    alone = report_of(FastV(keep=0.3, layer=3))
-    assert len(report_of(chain).stages[1].kept[0]) == len(alone.stages[0].kept[0])
-    resolved = chain.resolved(model_of("llava").config)
-    assert [resolved.member(layer).attention_form() for layer in (1, 3)] == ["logits", "softmax"]
+    logits, softmax = (BTP(stages=[(1, 0.5, 1.0)], score=score) for score in ("logits", "softmax"))
+    report = report_of(Chain(logits, FastV(keep=0.3, layer=3)))
+    kept = report_of(logits).stages[0].kept
+    assert all(torch.equal(*pair) for pair in zip(report.stages[0].kept, kept, strict=True))
+    assert not all(torch.equal(*pair) for pair in zip(report_of(softmax).stages[0].kept, kept, strict=True))
+    assert len(report.stages[1].kept[0]) == len(report_of(FastV(keep=0.3, layer=3)).stages[0].kept[0])
 
 
 def test_variants_are_worked_out_for_the_model():
