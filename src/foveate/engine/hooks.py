@@ -64,7 +64,7 @@ class Hooks:
         set_compiled_aside(held, self.undo)
         if self.undo:
             here.notes = (*here.notes, NOTE)
-        self.undo.append(run_as_python(model, self.prompt.before_model))
+        self.undo.append(run_as_python(model, self.prompt.before_model, here.freed))
         self.undo.append(refuse_chunks(model, here.parts.visual_ids, lambda: not here.paused))
         self.undo += refuse_continuous_batching(model, lambda: not here.paused)
         self.undo.append(guard_method(model, "_get_candidate_generator", self.prompt.before_proposals))
