@@ -89,8 +89,8 @@ class Hooks:
     def _register(self) -> None:
         here = self.attachment
         parts = here.parts
-        if here.model is not parts.base:
-            self._before(here.model, self.prompt.refuse_replica)
+        for module in {here.model, parts.base}:
+            self._before(module, self.prompt.refuse_replica)
         self._before(parts.base, self.prompt.before_base)
         self._after(parts.base, self.prompt.after_base, always_call=True)
         self._before(parts.decoder, self.prompt.before_decoder)
