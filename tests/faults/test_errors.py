@@ -188,10 +188,16 @@ def test_weights_of_a_deeper_model():
         attach(build("llava"), GlimpsePrune(layer=22))
 
 
-def test_what_to_do_about_a_name_that_is_not_there():
+def test_what_to_do_about_a_name_that_is_not_there(tmp_path, monkeypatch):
     with pytest.raises(ModelNotReachable, match=r"check the name .*'me/my-btp'.*foveate\.make"):
         foveate.load("nosuch")
-    for name in ("n" * 300, "a/b/c", "", "nosuch\x00"):
+    with pytest.raises(ModelNotReachable):
+        foveate.load("a/b/c")
+    # the Hub is not asked for a local name, which takes half a minute where it cannot be reached
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *args, **kwargs: pytest.fail("the Hub was asked"))
+    (tmp_path / "mine" / "saved").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for name in ("n" * 300, "", "nosuch\x00", "mine", "mine/saved", str(tmp_path / "mine")):
         with pytest.raises(ModelNotReachable):
             foveate.load(name)
 
@@ -289,6 +295,8 @@ def test_a_model_that_is_attached():
             shallow = copy.copy(model)  # shares all modules, and so what hangs on them
             with pytest.raises(UnsupportedModelError, match="a copy of the model"):
                 shallow(**batch)
+            with pytest.raises(UnsupportedModelError, match="a copy of the model"):
+                copy.copy(model.model)(**batch)
             assert torch.equal(model(**batch).logits, pruned)
         assert torch.equal(shallow(**batch).logits, dense)
 

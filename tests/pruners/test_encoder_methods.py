@@ -176,6 +176,8 @@ def test_holov(keep, parts):
 def test_places_that_a_part_cannot_fill_go_to_others():
     assert share_out([9.0, 0.5, 0.3], [2, 3, 3], 6) == [2, 2, 2]
     assert share_out([0.0, 0.0], [1, 4], 4) == [1, 3]
+    assert share_out([3.0, 2.0, 1.0], [5, 5, 5], 5) == [3, 2, 0]  # what rounding leaves: one each, the best first
+    assert share_out([5.0, 1.0], [2, 9], 20) == [2, 9]
 
 
 @pytest.mark.parametrize("method", ["anchorprune", "scope", "vispruner", "visionzip"])

@@ -186,7 +186,8 @@ class Selection:
         (B, N) long, for each token that leaves the column of the survivor that it goes into; -1: it is dropped. None:
         all are dropped. What is said of survivors and of padding is ignored.
     weight
-        (B, N) its weight, not negative; None: 1.
+        (B, N) its weight, not negative; None: 1. A weight or an `into` that makes no sense raises `ValueError` on the
+        CPU; on another device, where looking would wait for it, that token is dropped, and the report says so.
     how
         See above.
     carry
