@@ -20,7 +20,7 @@ def test_demo(run, tmp_path):
     assert "64 of 256" in found.output
     few, many = (len(kept) for kept in data["glimpse"]["report"]["prefills"][0]["stages"][0]["kept"])
     assert 0 < few < many < 64, "the cluttered question keeps more"
-    assert data["glimpse"]["right"] == {"dense": 2, "pruned": 2}
+    assert data["glimpse"]["right"]["pruned"] == data["glimpse"]["right"]["dense"] > 0
     assert (tmp_path / "demo-glimpse.png").exists()
 
 
