@@ -27,7 +27,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import foveate
 from foveate.engine.attention_rows import attention_rows, received, summed_rows
@@ -162,16 +161,19 @@ def choosing(
     prompt = dataclasses.replace(prompt, visual=tokens.valid.shape[1])
     for layer in method.layers(LAYERS):
         tokens = for_stage(tokens, prompt, method, layer)
-        found: list[Tensor] = []
+        found: list[Selection] = []
 
-        def choose(shown: VisualTokens = tokens, found: list[Tensor] = found) -> None:
+        def choose(shown: VisualTokens = tokens, found: list[Selection] = found) -> None:
             chosen = method.select(shown)
-            found.append(chosen.keep if isinstance(chosen, Selection) else chosen)
+            found.append(chosen if isinstance(chosen, Selection) else Selection(chosen))
 
         yield choose
-        if not bool(found[-1].any()):
+        last = found[-1]
+        if not bool(last.keep.any()):
             return
-        tokens = left(tokens, found[-1] & tokens.valid)
+        if last.carry is not None:
+            tokens = dataclasses.replace(tokens, carried=last.carry)
+        tokens = left(tokens, last.keep & tokens.valid)
 
 
 def prefill_flops(number: int) -> float:
