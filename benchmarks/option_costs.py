@@ -8,8 +8,8 @@ defaults, and as a share of a dense prefill of a 7B model: its operations at the
 the same run. Memory is the most that torch's allocator held above what was there before, over the bytes of the
 features; it is taken in the same call as the time. Then the attention that the engine reads for a method.
 
-It takes about 15 minutes on an idle core. The result is written after each case, and the same command goes on where
-one was stopped.
+It takes about 15 minutes on an idle core. The result is written after each case, and the same command, with the
+same code, goes on where one was stopped.
 
     python benchmarks/option_costs.py --out benchmarks/results/option_costs.json
 """
@@ -27,7 +27,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import foveate
 from foveate.engine.attention_rows import attention_rows, received, summed_rows
@@ -162,16 +161,19 @@ def choosing(
     prompt = dataclasses.replace(prompt, visual=tokens.valid.shape[1])
     for layer in method.layers(LAYERS):
         tokens = for_stage(tokens, prompt, method, layer)
-        found: list[Tensor] = []
+        found: list[Selection] = []
 
-        def choose(shown: VisualTokens = tokens, found: list[Tensor] = found) -> None:
+        def choose(shown: VisualTokens = tokens, found: list[Selection] = found) -> None:
             chosen = method.select(shown)
-            found.append(chosen.keep if isinstance(chosen, Selection) else chosen)
+            found.append(chosen if isinstance(chosen, Selection) else Selection(chosen))
 
         yield choose
-        if not bool(found[-1].any()):
+        last = found[-1]
+        if not bool(last.keep.any()):
             return
-        tokens = left(tokens, found[-1] & tokens.valid)
+        if last.carry is not None:
+            tokens = dataclasses.replace(tokens, carried=last.carry)
+        tokens = left(tokens, last.keep & tokens.valid)
 
 
 def prefill_flops(number: int) -> float:
@@ -281,8 +283,10 @@ def main() -> None:
     settings = {name: value for name, value in vars(args).items() if name != "out"}
     whole, size, at_once = prefill_flops(args.visual), args.visual * WIDTH * 4, rate()
     found: list[dict[str, Any]] = []
-    if args.out and args.out.exists() and (before := json.loads(args.out.read_text()))["settings"] == settings:
-        found = before["cases"]
+    if args.out and args.out.exists():
+        before = json.loads(args.out.read_text())
+        if (before["settings"], before["code"]) == (settings, environment.code_fingerprint()):
+            found = before["cases"]
     todo = [case for case in cases() if fits(case)]
     todo.sort(key=lambda case: (case.method != "fastv", bool(case.options), case.method in LAST))
     names = [f"{case.method} {case.name}, {case.shape}, text {args.text if case.long_text else 64}" for case in todo]

@@ -15,6 +15,7 @@ from foveate.pruners.budget import check_keep
 from foveate.tensors import take_rows, to_device
 
 SEEDS = 0.01  # of the visual tokens
+ROWS = 256  # compared with all tokens at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +100,9 @@ class IVCPrune(SingleStagePruner):
 def _likeness(rows: Tensor, values: Tensor, there: Tensor, valid: Tensor) -> Tensor:
     """(B, N) how alike visual values (B, G, N, E) are to the rows (B, G, R, E) that are there, summed over these."""
     total = values.new_zeros(valid.shape, dtype=torch.float32)
-    for one, other in zip(rows.unbind(1), values.unbind(1), strict=True):  # head by head: (B, R, N) at a time
-        product = torch.bmm(one.float(), other.float().mT) / values.shape[-1] ** 0.5
-        share = product.masked_fill(~valid[:, None], -torch.inf).softmax(-1)
-        total += share.masked_fill(~there[..., None], 0).sum(1)
+    for one, other in zip(rows.unbind(1), values.unbind(1), strict=True):  # head by head, a few rows at a time
+        for part, real in zip(one.split(ROWS, 1), there.split(ROWS, 1), strict=True):
+            product = torch.bmm(part.float(), other.float().mT) / values.shape[-1] ** 0.5
+            share = product.masked_fill(~valid[:, None], -torch.inf).softmax(-1)
+            total += share.masked_fill(~real[..., None], 0).sum(1)
     return total / values.shape[1]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate.pruners.base import KeyOrValue, Selection, SingleStagePruner, VisualTokens, option
+from foveate.select.likest import likest
 from foveate.tensors import take_rows, to_device
 
 CHANNELS = 256  # those that vary most over the visual tokens, by which they are compared
@@ -153,8 +154,7 @@ def _pivots(tokens: VisualTokens, number: Tensor) -> tuple[Tensor, Tensor]:
 def _merged(unit: Tensor, keep: Tensor, valid: Tensor, most: int) -> Selection:
     """Each token that leaves goes into its likest survivor, with a weight such that 0.3 of that one stays."""
     columns = torch.argsort((~keep).to(torch.uint8), dim=-1, stable=True)[:, : max(most, 1)]
-    cosine = torch.bmm(unit, take_rows(unit, columns).mT).masked_fill(~keep.gather(1, columns)[:, None], -torch.inf)
-    best, place = cosine.max(-1)
+    best, place = likest(unit, take_rows(unit, columns), keep.gather(1, columns))
     goes = valid & ~keep & keep.any(-1, keepdim=True)
     weight = best.clamp(min=0).masked_fill(~goes, 0)
     into = columns.gather(1, place)

@@ -76,8 +76,9 @@ def density_centres(features: Tensor, centres: Tensor, among: Tensor, number: in
     # 3. the best, and the nearest of them to each token
     rank = (density * away).masked_fill(~there, -torch.inf).argsort(dim=-1, descending=True, stable=True)[:, :most]
     chosen = torch.zeros_like(there).scatter(1, rank, nearest[:, : rank.shape[1]])
-    apart = _apart(points, take_rows(points, rank), nearest[:, : rank.shape[1]])
-    goes = columns.gather(1, rank.gather(1, apart.argmin(-1))).masked_fill(chosen | ~there | (wanted == 0), -1)
+    others, real = take_rows(points, rank), nearest[:, : rank.shape[1]]
+    to = torch.cat([_apart(some, others, real).argmin(-1) for some in points.split(ROWS, 1)], 1)
+    goes = columns.gather(1, rank.gather(1, to)).masked_fill(chosen | ~there | (wanted == 0), -1)
     into.scatter_(1, columns, goes)
     return torch.zeros_like(among).scatter(1, columns, chosen), into
 
