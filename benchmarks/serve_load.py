@@ -290,6 +290,7 @@ def main() -> None:
         code = server.stop()
     result = {
         "format": "foveate-serve-load-1",
+        "command": environment.command(),
         "date": datetime.date.today().isoformat(),
         "machine": environment.machine(torch.device("cpu")),
         "versions": environment.versions(),

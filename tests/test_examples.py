@@ -8,6 +8,7 @@ import json
 import re
 import runpy
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from foveate.tiny.model import WEIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
-SCRIPTS = ["add_a_method", "own_data", "quick_start", "several_images"]
+SCRIPTS = ["add_a_method", "own_data", "quick_start", "several_images", "vlmevalkit"]
 
 pytestmark = pytest.mark.skipif(
     not (WEIGHTS / "model.safetensors").is_file(), reason="the embedded model has no weights here"
@@ -72,6 +73,29 @@ def test_own_data(monkeypatch, tmp_path):
     found = script(monkeypatch, "own_data", tmp_path).splitlines()
     assert [line.split()[0] for line in found] == ["dense", "fastv", "fastv", "random"]
     assert found[0].endswith("1 of 2 right")
+
+
+RUN = """
+from vlmeval.config import supported_VLM
+model = supported_VLM["tiny-fastv"](use_vllm=False)
+message = [{"type": "image", "value": "scene.png"}, {"type": "text", "value": "what shape is blue?"}]
+print("answer:", model.generate_inner(message, dataset="MMBench"))
+print("others:", sorted(supported_VLM))
+"""
+
+
+def test_vlmevalkit(monkeypatch, tmp_path):
+    """With a stand-in for VLMEvalKit, which is in no registry: its table of models, its base class, its run.py."""
+    for name in ("vlmeval", "vlmeval.config", "vlmeval.vlm", "vlmeval.vlm.base"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["vlmeval.config"].supported_VLM = {"another": None}
+    sys.modules["vlmeval.vlm.base"].BaseModel = type("BaseModel", (), {})
+    monkeypatch.chdir(tmp_path)
+    tiny.make_scene(np.random.default_rng(3)).pil().save("scene.png")
+    Path("run.py").write_text(RUN, encoding="utf-8")
+    found = script(monkeypatch, "vlmevalkit", "--model", "tiny-fastv")
+    assert "answer: triangle" in found
+    assert "'another'" in found
 
 
 def test_add_a_method(monkeypatch):

@@ -280,7 +280,7 @@ def commits_since(commit: str) -> str:
 
 METHODS, BENCH, PLUS = (
     f"benchmarks/results/{name}"
-    for name in ("tiny_methods/result.md", "realised_realised.md", "glimpse_plus/result.md")
+    for name in ("first_methods/result.md", "realised_realised.md", "first_glimpse_plus/result.md")
 )
 
 

@@ -14,6 +14,7 @@ from foveate.pruners import METHODS, methods
 PUBLIC = [
     *(method.__name__ for method in METHODS.values()),
     "BTPStage",
+    "Chain",
     "make",
     "load",
     "attach",

@@ -39,7 +39,7 @@ class AlreadyAttachedError(FoveateError):
 
 
 class ModelInUseError(FoveateError, RuntimeError):
-    """Another thread is in a forward pass of the model; detach when it is over."""
+    """A pruner is to be detached, or was by force, while a thread is in a forward pass of the model."""
 
 
 class BudgetError(FoveateError, ValueError):

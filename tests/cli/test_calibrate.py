@@ -135,7 +135,7 @@ def test_the_embedded_model(run, tmp_path):
 @WEIGHTS_HERE
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_64_samples_choose_the_stages_of_the_committed_256(tmp_path):
+def test_the_same_samples_choose_the_committed_stages(tmp_path):
     from foveate.learn import CalibrationSettings, calibrate_btp
     from foveate.learn.btp.samples import from_suite
     from foveate.measure.loading import load_model
@@ -143,5 +143,5 @@ def test_64_samples_choose_the_stages_of_the_committed_256(tmp_path):
     loaded = load_model("tiny", "cpu")
     result = calibrate_btp(loaded, from_suite("scenes", 64, 1000), CalibrationSettings(batch_size=32), tmp_path)
     assert result["curve"]["samples"] == 64
-    committed = foveate.load(Path(__file__).parents[2] / "benchmarks" / "results" / "btp_calibration_256")
+    committed = foveate.load(Path(__file__).parents[2] / "benchmarks" / "results" / "btp_calibration_64")
     assert foveate.load(tmp_path).layers(result["depth"]) == committed.layers(result["depth"])

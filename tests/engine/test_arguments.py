@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from foveate import Random
+from foveate.engine import attach
 from foveate.errors import UnsupportedModelError
-from tests.models.build import build, generate, inputs, visual
+from foveate.families import family_of
+from tests.models.build import IMAGE, build, generate, inputs, visual
 
 
 @pytest.mark.parametrize(
@@ -32,3 +34,30 @@ def test_labels_from_the_start_keep_everything(family):
             loss = model(**batch, labels=labels).loss
     assert torch.equal(loss, dense)
     assert "labels begin before" in pruned.report.skipped
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_what_is_advised_for_embeddings_with_images_in_them_is_possible(family):
+    model, batch, seen = build(family), inputs(family, "one image"), {}
+    hook = (
+        family_of(model)
+        .parts(model)
+        .decoder.register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True)
+    )
+    with torch.no_grad():
+        model(**batch)
+    hook.remove()
+    embeds = {"inputs_embeds": seen["inputs_embeds"], "attention_mask": batch["attention_mask"]}
+    types = (batch["input_ids"] == IMAGE).int()
+    with attach(model, Random(keep=0.3)) as handle, torch.no_grad():
+        model(**embeds)
+        advice = handle.report.skipped
+        assert "pass mm_token_type_ids, 1 where an image is" in advice
+        model(**embeds, mm_token_type_ids=types)
+        assert handle.report.skipped is None
+        if "generate() of this model takes none" in advice:
+            with pytest.raises(ValueError, match="mm_token_type_ids"):
+                model.generate(**embeds, mm_token_type_ids=types, max_new_tokens=1)
+        else:
+            model.generate(**embeds, mm_token_type_ids=types, max_new_tokens=1)
+            assert handle.report.skipped is None

@@ -14,6 +14,7 @@ from foveate.engine.cut import merge
 from foveate.families import Grid
 from foveate.pruners import Selection, SingleStagePruner
 from foveate.testing import dense_run
+from tests.fake_devices import FakeDevices
 from tests.laws.methods import Ladder, Merging
 from tests.models.build import build, inputs
 from tests.pruners.visual_tokens import visual_tokens
@@ -140,6 +141,18 @@ def test_a_selection_that_makes_no_sense_is_refused(change):
     model = build("llava")
     with pytest.raises((TypeError, ValueError), match="into|weight|how"), attach(model, Wrong(change=change)):
         dense_run(model, inputs("llava", "one image"), 1)
+
+
+@pytest.mark.parametrize("change", ["to one that leaves", "to one beyond the last", "negative", "no number"])
+def test_on_a_device_that_nobody_waits_for_it_is_dropped_and_said(change):
+    model, batch, found = build("llava"), inputs("llava", "one image"), []
+    for method in (Ladder(cuts=(2,)), Wrong(change=change, cuts=(2,))):
+        with FakeDevices(), attach(model, method) as handle:
+            found.append(torch.stack(dense_run(model, batch, 2).logits))
+    (said,) = [note for note in handle.report.notes if "was dropped" in note]
+    assert ("weight" if change in ("negative", "no number") else "`into` names survivors") in said
+    assert not len(handle.report.stages[0].merged[0].positions)
+    assert torch.equal(*found)
 
 
 def test_the_gradient_goes_through_both():

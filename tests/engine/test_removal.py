@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from foveate import DivPrune, FastV, GreedyPrune, Random
+from foveate.engine import attach
 from foveate.engine.arguments import cache_of, with_cache
+from foveate.errors import BudgetError
 from foveate.testing import NEVER, hidden_from, reference_logits
 from tests.laws.methods import Ladder
 from tests.models.build import (
@@ -207,3 +209,26 @@ def test_half_precision(family, dtype):
             assert pruned.report.last_layer_tokens == pytest.approx(keep, abs=0.05)
             if keep == 1.0:
                 assert all(torch.equal(a, b) for a, b in zip(dense.logits, out.logits, strict=True))
+
+
+@pytest.mark.parametrize("cache", [None, "static"])
+def test_the_cache_knows_that_some_of_its_slots_are_padding(cache):
+    """Prompts of one length: no mask says that the samples keep different numbers of tokens, the cache alone does."""
+    model, batch = build("llava"), inputs("llava", [[23, None, 2], [4, None, 3, None, 2]])
+    assert batch.pop("attention_mask").all()
+    images = batch["pixel_values"].split([1, 2])
+    rows = [{"input_ids": ids[None], "pixel_values": one} for ids, one in zip(batch["input_ids"], images, strict=True)]
+    more = {} if cache is None else {"cache_implementation": cache}
+    with Ladder(cuts=(2,))(model) as pruned:
+        out = generate(model, batch, 4, **more)
+        kept = {len(one) for one in pruned.report.stages[0].kept}
+        alone = [generate(model, row, 4, **more) for row in rows]
+    assert len(kept) == 2
+    assert all(layer.padded for layer in cache_of(out).layers[2:])
+    for step, logits in enumerate(out.logits):
+        torch.testing.assert_close(logits, torch.cat([one.logits[step] for one in alone]), atol=1e-4, rtol=0)
+
+
+def test_a_stage_beyond_the_last_layer_is_refused():
+    with pytest.raises(BudgetError, match=r"ladder: stages must be layers of 0 to 5, ascending, got \(1, 6\)"):
+        attach(build("llava"), Ladder(cuts=(1, 6)))

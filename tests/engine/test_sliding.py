@@ -131,6 +131,19 @@ def test_crop_without_a_record_is_refused():
     assert layer.keys.shape == before
 
 
+@pytest.mark.parametrize(("length", "refused"), [(WINDOW - 2, False), (WINDOW - 1, False), (WINDOW, True)])
+def test_crop_is_refused_from_the_first_token_on_that_left(length, refused):
+    layer = DynamicSlidingWindowLayer(sliding_window=WINDOW)
+    layer.update(torch.randn(1, 2, length, 4), torch.randn(1, 2, length, 4))
+    pruned = PrunedSlidingLayer.adopt(layer, 1, torch.device("cpu"))
+    if refused:
+        with pytest.raises(UnsupportedCacheError, match="left the sliding window"):
+            pruned.crop(-2)
+    else:
+        pruned.crop(-2)
+    assert pruned.get_seq_length() == length - (0 if refused else 2)
+
+
 def test_batch_operations_and_reset():
     model, batch = build("mistral"), window_inputs("mistral", "ragged")
     with attach(model, Random(keep=0.3, layer=0), family=FAMILY["mistral"]) as pruned:

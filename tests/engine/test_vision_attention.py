@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from foveate.engine.attention_rows import QUERIES, column_sums
+from foveate.engine.attention_rows import QUERIES, column_sums, received
 from foveate.errors import UnsupportedModelError
 from foveate.families import family_of
 from tests.models.build import IMAGE, LAYOUTS, SEEING, build, inputs, single
@@ -29,6 +29,11 @@ def test_columns_equal_those_of_the_whole_map(kind):
     mask = {"none": None, "bool": visible, "additive": additive}[kind]
     sums = column_sums(query, key, 0.3, mask)
     torch.testing.assert_close(sums, (whole * real[:, None, :, None]).sum(2), atol=1e-4, rtol=1e-5)
+
+
+def test_an_attention_that_tells_no_scale_has_that_of_its_heads():
+    query, key = torch.randn(1, 2, 9, 16), torch.randn(1, 2, 9, 16)
+    assert torch.equal(received(query, key, None, {}), received(query, key, None, {"scaling": 16**-0.5}))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

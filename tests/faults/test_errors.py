@@ -29,6 +29,7 @@ from foveate.errors import (
     UnsupportedModelError,
 )
 from foveate.families import family_of
+from foveate.measure.stage_errors import Only
 from foveate.pruners import METHODS
 from foveate.testing import check_laws
 from tests.laws.methods import glimpse
@@ -85,6 +86,10 @@ RAISED = {
     ("Pruner.with_mean", "BudgetError"): lambda folder: FastV(layer=6).with_mean(0.2, DEPTH_12),
     ("Pruner.from_pretrained", "BudgetError"): other_method,
     ("Pruner.from_authors", "IncompatibleWeightsError"): "tests/pruners/test_glimpse_authors.py::test_",
+    ("Pruner.scaled", "BudgetError"): lambda folder: FastV(keep=49).scaled(0.5, DEPTH_12),
+    ("Pruner.set_to", "BudgetError"): lambda folder: Only(method=FastV()).set_to(0.5, DEPTH_12),
+    ("Chain", "BudgetError"): lambda folder: foveate.Chain(FastV(), foveate.GreedyPrune()),
+    ("Chain.resolved", "BudgetError"): lambda folder: foveate.Chain(FastV(layer=40)).resolved(DEPTH_12),
     ("BTP", "BudgetError"): lambda folder: BTP(stages=5),
     ("BTP.resolved", "BudgetError"): lambda folder: BTP(depth=28, stages=[(3, 0.5)]).resolved(DEPTH_12),
     ("BTP.schedule", "BudgetError"): lambda folder: BTP(stages=[(30, 0.5)]).schedule(12),
@@ -99,6 +104,7 @@ RAISED = {
     **{
         (method, "BudgetError"): partial(wrong_option, method, option, value)
         for method, option, value in (
+            ("AgilePruner", "average", 0.0),
             ("AnchorPrune", "novelty", 3.0),
             ("ApET", "basis", 0),
             ("CDPruner", "theta", 1.0),
@@ -106,9 +112,13 @@ RAISED = {
             ("EVS", "keep", 64),
             ("HiPrune", "alpha", 1.5),
             ("HoloV", "parts", 0),
+            ("IVCPrune", "coordinates", 0.6),
+            ("MMTok", "alpha", -1.0),
+            ("PruneSID", "group", 0),
             ("SCOPE", "alpha", -1.0),
             ("SparseVLM", "heads", 0),
             ("V2Drop", "keep", 64),
+            ("VLMPruner", "pivots", 0),
             ("VTW", "layer", -1),
             ("VidCom2", "keep", 64),
             ("VisPruner", "important", 1.5),
@@ -178,10 +188,16 @@ def test_weights_of_a_deeper_model():
         attach(build("llava"), GlimpsePrune(layer=22))
 
 
-def test_what_to_do_about_a_name_that_is_not_there():
+def test_what_to_do_about_a_name_that_is_not_there(tmp_path, monkeypatch):
     with pytest.raises(ModelNotReachable, match=r"check the name .*'me/my-btp'.*foveate\.make"):
         foveate.load("nosuch")
-    for name in ("n" * 300, "a/b/c", "", "nosuch\x00"):
+    with pytest.raises(ModelNotReachable):
+        foveate.load("a/b/c")
+    # the Hub is not asked for a local name, which takes half a minute where it cannot be reached
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *args, **kwargs: pytest.fail("the Hub was asked"))
+    (tmp_path / "mine" / "saved").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for name in ("n" * 300, "", "nosuch\x00", "mine", "mine/saved", str(tmp_path / "mine")):
         with pytest.raises(ModelNotReachable):
             foveate.load(name)
 
@@ -279,6 +295,8 @@ def test_a_model_that_is_attached():
             shallow = copy.copy(model)  # shares all modules, and so what hangs on them
             with pytest.raises(UnsupportedModelError, match="a copy of the model"):
                 shallow(**batch)
+            with pytest.raises(UnsupportedModelError, match="a copy of the model"):
+                copy.copy(model.model)(**batch)
             assert torch.equal(model(**batch).logits, pruned)
         assert torch.equal(shallow(**batch).logits, dense)
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import pickle
+import threading
 import tracemalloc
+import weakref
 
 import pytest
 import torch
+from transformers.modeling_utils import AttentionInterface
 
 from foveate import FastV, Random
 from foveate.engine import attach
+from foveate.engine import attention_rows as rows
 from foveate.engine.history import LAST, History
 from foveate.engine.report import summarise
 from tests.models.build import build, inputs
+from tests.vision_probe import Look
 
 TEXT_ONLY = {"input_ids": torch.arange(5, 12)[None]}
 
@@ -101,3 +107,33 @@ def test_reading_makes_each_entry_once():
         for _ in range(5):
             handle._history.report(counted)
         assert len(made) == 1
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_threads_that_ended_leave_nothing(interrupted):
+    """A server has a thread for each request; with a table by their idents those that were interrupted would stay."""
+    model, batch = build("llava"), inputs("llava", "one image")
+    lookup, left = AttentionInterface.get_interface, []
+
+    def stop(module, args):
+        raise KeyboardInterrupt
+
+    def prefill():
+        with torch.no_grad(), contextlib.suppress(KeyboardInterrupt):
+            model(**batch)
+        own = here.forwards.own, here.vision.threads.own, rows._taps.own
+        left.extend(weakref.ref(one) for one in own if one is not None)
+
+    with attach(model, Look(blocks=(1,), attended=(1,))) as handle:
+        here = handle._hooks.attachment
+        broken = here.vision.attention[1].register_forward_pre_hook(stop) if interrupted else None
+        for _ in range(6):
+            thread = threading.Thread(target=prefill)
+            thread.start()
+            thread.join()
+        if broken is not None:
+            broken.remove()
+        gc.collect()
+        assert len(left) == 6 * (3 if interrupted else 2)
+        assert not [one() for one in left if one() is not None]
+        assert AttentionInterface.get_interface is lookup

@@ -52,7 +52,7 @@ def test_each_paused_block_counts():
 @pytest.mark.parametrize("force", [False, True])
 def test_detaching_while_another_thread_runs(force):
     model, batch = build("llava"), inputs("llava", "one image")
-    inside, go_on, results = threading.Event(), threading.Event(), []
+    inside, go_on, results, finished = threading.Event(), threading.Event(), [], []
 
     def wait(module, args) -> None:
         inside.set()
@@ -63,8 +63,10 @@ def test_detaching_while_another_thread_runs(force):
 
     def run() -> None:
         # freed by force, the layers after the cut find arguments for more tokens than there are
-        with torch.no_grad(), contextlib.suppress(RuntimeError) if force else contextlib.nullcontext():
+        lost = pytest.raises(ModelInUseError, match="freed this model while this thread")
+        with torch.no_grad(), lost if force else contextlib.nullcontext():
             results.append(model(**batch).logits)
+        finished.append(True)
 
     thread = threading.Thread(target=run, name="worker")
     thread.start()
@@ -76,9 +78,22 @@ def test_detaching_while_another_thread_runs(force):
     go_on.set()
     thread.join()
     stop.remove()
+    assert finished
     if not force:
         assert len(results) == 1
         assert handle.report.stages
     handle.detach()
+    with torch.no_grad():
+        model(**batch)
+
+
+def test_freed_after_the_last_layer():
+    """Nothing fails there, but the hidden states are short."""
+    model, batch = build("llava"), inputs("llava", "one image")
+    attach(model, FastV(layer=2, keep=0.3))
+    stop = model.get_decoder().norm.register_forward_hook(lambda *args: foveate.detach(model))
+    with pytest.raises(ModelInUseError, match="freed this model"), torch.no_grad():
+        model(**batch)
+    stop.remove()
     with torch.no_grad():
         model(**batch)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import foveate
-from foveate import BTP, Chain, DivPrune, FastV, GlimpsePrune, GreedyPrune, PyramidDrop, Random, select
+from foveate import BTP, DivPrune, FastV, GlimpsePrune, GreedyPrune, PyramidDrop, Random, select
 from foveate.engine import attach
 from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.pruners import Pruner, ScorePruner, Selection, VisualTokens
@@ -102,9 +102,13 @@ METHODS: dict[str, Pruner] = {
     "divprune": DivPrune(keep=0.3),
     "divprune mid per image": DivPrune(keep=0.3, layer=2, per="image"),
     "greedyprune": GreedyPrune(keep=0.3),
-    "greedyprune stop": GreedyPrune(keep=0.5, layer=0, threshold=0.1, fill="stop"),
-    "greedyprune relax": GreedyPrune(keep=0.4, layer=1, threshold=0.0, fill="relax", center=True, query="mean_text"),
-    "greedyprune compacted": GreedyPrune(keep=0.3, layer=3, per="image", compact_cache=True),
+    "greedyprune stop": GreedyPrune(keep=0.5, layer=0, objective="threshold", threshold=0.1, fill="stop"),
+    "greedyprune relax": GreedyPrune(
+        keep=0.4, layer=1, objective="threshold", threshold=0.0, fill="relax", center=True, query="mean_text"
+    ),
+    "greedyprune compacted": GreedyPrune(
+        keep=0.3, layer=3, per="image", compact_cache=True, objective="threshold", threshold="auto"
+    ),
     "btp": BTP(stages=[(1, 0.7, 0.4, 1.5, 0.5, 0.5), (3, 0.4, 0.7), (4, 0.2, 1.0, 2.0)]),
     "btp from 0 to nothing": BTP(
         keep=0.3,
@@ -128,12 +132,14 @@ METHODS: dict[str, Pruner] = {
     "telling": Telling(),
     "telling late per image": Telling(layer=4, keep=0.5, per="image"),
     "ladder from 0 compacted": Ladder(cuts=(0, 2, 4), compact_cache=True),
-    "chain": Chain(DivPrune(keep=0.7), FastV(keep=0.5, layer=2), Merging(cuts=(3, 4))),
+    "chain": foveate.Chain(DivPrune(keep=0.7), FastV(keep=0.5, layer=2), Merging(cuts=(3, 4))),
 }
 
 # Methods whose way through the engine one of the above has, too, such as a mask before layer 0, or a stage that drops
 # all: each meets each family of `WHOLE` in test_laws.py once, and those for videos each family that takes some.
 FIELD: dict[str, Pruner] = {
+    "greedyprune before layer 0": GreedyPrune(keep=0.3, layer=0),
+    "greedyprune last row per image": GreedyPrune(keep=0.4, layer=3, per="image", query="last", floor=0.01),
     "cdpruner": foveate.CDPruner(keep=0.3, theta=0.6),
     "vtw": foveate.VTW(layer=3),
     "evs": foveate.EVS(keep=0.6),
@@ -148,23 +154,30 @@ FIELD: dict[str, Pruner] = {
     "anchorprune": foveate.AnchorPrune(keep=0.5, novelty=0.6),
     "v2drop": foveate.V2Drop(keep=0.4),
     "apet": foveate.ApET(keep=0.5, basis=3),
+    "mmtok": foveate.MMTok(keep=0.4),
+    "ivcprune": foveate.IVCPrune(keep=0.4, layer=2),
+    "agilepruner": foveate.AgilePruner(keep=0.4, average=3.0, step=0.1),
+    "prunesid": foveate.PruneSID(keep=0.5, group=2),
+    "vlmpruner": foveate.VLMPruner(keep=0.5, pivots=2, threshold=0.1, batch=2),
     "sparsevlm": foveate.SparseVLM(keep=0.5),
     "sparsevlm recycling": foveate.SparseVLM(keep=0.4, version=1, schedule=64),
     "tome": foveate.ToMe(keep=0.3, layer=2),
     "uniform": foveate.Uniform(keep=0.3, layer=1),
     "pool": foveate.Pool(keep=0.3, per="image"),
-    "chain of vision": Chain(
+    "chain of vision": foveate.Chain(
         foveate.FasterVLM(keep=0.7), foveate.VisionZip(keep=0.5, layer=1, contextual=0.4), foveate.SCOPE(layer=3)
     ),
-    "chain per image, compacted": Chain(
+    "chain per image, compacted": foveate.Chain(
         foveate.HiPrune(keep=0.8, alpha=0.8),
         DivPrune(keep=0.5, layer=1, per="image"),
         GlimpsePrune(threshold=0.3, max_keep=0.3, layer=2),
     ),
-    "chain of keys and text": Chain(
+    "chain of keys and text": foveate.Chain(
         foveate.ToMe(keep=0.7), foveate.DART(keep=0.5), foveate.AnchorPrune(keep=0.3, layer=4), foveate.VTW(layer=5)
     ),
-    "chain of a video": Chain(foveate.EVS(keep=0.6), foveate.Uniform(keep=0.3, layer=1), BTP(stages=[(2, 0.2, 1.0)])),
+    "chain of a video": foveate.Chain(
+        foveate.EVS(keep=0.6), foveate.Uniform(keep=0.3, layer=1), BTP(stages=[(2, 0.2, 1.0)])
+    ),
 }
 VIDEO = ("evs", "vidcom2", "chain of a video")
 

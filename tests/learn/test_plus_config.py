@@ -21,6 +21,7 @@ def test_the_defaults_are_the_published_ones():
     assert (settings.group, settings.beta, settings.lr, settings.warmup) == (4, 0.04, 1e-4, 0.1)
     assert (settings.lora_rank, settings.lora_alpha, settings.lora_dropout) == (32, 64, 0.05)
     assert (settings.max_completion, settings.max_prompt, settings.temperature) == (128, 6000, 1.0)
+    assert settings.max_pruned_prompt == 512
     assert settings.glimpse == GlimpseSettings()
     assert (settings.grad_norm, settings.epochs, settings.pruned) == (1.0, 1.0, True)
 

@@ -333,6 +333,28 @@ def test_long_prompts_are_left_out(tmp_path):
         usable(dataclasses.replace(SETTINGS, max_prompt=3), items, loaded, None)
 
 
+def test_prompts_that_are_long_even_when_pruned_are_left_out(tmp_path):
+    from foveate.learn.glimpse_plus.setup import load_for
+
+    loaded = load_for(SETTINGS, "cpu")
+    items = [*first(5).items, dataclasses.replace(first(6).items[5], boxes=())]
+    lengths = []
+    for item in items:
+        length = loaded.inputs([item.question], [[item.image()]])["input_ids"].shape[1]
+        under = int(target_mask(item.boxes, grid_of_the_model()).sum())
+        lengths.append(length - (VISUAL - under if item.boxes else 0))
+    most = sorted(lengths[:5])[2]
+    settings = dataclasses.replace(SETTINGS, max_pruned_prompt=most, predictor="glimpseprune")
+    kept, left_out = usable(settings, items, loaded, None)
+    few = [item for item, length in zip(items[:5], lengths[:5], strict=True) if length <= most]
+    assert kept == [*few, items[5]]  # without boxes nobody knows yet
+    assert left_out == 6 - len(kept) > 0
+    assert usable(dataclasses.replace(settings, pruned=False), items, loaded, None) == (kept, left_out)
+    assert usable(dataclasses.replace(settings, max_pruned_prompt=None), items, loaded, None) == (items, 0)
+    with pytest.raises(TrainingError, match="6000 tokens and 3 tokens once pruned"):
+        usable(dataclasses.replace(settings, max_pruned_prompt=3), items[:5], loaded, None)
+
+
 @pytest.mark.parametrize(
     ("option", "told"),
     [("use_vllm", "vLLM"), ("use_transformers_continuous_batching", "paged"), ("gradient_checkpointing", "KV cache")],

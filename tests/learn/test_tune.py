@@ -268,6 +268,43 @@ def test_from_the_command_line_to_a_folder(tuned, tmp_path, monkeypatch, quick_c
     assert tuned("--methods", "fastv:layer=1,random:layer=1,btp", "--keep", "0.5", "--max-loss", "90%").exit_code == 0
 
 
+def test_own_data(loaded, tmp_path, monkeypatch):
+    """Scored against the truth where it is known, else against the dense answer; by the metric that is named."""
+    from foveate.learn.tune.measure import ModelMeasurement
+    from foveate.learn.tune.run import TuneSettings, own_questions, tune
+    from foveate.measure.eval.data.questions import DataSettings
+    from foveate.measure.eval.metrics import MetricError, parse_metrics
+    from tests.measure.folders import picture
+
+    fast = {"median": 2.0, "q25": 2.0, "q75": 2.0}
+    monkeypatch.setattr(ModelMeasurement, "time_arm", lambda *_: Speed(fast, fast))
+    rows = []
+    for at in range(6):
+        picture(at).save(tmp_path / f"{at}.png")
+        rows.append({"image": f"{at}.png", "query": "what is this ?", "answer": "word1"})
+    settings = TuneSettings(Goal(max_loss=0.9), parse_methods("fastv:layer=1"), (0.5,), None, 4, 2, 1)
+    found = {}
+    for name, own, metric in (
+        ("plain", rows, ()),
+        ("dense", [dict(row, answer=None) for row in rows], ("agreement",)),
+    ):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, own)))
+        data = DataSettings(str(tmp_path / f"{name}.jsonl"), ("question=query",))
+        asked = own_questions(data, parse_metrics(metric), 0, tmp_path, 2)
+        assert len(asked.examples) == 6
+        assert len(asked.calibration) == 2
+        found[name] = tune(loaded, asked, settings, tmp_path / name)
+        lines = [json.loads(line) for line in (tmp_path / name / "answers.jsonl").read_text().splitlines()[1:]]
+        scores = {(line["arm"], line["index"]): line["score"] for line in lines}
+        dense = {line["index"]: line["answer"] for line in lines if line["arm"] == "dense"}
+        for line in lines:
+            truth = "word1" if name == "plain" else dense[line["index"]]
+            assert scores[line["arm"], line["index"]] == (line["answer"].strip().lower() == truth.strip().lower())
+    assert found["dense"]["configuration"]["questions_of"] == "dense.jsonl"
+    with pytest.raises(MetricError, match="compare texts"):
+        own_questions(data, parse_metrics(["same-tokens"]), 0, tmp_path, 2)
+
+
 def test_it_says_that_nothing_beats_dense(tuned, tmp_path):
     found = tuned("--methods", "fastv:layer=1", "--keep", "0.5", "--max-loss", "1%")
     assert found.exit_code == 0, found.output

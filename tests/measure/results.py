@@ -84,5 +84,14 @@ def _write_gallery(folder: Path, answered: list[tuple[str, list[dict[str, Any]]]
         first = answered[0][1][at]
         question = f"what is it, {at}? {NASTY if at == 0 else ''}"
         entry = {"index": at, "task": first["task"], "question": question, "truth": first["truth"]}
-        entries.append(entry | {"image": f"{at}.jpg", "grid": [4, 4], "evidence": [5, 6], "answers": answers})
+        entries.append(
+            entry
+            | {
+                "image": f"{at}.jpg",
+                "grid": [4, 4],
+                "evidence": [5, 6],
+                "boxes": [[0.1, 0.1, 0.5, 0.4]] if at == 1 else [],
+                "answers": answers,
+            }
+        )
     (folder / ENTRIES).write_text(json.dumps(entries))

@@ -165,13 +165,35 @@ def divprune(pruner: DivPrune, seen: Seen) -> set[int]:
 
 
 def greedyprune(pruner: GreedyPrune, seen: Seen) -> set[int]:
-    """The best token still active by cosine to the question; all too like it are put to rest."""
-    query = seen.query if pruner.query == "last" else mean(seen.text)
-    saliency = [reference.cosine(row, query) for row in seen.features]
+    """Volume: by determinants. Threshold: the best token still active; all too like it are put to rest."""
+    limited = pruner.threshold is not None or pruner.fill != "saliency" or pruner.center
+    volume = pruner.objective == "volume" or (pruner.objective is None and not limited)
+    last = (pruner.query or ("mean_text" if volume else "last")) == "last"
+    if seen.layer and (pruner.saliency or ("attention" if volume else "cosine")) == "attention":
+        saliency = mean([row for head in seen.attention for row in (head[-1:] if last else head)])
+    else:
+        query = seen.query if last else mean(seen.text)
+        saliency = [reference.cosine(row, query) for row in seen.features]
+    if volume:
+        return greatest_volume(pruner, seen, saliency)
     middle = mean(seen.features) if pruner.center else [0.0] * len(seen.features[0])
     features = [[x - m for x, m in zip(row, middle, strict=True)] for row in seen.features]
     k, valid = budget(pruner.keep, seen.dense), [True] * seen.number
-    return reference.suppression(features, saliency, k, pruner.threshold, pruner.fill, valid, steps=10)
+    limit, fill = {None: (0.9, pruner.fill), "auto": (-1.0, "relax")}.get(
+        pruner.threshold, (pruner.threshold, pruner.fill)
+    )
+    return reference.suppression(features, saliency, k, limit, fill, valid, steps=10)
+
+
+def greatest_volume(pruner: GreedyPrune, seen: Seen, saliency: Row) -> set[int]:
+    """Greedily, the largest det(diag(q) Sim diag(q)), q the saliency from 0 to 1, raised by the floor."""
+    low, high = min(saliency), max(saliency)
+    q = [((s - low) / (high - low) + pruner.floor) ** pruner.power for s in saliency]
+    kernel = [
+        [a * b * reference.cosine(v, w) for b, w in zip(q, seen.features, strict=True)]
+        for a, v in zip(q, seen.features, strict=True)
+    ]
+    return reference.dpp(kernel, budget(pruner.keep, seen.dense), [True] * seen.number)
 
 
 # -- BTP

@@ -10,15 +10,18 @@ import torch
 import foveate
 from foveate.errors import BudgetError
 from foveate.families import Grid
+from foveate.pruners import anchorprune
 from tests.models.build import build, generate, inputs
 from tests.pruners.encoder_tokens import encoder_tokens, kept
 
 TEXT = (5, 2)
 
 
+@pytest.mark.parametrize("lazily", [False, True])
 @pytest.mark.parametrize("keep", [2, 7, 14, 20])
 @pytest.mark.parametrize("novelty", [0.05, 0.5, 0.9, 2.0])
-def test_it_keeps_anchor_and_expansion(keep, novelty):
+def test_it_keeps_anchor_and_expansion(keep, novelty, lazily, monkeypatch):
+    monkeypatch.setattr(anchorprune, "WORTH", 0 if lazily else 10**9)
     tokens = encoder_tokens([[Grid(6, 8)], [Grid(4, 5)]])
     there = torch.arange(5) < torch.tensor(TEXT)[:, None]
     tokens = dataclasses.replace(tokens, text=torch.randn(2, 5, 8).masked_fill(~there[..., None], 0))

@@ -356,6 +356,16 @@ def test_published_stages_of_the_very_model():
     assert BTP(variant="released", final="keep").resolved(LLAVA).stages[-1].keep
 
 
+def test_published_stages_of_qwen():
+    stages = PRESETS["released-qwen2.5-vl-7b"]
+    assert [(one.layer, one.keep) for one in stages] == [(3, 0.5), (6, 0.25), (15, 0.125), (22, 0)]
+    assert [(one.attention, one.over, one.split) for one in stages[:3]] == [
+        (0.1, 1.2, None),
+        (0.4, 1, 0.5),
+        (1, 1.2, 0.5),
+    ]
+
+
 def test_published_stages_move_with_the_depth():
     assert BTP(variant="paper").resolved(config("qwen2_5_vl", 4)).layers(4) == (1, 2, 3)
     assert BTP(variant="released").resolved(config("llama4", 64)).layers(64) == (6, 12, 28, 44)

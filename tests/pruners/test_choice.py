@@ -40,6 +40,12 @@ SETTINGS = {
     "btp without a start, from the outlier": BTP(stages=[(1, 0.5, 0.0)], first="outlier"),
     "divprune from the outlier": DivPrune(keep=0.3, first="outlier"),
     "btp with a front of a quarter": BTP(stages=[(2, 0.4, 0.8, 2.0, 0.25, 0.5)]),
+    **{name: methods.FIELD[name] for name in ("greedyprune before layer 0", "greedyprune last row per image")},
+    "greedyprune as reviewed": GreedyPrune(keep=0.3, objective="threshold"),
+    "greedyprune threshold by attention": GreedyPrune(
+        keep=0.4, objective="threshold", threshold=0.2, saliency="attention", query="mean_text"
+    ),
+    "greedyprune nearly for diversity alone": GreedyPrune(keep=0.3, floor=20.0, power=0.5),
     "fastv per image": FastV(keep=0.3, per="image"),
     "glimpseprune corners": GlimpsePrune(weights=methods.glimpse(), max_keep=0.2, anchors=("tl", "tr", "bl", "br")),
 }
@@ -48,7 +54,23 @@ ELSEWHERE = {
     **dict.fromkeys(("apet", "pool", "tome", "uniform"), "merging_methods"),
     **dict.fromkeys(("evs", "vidcom2"), "video_methods"),
     **dict.fromkeys(("fastervlm", "hiprune", "holov", "visionzip", "vispruner"), "encoder_methods"),
-    **{name: name for name in ("anchorprune", "cdpruner", "dart", "scope", "sparsevlm", "v2drop", "vtw")},
+    **{
+        name: name
+        for name in (
+            "agilepruner",
+            "anchorprune",
+            "cdpruner",
+            "dart",
+            "ivcprune",
+            "mmtok",
+            "prunesid",
+            "scope",
+            "sparsevlm",
+            "v2drop",
+            "vlmpruner",
+            "vtw",
+        )
+    },
 }
 # plain images with other padding in each sample; grids of unequal sizes; separators, which lie on no grid
 PLACES = (("llava", "ragged"), ("qwen2_5_vl", "ragged"), ("llava_next", "one image"))
@@ -168,7 +190,8 @@ def test_as_likely_as_the_threshold_is_not_likelier():
 def test_as_alike_as_the_threshold_is_not_too_alike(threshold, stay):
     features = [[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, -1.0], [1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]]
     tokens = shown(ROW, features, query=torch.tensor([[1.0, 1.0, 1.0, 0.5]]))
-    assert places(GreedyPrune(keep=4, threshold=threshold, fill="stop"), tokens) == stay
+    pruner = GreedyPrune(keep=4, objective="threshold", threshold=threshold, fill="stop")
+    assert places(pruner, tokens) == stay
 
 
 def test_padding_takes_no_place_of_a_budget():
@@ -208,6 +231,8 @@ OTHERS = {
     "threshold": 0.25,
     "query": "mean_text",
     "fill": "relax",
+    "objective": "volume",
+    "saliency": "cosine",
     "variant": "default",
     "stages": ((2, 0.5, 0.5, 1.5, None, 0.75, 0.125), (4, 0.25)),
     "final": "keep",

@@ -31,7 +31,7 @@ def tokens_with_keys():
     )
 
 
-@pytest.mark.parametrize(("visual_pivots", "text_pivots"), [(4, 4), (2, 0), (1, 3)])
+@pytest.mark.parametrize(("visual_pivots", "text_pivots"), [(4, 4), (2, 0), (1, 0), (1, 3)])
 @pytest.mark.parametrize("keep", [2, 9, 11])
 def test_it_keeps_what_is_least_like_the_pivots(visual_pivots, text_pivots, keep):
     tokens = tokens_with_keys()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 import foveate
 from foveate.errors import BudgetError, VisionFeaturesError
 from foveate.families import Grid
+from foveate.pruners import anchorprune, vispruner
 from foveate.pruners.encoder import used_block
 from foveate.pruners.holov import share_out
 from tests.models.build import build, generate, inputs
@@ -70,9 +73,12 @@ def test_blocks_of_hiprune():
     assert qwen.vision_attention(32) == (15, 31)
 
 
+@pytest.mark.parametrize("listed", [1, 2, 32])  # short lists run out of tokens that are left
 @pytest.mark.parametrize("important", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("keep", [3, 11])
-def test_vispruner(important, keep):
+def test_vispruner(important, keep, listed, monkeypatch):
+    monkeypatch.setattr(vispruner, "LISTED", listed)
+    monkeypatch.setattr(vispruner, "ROWS", 4)
     tokens = encoder_tokens(GRIDS)
     found = foveate.VisPruner(keep=keep, important=important).select(tokens)
     for sample, number in enumerate(COUNTS):
@@ -170,6 +176,20 @@ def test_holov(keep, parts):
 def test_places_that_a_part_cannot_fill_go_to_others():
     assert share_out([9.0, 0.5, 0.3], [2, 3, 3], 6) == [2, 2, 2]
     assert share_out([0.0, 0.0], [1, 4], 4) == [1, 3]
+    assert share_out([3.0, 2.0, 1.0], [5, 5, 5], 5) == [3, 2, 0]  # what rounding leaves: one each, the best first
+    assert share_out([5.0, 1.0], [2, 9], 20) == [2, 9]
+
+
+@pytest.mark.parametrize("method", ["anchorprune", "scope", "vispruner", "visionzip"])
+def test_numbers_that_are_none_do_not_keep_it_from_ending(method, monkeypatch):
+    monkeypatch.setattr(anchorprune, "WORTH", 0)
+    tokens = encoder_tokens(GRIDS)
+    tokens = dataclasses.replace(tokens, text=torch.randn(2, 3, 8))
+    for states in (tokens.features, tokens.vision[0]):
+        states[0, 5, 2], states[0, 6, 1] = torch.nan, torch.inf
+    tokens.class_received[0][0, 7] = torch.nan
+    found = foveate.make(method, keep=9).select(tokens)
+    assert getattr(found, "keep", found).sum(-1).tolist() == [9, 9]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
-"""The authors' checkpoints: what their code gave on a tiny Qwen2.5-VL, case by case (golden_glimpseprune/make.py)."""
+"""The authors' checkpoints: what their code gave on a tiny Qwen2.5-VL and LLaVA-1.5 (golden_glimpseprune/make*.py)."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -10,43 +11,48 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, Qwen2_5_VLForConditionalGeneration
 
 import foveate
 from foveate.errors import IncompatibleWeightsError
 
 HERE = Path(__file__).parent / "golden_glimpseprune"
-CASES = json.loads((HERE / "cases.json").read_text())["cases"]
-TENSORS = load_file(HERE / "cases.safetensors")
 IMAGE = 197
+MODELS = {
+    "qwen2.5-vl": (HERE, Qwen2_5_VLForConditionalGeneration),
+    "llava-1.5": (HERE / "llava", LlavaForConditionalGeneration),
+}
+CASES = {name: json.loads((folder / "cases.json").read_text())["cases"] for name, (folder, _) in MODELS.items()}
+TENSORS = {name: load_file(folder / "cases.safetensors") for name, (folder, _) in MODELS.items()}
 
 
-@pytest.fixture(scope="module")
-def model():
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(HERE / "base", dtype=torch.float32).eval()
+@functools.cache
+def model(name):
+    folder, cls = MODELS[name]
+    return cls.from_pretrained(folder / "base", dtype=torch.float32).eval()
 
 
-def inputs(case):
-    given = {
-        name: TENSORS[f"{case}.{name}"] for name in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")
-    }
-    types = (given["input_ids"] == IMAGE).int()
-    return {**given, "pixel_values": given["pixel_values"].float(), "mm_token_type_ids": types}
+def inputs(name, case):
+    found = TENSORS[name]
+    given = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")
+    batch = {one: found[f"{case}.{one}"] for one in given if f"{case}.{one}" in found}
+    if "image_grid_thw" in batch:
+        batch["mm_token_type_ids"] = (batch["input_ids"] == IMAGE).int()
+    return {**batch, "pixel_values": batch["pixel_values"].float()}
 
 
-def released(case, tmp_path):
+def released(case, tmp_path, name="qwen2.5-vl"):
     """The checkpoint's folder with the case's options in its config, as the authors would write them."""
     folder = tmp_path / "checkpoint"
-    shutil.copytree(HERE / CASES[case]["checkpoint"], folder)
-    config = json.loads((folder / "config.json").read_text()) | CASES[case]["options"]
-    (folder / "config.json").write_text(json.dumps(config))
+    shutil.copytree(MODELS[name][0] / CASES[name][case]["checkpoint"], folder)
+    change(folder, **CASES[name][case]["options"])
     return folder
 
 
 @pytest.mark.oldest
-@pytest.mark.parametrize("case", CASES)
-def test_logits_kept_tokens_and_answer_are_theirs(model, case, tmp_path, monkeypatch):
-    pruner = foveate.load(released(case, tmp_path))
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name, cases in CASES.items() for case in cases])
+def test_logits_kept_tokens_and_answer_are_theirs(name, case, tmp_path, monkeypatch):
+    pruner = foveate.load(released(case, tmp_path, name))
     if case == "anchors_cap":
         assert pruner.anchors == ("tl", "tr", "bl", "br")
     seen = []
@@ -54,21 +60,21 @@ def test_logits_kept_tokens_and_answer_are_theirs(model, case, tmp_path, monkeyp
     monkeypatch.setattr(
         foveate.GlimpsePrune, "logits", lambda self, tokens: seen.append((tokens, ours(self, tokens))) or seen[-1][1]
     )
-    batch = inputs(case)
-    with pruner(model) as pruned, torch.no_grad():
-        out = model.generate(
+    batch, theirs = inputs(name, case), TENSORS[name]
+    with pruner(model(name)) as pruned, torch.no_grad():
+        out = pruned.model.generate(
             **batch, max_new_tokens=6, do_sample=False, output_logits=True, return_dict_in_generate=True
         )
     tokens, logits = seen[0]
-    torch.testing.assert_close(logits[tokens.valid], TENSORS[f"{case}.visual_logits"], atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(logits[tokens.valid], theirs[f"{case}.visual_logits"], atol=2e-4, rtol=1e-4)
     visual = batch["input_ids"] == IMAGE
     kept = torch.zeros_like(visual)
     for row, places in enumerate(pruned.report.stages[0].kept):
         kept[row, places] = True
-    assert torch.equal(kept[visual], TENSORS[f"{case}.kept"].bool())
-    assert torch.equal(out.sequences[:, batch["input_ids"].shape[1] :], TENSORS[f"{case}.tokens"])
-    for step, theirs in zip(out.logits, TENSORS[f"{case}.step_logits"].unbind(1), strict=True):
-        torch.testing.assert_close(step, theirs, atol=1e-4, rtol=0)
+    assert torch.equal(kept[visual], theirs[f"{case}.kept"].bool())
+    assert torch.equal(out.sequences[:, batch["input_ids"].shape[1] :], theirs[f"{case}.tokens"])
+    for step, logits in zip(out.logits, theirs[f"{case}.step_logits"].unbind(1), strict=True):
+        torch.testing.assert_close(step, logits, atol=1e-4, rtol=0)
 
 
 def test_it_saves_in_our_format(tmp_path):

@@ -10,6 +10,7 @@ import torch
 import foveate
 from foveate.errors import BudgetError
 from foveate.families import Grid
+from foveate.pruners.apet import likest_survivor
 from tests.models.build import build, decoder, inputs, visual
 from tests.pruners.encoder_tokens import best, kept
 from tests.pruners.visual_tokens import visual_tokens
@@ -45,6 +46,11 @@ def test_apet(keep, basis):
         for one in set(range(number)) - {*chosen}:
             assert found.into[sample, one] == max(sorted(chosen), key=lambda to, one=one: cosine(rows[one], rows[to]))
     assert (found.weight, found.how) == (None, "average")
+
+
+def test_without_a_survivor_a_token_goes_nowhere():
+    keep = torch.tensor([[False, False, False], [False, True, False]])
+    assert likest_survivor(torch.randn(2, 3, 4), keep, 1).tolist() == [[-1, -1, -1], [1, 1, 1]]
 
 
 @pytest.mark.parametrize("keep", [2, 5, 11, 17])

@@ -64,6 +64,10 @@ def test_keep_that_makes_no_sense(keep, method):
         {"threshold": -2},
         {"fill": "all"},
         {"query": "first"},
+        {"objective": "both"},
+        {"saliency": "norm"},
+        {"floor": 0.0},
+        {"power": 0},
     ],
 )
 def test_option_that_makes_no_sense(options):
@@ -193,6 +197,8 @@ def test_no_field_takes_anything(owner, name):
 def test_anchors_as_text():
     (spec,) = parse_methods("glimpseprune:anchors=(tl,br)")
     assert build(spec.name, spec.options).anchors == ("tl", "br")
+    with pytest.raises(BudgetError, match="anchors must be several, each one of tl, "):
+        foveate.GlimpsePrune(anchors=3)
 
 
 def test_a_field_redeclared_without_its_range_keeps_it():

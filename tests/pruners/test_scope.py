@@ -10,6 +10,7 @@ import torch
 import foveate
 from foveate.errors import BudgetError
 from foveate.families import Grid
+from foveate.pruners import scope
 from tests.pruners.encoder_tokens import encoder_tokens, kept
 
 HOW = ("multiply", "add")
@@ -35,6 +36,27 @@ def test_it_keeps_what_adds_most(keep, alpha, combine):
                 worth[one] = added + float(saliency[one]) if combine == "add" else added * float(saliency[one])
             chosen.append(max((one for one in range(number) if one not in chosen), key=worth.get))
         assert kept(found, sample) == sorted(chosen)
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_a_batch_in_blocks_gives_what_its_samples_give(add, monkeypatch):
+    """As on a GPU, where a batch is chosen from together; with ties, of which the first token is taken."""
+    torch.manual_seed(0)
+    features, saliency, k = torch.randn(2, 90, 8), torch.rand(2, 90), torch.tensor([40, 9])
+    features[:, 50:60] = features[:, 40:50]
+    saliency[:, 50:60] = saliency[:, 40:50]
+    valid = torch.arange(90) < torch.tensor([90, 70])[:, None]
+    monkeypatch.setattr(scope, "CROWD", 90)
+    alone = [
+        scope.covering(*(one[row : row + 1, :number] for one in (features, saliency)), k[row : row + 1], there, add)
+        for row, (number, there) in enumerate((n, torch.ones(1, n, dtype=torch.bool)) for n in (90, 70))
+    ]
+    for name, small in {"CROWD": 4, "PICKS": 2, "ROWS": 16}.items():
+        monkeypatch.setattr(scope, name, small)
+    together = scope.covering(features, saliency, k, valid, add)
+    assert together.sum(-1).tolist() == k.tolist()
+    for row, one in enumerate(alone):
+        assert torch.equal(together[row, valid[row]], one[0])
 
 
 @pytest.mark.parametrize("options", [{"alpha": -1}, {"alpha": True}, {"alpha": float("nan")}, {"combine": "max"}])

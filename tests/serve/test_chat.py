@@ -168,7 +168,11 @@ def image():
             "'user'",
         ),
         ({"messages": [turn("x")] * 300}, "256 messages"),
-        ({"messages": [turn("how " * 9000)]}, "8192 are allowed"),
+        ({"messages": [turn("how " * 1100)]}, "1023 are allowed"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": one} for one in ("<ima", "ge>")]}]},
+            "marks",
+        ),
         ({"messages": [turn("x", *[image()] * 17)]}, "16 images"),
     ],
 )

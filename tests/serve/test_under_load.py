@@ -24,6 +24,7 @@ def endless(tmp_path_factory):
     """A random model whose answers end at their longest only."""
     loaded = load_model(str(save_llava(tmp_path_factory.mktemp("model"))), "cpu")
     loaded.model.generation_config.eos_token_id = 10_000  # no token of the model
+    loaded.model.config.text_config.max_position_embeddings = 1_000_000
     return loaded
 
 
@@ -192,6 +193,19 @@ def test_a_request_has_its_time(endless):
         chunks = server.client().chat.completions.create(**asked(0, max_tokens=100_000, extra_body={}, stream=True))
         with pytest.raises(openai.APIError, match="time limit"):
             list(chunks)
+
+
+def test_a_request_that_waits_for_a_long_batch_is_told_in_time(endless):
+    with running(endless, seconds=60.0, max_batch=1, max_new_tokens=100_000) as server:
+        first = raw(server, asked(0, max_tokens=100_000, stream=True))
+        assert first.recv(100).startswith(b"HTTP/1.1 200")
+        object.__setattr__(server.service.settings, "seconds", 0.5)
+        begin = time.monotonic()
+        with pytest.raises(openai.APIStatusError) as error:
+            server.client().chat.completions.create(**asked(1, extra_body={}))
+        assert error.value.status_code == 504
+        assert time.monotonic() - begin < 10
+        first.close()
 
 
 def test_a_reader_that_does_not_read_harms_nobody(endless):

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from foveate.cli.console import (
+    Budget,
     Device,
     DType,
     Keeps,
@@ -30,6 +31,7 @@ def bench(
     ] = None,
     methods: Annotated[str, typer.Option(help="Methods, as for `foveate eval`.")] = ("greedyprune,btp,glimpseprune"),
     keep: Keeps = "0.22,0.11",
+    budget: Budget = "after",
     visual: Annotated[
         str | None, typer.Option(help="Visual tokens of a sample, comma-separated; by default those of one image.")
     ] = None,
@@ -74,12 +76,14 @@ def bench(
     ] = False,
 ) -> None:
     """Measure time to first token, decoding, memory and FLOPs, pruned and dense in one run, as ratios."""
+    from foveate.errors import BudgetError
     from foveate.measure.bench import plot as figure
     from foveate.measure.bench.arms import check_methods
     from foveate.measure.bench.published_shapes import shape_named
     from foveate.measure.bench.result import WORDS, notes, tables
     from foveate.measure.bench.run import run
     from foveate.measure.bench.settings import BenchSettings, whole_numbers
+    from foveate.measure.budget import AFTER
     from foveate.measure.check.check import attention_named
     from foveate.measure.loading import LoadError
     from foveate.pruners.budget import parse_keeps
@@ -95,6 +99,7 @@ def bench(
     settings = BenchSettings(
         methods=tuple(parse_methods(methods)),
         keeps=parse_keeps(keep),
+        budget=budget,
         visual=() if visual is None else whole_numbers("visual", visual),
         text=text,
         batch=whole_numbers("batch", batch),
@@ -104,7 +109,10 @@ def bench(
         seed=seed,
     )
     shape = None if random_weights is None else shape_named(random_weights).resized(layers, width)
-    check_methods(settings.methods, settings.keeps, None if shape is None else shape.config())
+    if predict and budget != AFTER:
+        raise BudgetError("--predict takes --keep as the share after the cut: leave --budget out")
+    config = None if shape is None or budget != AFTER else shape.config()
+    check_methods(settings.methods, settings.keeps, config)
     attention_named(attention)
     if plot is not None:
         figure.need_matplotlib()

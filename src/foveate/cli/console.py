@@ -163,6 +163,13 @@ Keeps = Annotated[
         "--keep", "-k", help="Visual tokens to keep, comma-separated: shares such as 0.22, or counts such as 49."
     ),
 ]
+Budget = Annotated[
+    str,
+    typer.Option(
+        help="Meaning of --keep: the share 'after' the cut, or, solved for every method, the 'mean' share per layer, "
+        "that of the 'kv' cache or that of the prefill's 'flops'."
+    ),
+]
 MethodOptions = Annotated[
     list[str] | None, typer.Option("--option", "-o", metavar="NAME=VALUE", help="An option of the method; repeatable.")
 ]

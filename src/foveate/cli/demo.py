@@ -7,6 +7,7 @@ import typer
 
 from foveate.cli.console import (
     WRONG,
+    Budget,
     Keep,
     Method,
     MethodOptions,
@@ -18,6 +19,7 @@ from foveate.cli.console import (
 )
 from foveate.cli.outputs import JsonFile, file_option, write_json, written
 
+USUAL = 0.25  # budget where nothing says another
 SHIPPED = "glimpseprune-tiny"
 NEXT = "To try your own model: foveate run --model MODEL --image photo.jpg --prompt 'What is this?' --overlay kept.png"
 
@@ -25,6 +27,7 @@ NEXT = "To try your own model: foveate run --model MODEL --image photo.jpg --pro
 def demo(
     method: Method = "greedyprune",
     keep: Keep = None,
+    budget: Budget = "after",
     option: MethodOptions = None,
     questions: Annotated[int, typer.Option(min=1, max=90, help="Number of questions.")] = 9,
     seed: Annotated[int, typer.Option(min=0, help="Random seed for scenes and questions.")] = 1,
@@ -32,9 +35,9 @@ def demo(
     json_file: JsonFile = None,
 ) -> None:
     """Answer questions about sample images, dense and pruned, on the embedded model; needs no network."""
-    from foveate.cli.run import make_pruner
+    from foveate.cli.run import make_pruner, solved
 
-    pruner = make_pruner(method, keep, option or [], 0.25)
+    pruner = make_pruner(method, keep, option or [], USUAL, budget)
     with console(stderr=True).status("loading the embedded model"):
         from foveate.measure.compare import compare
         from foveate.measure.eval.suites import load_suite
@@ -45,6 +48,7 @@ def demo(
         quiet_loading()
         loaded = load_model(TINY, device="cpu")
         examples = load_suite("scenes", questions, seed)
+        pruner = solved(loaded, pruner, keep, USUAL, budget, examples[0].question, [examples[0].image])
     with console(stderr=True).status("answering, dense and pruned"):
         found = compare(loaded, examples, pruner)
     parameters = sum(weight.numel() for weight in loaded.model.parameters())

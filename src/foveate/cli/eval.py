@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from foveate.cli.console import (
+    Budget,
     Device,
     DType,
     Keeps,
@@ -29,12 +30,7 @@ def eval_(
     ] = "greedyprune",
     keep: Keeps = "0.5,0.22,0.11",
     model: Annotated[str, typer.Option(help="A Hub id, a folder, or `tiny`, the embedded model.")] = "tiny",
-    budget: Annotated[
-        str,
-        typer.Option(
-            help="Meaning of --keep: the share 'after' the cut, or the 'mean' share per layer, for all methods."
-        ),
-    ] = "after",
+    budget: Budget = "after",
     suite: Annotated[str, typer.Option(help="Suite of questions: scenes or scenes-hard.")] = "scenes",
     data: Annotated[
         str | None,

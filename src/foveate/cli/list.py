@@ -105,6 +105,7 @@ def _show_methods(rows: list[dict[str, Any]]) -> None:
     ]
     show_table("Options", ["method", "option", "default", "meaning"], lines, 4)
     say(f"Layers are counted from 0; stages are shown for a model of {DEPTH} layers. `--option name=value` sets one.")
+    say("Several methods make a chain, each at layers of its own: `--method divprune:keep=0.5+btp`.")
 
 
 def _show_models(rows: list[dict[str, Any]]) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from foveate.cli.console import (
+    Budget,
     Device,
     DType,
     Keep,
@@ -19,6 +20,8 @@ from foveate.cli.console import (
 )
 from foveate.cli.outputs import JsonFile, file_option, write_json, written
 
+USUAL = 0.22  # budget where nothing says another
+
 
 def run(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question.")],
@@ -26,6 +29,7 @@ def run(
     model: Annotated[str, typer.Option(help="A Hub id, a folder, or `tiny`, the embedded model.")] = "tiny",
     method: Method = "greedyprune",
     keep: Keep = None,
+    budget: Budget = "after",
     option: MethodOptions = None,
     overlay: Annotated[Path | None, file_option("Write an image of the kept tokens.")] = None,
     stage_errors: Annotated[
@@ -40,7 +44,7 @@ def run(
     """Answer one question with pruned visual tokens and report what was kept."""
     from foveate.measure.images import open_image
 
-    pruner = make_pruner(method, keep, option or [], 0.22)
+    pruner = make_pruner(method, keep, option or [], USUAL, budget)
     images = [open_image(source) for source in image or []]
     with console(stderr=True).status(f"loading {model}"):
         from foveate.measure.eval.answers import run_batch
@@ -48,6 +52,7 @@ def run(
 
         quiet_loading()
         loaded = load_model(model, device, dtype)
+    pruner = solved(loaded, pruner, keep, USUAL, budget, prompt, images)
     with console(stderr=True).status("answering"):
         batch = run_batch(loaded, [prompt], [images], pruner, max_new_tokens)
     say(batch.texts[0])
@@ -67,12 +72,34 @@ def run(
         write_json(json_file, found | ({"stage_errors": errors} if stage_errors else {}))
 
 
-def make_pruner(method: str, keep: str | None, options: list[str], usual: float) -> Any:
-    """Return the pruner that a command's options describe; `usual` is the budget where nothing says another."""
-    from foveate.pruners.budget import parse_keep
-    from foveate.pruners.spec import build_with, parse_options
+def make_pruner(method: str, keep: str | None, options: list[str], usual: float, budget: str = "after") -> Any:
+    """Return the pruner that a command's options describe; `usual` is the budget where nothing says another.
 
-    return build_with(method, parse_options(options), None if keep is None else parse_keep(keep), usual)
+    With a budget of another meaning than "after" it is without one, until `solved` gives it.
+    """
+    from foveate.measure.budget import AFTER, check_budget
+    from foveate.pruners.budget import parse_keep
+    from foveate.pruners.spec import build, build_with, check_given_once, parse_options
+
+    given, wanted = parse_options(options), None if keep is None else parse_keep(keep)
+    check_budget(budget, [] if wanted is None else [wanted])
+    if budget == AFTER:
+        return build_with(method, given, wanted, usual)
+    check_given_once(method, given, usual if wanted is None else wanted)
+    return build(method, given)
+
+
+def solved(
+    loaded: Any, pruner: Any, keep: str | None, usual: float, budget: str, question: str, images: list[Any]
+) -> Any:
+    """Return the pruner with the budget that takes the wanted share of a prompt."""
+    from foveate.measure.budget import AFTER, PromptCost
+    from foveate.pruners.budget import parse_keep
+
+    if budget == AFTER:
+        return pruner
+    cost = PromptCost.of_question(loaded, budget, question, images)
+    return cost.solved(pruner, float(usual if keep is None else parse_keep(keep)))
 
 
 def _show(batch: Any, loaded: Any, images: list[Any], overlay: Path | None) -> str | None:

@@ -48,6 +48,13 @@ def serve(
     keys: Annotated[
         Path | None, typer.Option(help="File with an API key on each line; also the variable FOVEATE_API_KEYS.")
     ] = None,
+    on_ray: Annotated[
+        bool, typer.Option("--ray", help="As a deployment of Ray Serve, on the cluster of RAY_ADDRESS or a new one.")
+    ] = False,
+    replicas: Annotated[
+        str | None, typer.Option(metavar="FEWEST,MOST", help="With --ray: replicas; more as requests wait.")
+    ] = None,
+    gpus: Annotated[float | None, typer.Option(min=0, help="With --ray: GPUs of a replica.")] = None,
     device: Device = "auto",
     dtype: DType = "auto",
 ) -> None:
@@ -56,8 +63,13 @@ def serve(
         import uvicorn
 
         from foveate.serve.app import build_app
+
+        if on_ray:
+            import ray.serve  # noqa: F401
     except ImportError as error:
-        raise MissingExtra(f"{error.name} is not installed: pip install 'foveate[serve]'") from None
+        raise MissingExtra(
+            f"{error.name} is not installed: pip install 'foveate[{'ray' if on_ray else 'serve'}]'"
+        ) from None
     from foveate.measure.loading import load_model
     from foveate.pruners.budget import parse_keep
     from foveate.pruners.spec import parse_options
@@ -65,10 +77,9 @@ def serve(
     from foveate.serve.service import Service
     from foveate.serve.settings import MIB, ServeError, Settings, read_keys
 
-    try:
-        low, high = [None, None] if keep_range is None else [float(one) for one in keep_range.split(",")]
-    except ValueError:
-        raise ServeError(f"--keep-range is two shares such as 0.1,1.0, got {keep_range!r}") from None
+    if not on_ray and (replicas is not None or gpus is not None):
+        raise ServeError("--replicas and --gpus go with --ray")
+    low, high = (None, None) if keep_range is None else _pair("--keep-range", keep_range, "0.1,1.0")
     settings = Settings(
         served_name=name or model,
         method=method,
@@ -94,6 +105,15 @@ def serve(
         keys=read_keys(keys),
     )
     pruners(settings)  # before the model is loaded
+    if on_ray:
+        from foveate.serve import scale_out
+
+        fewest, most = _pair("--replicas", replicas or "1,1", "1,4")
+        made = scale_out.deployment(
+            model, settings, device=device, dtype=dtype, replicas=(int(fewest), int(most)), gpus=gpus or 0.0
+        )
+        scale_out.run(made, host, port, seconds)
+        return
     with console(stderr=True).status(f"loading {model}"):
         quiet_loading()
         service = Service(load_model(model, device, dtype), settings)
@@ -113,3 +133,14 @@ def serve(
     for logger in ("foveate", "uvicorn.error"):
         logging.getLogger(logger).setLevel(logging.INFO)
     uvicorn.Server(config).run()
+
+
+def _pair(option: str, text: str, example: str) -> tuple[float, float]:
+    """Return the two numbers of an option."""
+    from foveate.serve.settings import ServeError
+
+    try:
+        one, other = (float(word) for word in text.split(","))
+    except ValueError:
+        raise ServeError(f"{option} is two numbers such as {example}, got {text!r}") from None
+    return one, other

@@ -236,7 +236,7 @@ def glimpse_plus(
 def _show(result: dict[str, Any], files: dict[str, Path]) -> None:
     done = result["done"]["rl"]
     if done["left_out"]:
-        say(f"left out: {done['left_out']} samples with longer prompts than max_prompt")
+        say(f"left out: {done['left_out']} samples over max_prompt, or over max_pruned_prompt once pruned")
     if "seconds_per_step" in done:
         memory = f", at most {done['peak_bytes'] / 2**30:.2f} GiB" if "peak_bytes" in done else ""
         say(f"{done['steps']} steps of {done['seconds_per_step']:.1f} s{memory}")

@@ -10,7 +10,6 @@ from foveate.cli.console import (
     DType,
     Keeps,
     complain,
-    console,
     progress,
     quiet_loading,
     say,
@@ -19,14 +18,30 @@ from foveate.cli.console import (
 )
 from foveate.cli.outputs import JsonFile, folder_option, write_json
 
-CALIBRATION_SEED = 1000  # added to that of the questions: BTP is calibrated on others
-
 
 def tune(
     out: Annotated[Path, folder_option("Folder for answers, result and winner; a stopped run continues there.")],
     model: Annotated[str, typer.Option(help="A Hub id, a folder, or `tiny`, the embedded model.")] = "tiny",
     suite: Annotated[str, typer.Option(help="Suite of questions: scenes, scenes-hard or reading.")] = "scenes",
-    samples: Annotated[int, typer.Option(min=1, help="Number of questions.")] = 200,
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Own questions, instead of a suite; as for `foveate eval`.")
+    ] = None,
+    question: Annotated[str | None, typer.Option(help="The question of rows or images that have none.")] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option("--field", metavar="OURS=THEIRS", help="What the data calls a field; repeatable."),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", metavar="[TASK=]NAME", help="How answers of --data are scored; repeatable."),
+    ] = None,
+    bad_rows: Annotated[
+        str, typer.Option(help="Rows that cannot be used: 'fail' before anything is answered, or 'skip'.")
+    ] = "fail",
+    split: Annotated[str | None, typer.Option(help="Split of a data set.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Number of questions; by default 200 of a suite, and all of --data.")
+    ] = None,
     max_loss: Annotated[
         str | None, typer.Option(metavar="SHARE", help="Accuracy that may be lost, such as 1%: the fastest wins.")
     ] = None,
@@ -63,11 +78,13 @@ def tune(
     dtype: DType = "auto",
 ) -> None:
     """Search methods, budgets and stages: the fastest that loses little enough, or the best that is fast enough."""
-    from foveate.learn.tune.run import RESULT, Questions, TuneSettings, result_table
+    from foveate.learn.tune.run import RESULT, TuneSettings, own_questions, result_table, suite_questions
     from foveate.learn.tune.run import tune as run
     from foveate.learn.tune.search import Goal
     from foveate.measure.bench.settings import whole_numbers
-    from foveate.measure.eval.suites import is_correct, load_suite, suite_fingerprint, suite_named
+    from foveate.measure.eval.data.questions import data_settings
+    from foveate.measure.eval.metrics import check_mode, parse_metrics
+    from foveate.measure.eval.suites import suite_named
     from foveate.measure.loading import check_place, load_model
     from foveate.pruners.budget import parse_keeps
     from foveate.pruners.spec import parse_methods
@@ -90,27 +107,27 @@ def tune(
         rounds=rounds,
         seed=seed,
     )
+    own = data_settings(
+        data, samples=samples, fields=tuple(field or ()), question=question, split=split, bad_rows=bad_rows
+    )
+    metrics = parse_metrics(metric or ())
+    check_mode("generate", metrics, own is not None)
     suite_named(suite)
     check_place(device, dtype)
-    # 2. load, and search
-    with console(stderr=True).status(f"loading {model}"):
-        quiet_loading()
-        loaded = load_model(model, device, dtype)
+    # 2. look through the data, load, and search
     with progress() as bar:
         task = bar.add_task("preparing", total=None)
 
         def advance(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total)
 
-        examples = load_suite(suite, samples, seed, advance)
-        others = load_suite(suite, calibrate, seed + CALIBRATION_SEED, advance) if calibrate else []
-        asked = Questions(
-            examples,
-            suite,
-            suite_fingerprint(examples),
-            lambda answer, example: float(is_correct(answer, example.answer)),
-            others,
-        )
+        if own is None:
+            asked = suite_questions(suite, samples or 200, seed, calibrate, advance)
+        else:
+            asked = own_questions(own, metrics, seed, out, calibrate, advance)
+        bar.reset(task, description=f"loading {model}", total=None)
+        quiet_loading()
+        loaded = load_model(model, device, dtype)
         try:
             result = run(loaded, asked, settings, out, fresh, advance)
         except KeyboardInterrupt:

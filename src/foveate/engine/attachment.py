@@ -119,6 +119,11 @@ class Attachment:
         forward = self.forwards.own
         return None if forward is None or forward.over else forward
 
+    def freed(self, failed: bool) -> bool:
+        """Whether this thread's forward pass lost its hooks in the midst, and so has failed or has rows missing."""
+        forward = self.forwards.own
+        return forward is not None and forward.over and (failed or forward.kept is not None)
+
     def begin(self, forward: ForwardPass | None) -> None:
         """A forward pass of this thread begins; whatever an interrupted one left is undone."""
         self.end()

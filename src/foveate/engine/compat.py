@@ -18,7 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_atten
 
 from foveate.engine.arguments import CACHE, cache_of
 from foveate.engine.forward_pass import ForwardPass
-from foveate.errors import UnsupportedCacheError, UnsupportedModelError
+from foveate.errors import FoveateError, ModelInUseError, UnsupportedCacheError, UnsupportedModelError
 from foveate.tensors import on_cpu_by_default
 
 
@@ -131,7 +131,12 @@ def _checkpointed(checkpoint: Callable, forward: Callable, *args: Any, **kwargs:
 NOTE = "the model is compiled: while a pruner is attached it runs uncompiled"
 
 
-def run_as_python(model: nn.Module, before: Callable[[Mapping[str, Any]], None]) -> Callable[[], None]:
+FREED = "foveate.detach(model) freed this model while this thread was in a forward pass of it: run the model again"
+
+
+def run_as_python(
+    model: nn.Module, before: Callable[[Mapping[str, Any]], None], freed: Callable[[bool], bool]
+) -> Callable[[], None]:
     """Keep compiled code from running `model` until the function that is returned is called.
 
     A decode step with a cache that `generate()` compiles for is left to it: that code is made with the hooks.
@@ -141,6 +146,9 @@ def run_as_python(model: nn.Module, before: Callable[[Mapping[str, Any]], None])
     before
         Called with the arguments of each forward by name, and with none after it; unlike a hook also where PEFT calls
         `forward` itself.
+    freed
+        Called with whether a forward failed: the hooks were taken off in the midst of it, and what came of it is
+        nothing.
     """
     forward, own = model.forward, model.__dict__.get("forward")
     eager = torch.compiler.disable(forward)
@@ -153,9 +161,16 @@ def run_as_python(model: nn.Module, before: Callable[[Mapping[str, Any]], None])
             return forward(*args, **kwargs)
         before({**dict(zip(names, args, strict=False)), **kwargs})
         try:
-            return eager(*args, **kwargs)
+            output = eager(*args, **kwargs)
+        except Exception as error:
+            if freed(True) and not isinstance(error, FoveateError):
+                raise ModelInUseError(FREED) from error
+            raise
         finally:
             before({})  # what a call that failed early was given is nothing to the next one
+        if freed(False):
+            raise ModelInUseError(FREED)
+        return output
 
     def undo() -> None:
         nonlocal active

@@ -200,6 +200,24 @@ def _check_selection(selection: Selection, method: Pruner, valid: Tensor) -> Non
         raise ValueError(f"{name}: how must be 'average' or 'add', got {selection.how!r}")
 
 
+ASTRAY = "a token was to go into one that does not stay: `into` names survivors, of columns 0 to {}"
+SENSELESS = "a token was to go into another with a weight that is negative or no finite number"
+
+
+def moves(selection: Selection, keep: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For each visual token: the column that it goes into, its weight, and whether one of the two makes no sense.
+
+    (B, N) long; fp32, zero for what goes nowhere; bool and bool. `selection.into` is not None.
+    """
+    into, last = selection.into, valid.shape[1] - 1
+    target = into.clamp(0, max(0, last))
+    goes = valid & ~keep & (into >= 0)
+    astray = goes & ~(keep.gather(1, target) & (into <= last))
+    weight = torch.ones_like(target, dtype=torch.float32) if selection.weight is None else selection.weight.float()
+    senseless = goes & ~(weight.isfinite() & (weight >= 0))
+    return target, weight.masked_fill(~goes | astray | senseless, 0), astray, senseless
+
+
 def merge(hidden: Tensor, columns: Tensor, keep: Tensor, valid: Tensor, selection: Selection) -> Tensor:
     """`hidden` (..., B, n, D) with the tokens that leave added to the survivors that they go into; see `Selection`.
 
@@ -212,19 +230,12 @@ def merge(hidden: Tensor, columns: Tensor, keep: Tensor, valid: Tensor, selectio
     """
     if selection.into is None:
         return hidden
-    last = valid.shape[1] - 1
-    target = selection.into.clamp(0, max(0, last))
-    goes = valid & ~keep & (selection.into >= 0)
-    survives = keep.gather(1, target) & (selection.into <= last)
-    if goes.device.type == "cpu" and bool((goes & ~survives).any()):  # free here
-        raise ValueError(
-            f"a token was to go into one that does not stay: `into` names survivors, of columns 0 to {last}"
-        )
-    goes &= survives
-    weight = torch.ones_like(target, dtype=torch.float32) if selection.weight is None else selection.weight.float()
-    weight = weight.masked_fill(~goes, 0)
-    if weight.device.type == "cpu" and not bool((weight.isfinite() & (weight >= 0)).all()):  # free here
-        raise ValueError("a token was to go into another with a weight that is negative or no finite number")
+    target, weight, astray, senseless = moves(selection, keep, valid)
+    if keep.device.type == "cpu":  # free here; elsewhere such tokens are dropped, and the report says so
+        if bool(astray.any()):
+            raise ValueError(ASTRAY.format(valid.shape[1] - 1))
+        if bool(senseless.any()):
+            raise ValueError(SENSELESS)
     moved = weight > 0  # what is not moved may hold anything
     tokens = wide(gather_positions(hidden, columns, -2))
     added = (tokens * weight[..., None]).masked_fill(~moved[..., None], 0)

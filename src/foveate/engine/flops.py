@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from foveate.pruners.base import STATES
+
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 MORE = ("num_kv_shared_layers", "hidden_size_per_layer_input")  # layers with less to do, or more
-STATES = {"linear_attention", "conv", "mamba", "hybrid"}
 
 
 def prefill_flops(config: Any, tokens: Sequence[float]) -> float | None:

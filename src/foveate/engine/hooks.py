@@ -64,7 +64,7 @@ class Hooks:
         set_compiled_aside(held, self.undo)
         if self.undo:
             here.notes = (*here.notes, NOTE)
-        self.undo.append(run_as_python(model, self.prompt.before_model))
+        self.undo.append(run_as_python(model, self.prompt.before_model, here.freed))
         self.undo.append(refuse_chunks(model, here.parts.visual_ids, lambda: not here.paused))
         self.undo += refuse_continuous_batching(model, lambda: not here.paused)
         self.undo.append(guard_method(model, "_get_candidate_generator", self.prompt.before_proposals))
@@ -89,8 +89,8 @@ class Hooks:
     def _register(self) -> None:
         here = self.attachment
         parts = here.parts
-        if here.model is not parts.base:
-            self._before(here.model, self.prompt.refuse_replica)
+        for module in {here.model, parts.base}:
+            self._before(module, self.prompt.refuse_replica)
         self._before(parts.base, self.prompt.before_base)
         self._after(parts.base, self.prompt.after_base, always_call=True)
         self._before(parts.decoder, self.prompt.before_decoder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ UNSEEN = (
     "no visual token in the prompt, as far as embeddings tell: with images merged into inputs_embeds already, pass "
     "mm_token_type_ids, 1 where an image is"
 )
+UNSEEN_BY_GENERATE = UNSEEN + "; generate() of this model takes none, only a call of the model itself does"
 SCORED = (
     "logits of the last {} tokens were asked for: the question was taken to end at the first of these, as while "
     "generating the answer after it (with labels, before the first label); answer tokens see dropped tokens in the "
@@ -86,7 +88,10 @@ def read_prompt(
     forward.record = PrefillRecord(text, counts, None)
     if not any(counts):
         labelled = labels is not None and bool(everywhere.any())
-        unseen = UNSEEN if ids is None and kwargs.get("mm_token_type_ids") is None else NONE
+        unseen = NONE
+        if ids is None and kwargs.get("mm_token_type_ids") is None:
+            takes = "mm_token_type_ids" in inspect.signature(parts.base.forward).parameters
+            unseen = UNSEEN if takes else UNSEEN_BY_GENERATE
         forward.record.skipped = LABELLED if labelled else unseen
         return forward
     if answers > 1:

@@ -50,8 +50,8 @@ class PromptHooks:
         self.attachment = attachment
 
     def refuse_replica(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Before the model: a copy of it made by DataParallel or `copy.copy` shares the hooks."""
-        if module is not self.attachment.model:
+        """Before the model and its base: a copy made by DataParallel or `copy.copy` shares the hooks."""
+        if module is not self.attachment.model and module is not self.attachment.parts.base:
             raise UnsupportedModelError(REPLICA if getattr(module, "_is_replica", False) else COPY)
 
     def before_proposals(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.engine.cut import ASTRAY, SENSELESS, moves
 from foveate.engine.flops import prefill_flops
 from foveate.engine.forward_pass import PrefillRecord, StageRecord
 from foveate.engine.report_view import prefill_html, prefill_line, report_html, report_lines, stage_line
@@ -225,6 +226,7 @@ def summarise(record: PrefillRecord, config: Any, depth: int, cached: Sequence[b
     cached
         For each layer, whether it has a KV cache; by default all have.
     """
+    record.to_host()
     stages = [_stage(stage, record) for stage in record.stages]
     visual = _per_layer(record, depth)
     held = [
@@ -253,7 +255,7 @@ def summarise(record: PrefillRecord, config: Any, depth: int, cached: Sequence[b
         flops_dense=dense_flops,
         flops_pruned=pruned_flops,
         skipped=record.skipped,
-        notes=list(record.notes),
+        notes=[*record.notes, *(said for stage in record.stages for said in _dropped(stage))],
     )
 
 
@@ -268,11 +270,11 @@ def _per_layer(record: PrefillRecord, depth: int) -> list[list[int]]:
 
 
 def _stage(stage: StageRecord, record: PrefillRecord) -> Stage:
-    keep, position, image = stage.keep.cpu(), stage.position.cpu(), stage.image.cpu()
+    keep, position, image = stage.keep, stage.position, stage.image
     kept = [places[mask] for places, mask in zip(position, keep, strict=True)]
     per_image = []
     for row, mask in enumerate(keep):
-        dense = _count(record.image[row].cpu() + 1)[1:] if record.image is not None else []
+        dense = _count(record.image[row] + 1)[1:] if record.image is not None else []
         left = _count(image[row][mask], len(dense))
         per_image.append(list(zip(left, dense, strict=True)))
     return Stage(stage.layer, kept, list(record.visual), per_image, _merged(stage, keep, position))
@@ -283,13 +285,20 @@ def _merged(stage: StageRecord, keep: Tensor, position: Tensor) -> tuple[Merged,
     selection = stage.selection
     if selection.into is None:
         return ()
-    into = selection.into.cpu()
-    weights = torch.ones(into.shape) if selection.weight is None else selection.weight.cpu()
-    goes = (position >= 0) & ~keep & (into >= 0) & (weights > 0)
+    target, weights, *_ = moves(selection, keep, position >= 0)
     return tuple(
-        Merged(places[mask], places[target[mask]], weight[mask], selection.how)
-        for places, mask, target, weight in zip(position, goes, into, weights, strict=True)
+        Merged(places[mask], places[into[mask]], weight[mask], selection.how)
+        for places, mask, into, weight in zip(position, weights > 0, target, weights, strict=True)
     )
+
+
+def _dropped(stage: StageRecord) -> list[str]:
+    """What a method asked for that makes no sense, and that no device but the CPU can refuse without a wait."""
+    if stage.selection.into is None:
+        return []
+    *_, astray, senseless = moves(stage.selection, stage.keep, stage.position >= 0)
+    found = {ASTRAY.format(astray.shape[1] - 1): astray, SENSELESS: senseless}
+    return [f"{said}; it was dropped" for said, tokens in found.items() if bool(tokens.any())]
 
 
 def _count(numbers: Tensor, least: int = 0) -> list[int]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from foveate.engine.flops import STATES
 from foveate.errors import FoveateError, UnsupportedModelError
+from foveate.pruners.base import STATES
 
 
 class CalibrationError(FoveateError, ValueError):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate.pruners.base import VisualTokens, option
 from foveate.pruners.encoder import EncoderPruner
-from foveate.select.cosine import UnitRows
+from foveate.select.cosine import UnitRows, unit_rows
 from foveate.select.diversity import WORTH
 from foveate.select.lazy_greedy import Capped, Index
 from foveate.select.likest import likest
@@ -62,7 +62,8 @@ class AnchorPrune(EncoderPruner):
         k = torch.minimum(k, tokens.present)
         relevance, _ = likest(tokens.features, tokens.text, (tokens.text != 0).any(-1))
         keep, near = self._anchor(tokens.features, relevance, k, tokens.valid)
-        return expand(tokens.features, tokens.class_received[0], near, keep, k, tokens.valid)
+        importance = tokens.class_received[0].nan_to_num(0, 0, 0)
+        return expand(tokens.features, importance, near, keep, k, tokens.valid)
 
     def _anchor(self, features: Tensor, relevance: Tensor, k: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """The anchor (B, N) bool, and the cosine (B, N) of each token to the nearest of it, at least 0."""
@@ -111,7 +112,7 @@ def expand(features: Tensor, importance: Tensor, near: Tensor, keep: Tensor, k: 
         for row, most in enumerate(missing.tolist()):
             keep[row, Expansion(UnitRows(features[row]), gain[row], most, importance[row]).run()] = True
         return keep
-    unit = torch.nn.functional.normalize(features.float(), dim=-1)
+    unit = unit_rows(features.float())
     for step in range(steps):
         score = importance * (1 - near)
         pick = score.masked_fill(keep | ~valid, -torch.inf).argmax(-1, keepdim=True)

@@ -29,9 +29,19 @@ AttentionForm = Literal["softmax", "log_softmax", "logits"]
 KeyOrValue = Literal["keys", "values"]
 
 
+# kinds of decoder layers, in `config.layer_types`, that have a running state or a convolution in place of attention
+STATES = frozenset({"linear_attention", "conv", "mamba", "hybrid"})
+
+
 def depth_of(config: Any) -> int:
     """Decoder layers of a model, by its config."""
     return int(config.get_text_config().num_hidden_layers)
+
+
+def attends(config: Any, layer: int) -> bool:
+    """Whether a decoder layer of a model has attention, by its config."""
+    kinds = getattr(config.get_text_config(), "layer_types", None)
+    return not kinds or not 0 <= layer < len(kinds) or kinds[layer] not in STATES
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +186,8 @@ class Selection:
         (B, N) long, for each token that leaves the column of the survivor that it goes into; -1: it is dropped. None:
         all are dropped. What is said of survivors and of padding is ignored.
     weight
-        (B, N) its weight, not negative; None: 1.
+        (B, N) its weight, not negative; None: 1. A weight or an `into` that makes no sense raises `ValueError` on the
+        CPU; on another device, where looking would wait for it, that token is dropped, and the report says so.
     how
         See above.
     carry
@@ -357,14 +368,34 @@ class Pruner:
         BudgetError
             When no budget of the method gives that in such a model; the message says what can be reached.
         """
-        if not hasattr(self, "keep"):
-            raise BudgetError(f"{self.name} has no option keep, so its mean share of visual tokens cannot be set")
-
-        def made(keep: float) -> Pruner:
-            return dataclasses.replace(self, keep=keep)  # type: ignore[call-arg]
-
         depth = depth_of(config)
-        return shares.solve(self.name, made, lambda one: shares.mean(one.resolved(config), depth), share)
+        if share == 1.0 and hasattr(self, "keep"):
+            return dataclasses.replace(self, keep=share)  # type: ignore[call-arg]
+        return shares.solve(
+            self.name,
+            lambda setting: self.set_to(setting, config),
+            lambda one: shares.mean(one.resolved(config), depth),
+            share,
+        )
+
+    def set_to(self, setting: float, config: Any) -> Pruner:
+        """The same method with a budget that grows with `setting`, by which budgets are solved.
+
+        Parameters
+        ----------
+        setting
+            Over 0, where next to nothing is kept, and up to 1, where all is kept that the stages can leave.
+
+        Raises
+        ------
+        BudgetError
+            When the method has no budget.
+        """
+        if not hasattr(self, "keep"):
+            raise BudgetError(f"{self.name} has no option keep, so no share can be set")
+        if self.keep_is_mean:
+            return dataclasses.replace(self, keep=None).scaled(2.0 ** (40 * setting - 20), config)  # type: ignore[call-arg]
+        return dataclasses.replace(self, keep=setting)  # type: ignore[call-arg]
 
     def scaled(self, factor: float, config: Any) -> Pruner:
         """The same method with its budget times `factor`, and at most all tokens: how a chain's budget is set.

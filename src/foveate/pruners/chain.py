@@ -80,13 +80,12 @@ class Chain(Pruner):
         made = tuple(itertools.chain.from_iterable(_methods_of(one) for one in made))
         if not made:
             raise BudgetError("chain: no method is given; a chain is such as Chain(DivPrune(keep=0.5), BTP())")
-        together: dict[str, Any] = {
-            "compact_cache": _compacts(made) if compact_cache is None else compact_cache,
-            "min_visual": _least(made) if min_visual is None else min_visual,
-        }
+        compact = _compacts(made) if compact_cache is None else compact_cache
+        least = _least(made) if min_visual is None else min_visual
         _check_alone(made)
-        made = tuple(dataclasses.replace(one, **together) for one in made)
-        for name, value in {"methods": made, "keep": keep, "depth": depth, **together}.items():
+        made = tuple(dataclasses.replace(one, compact_cache=compact, min_visual=least) for one in made)
+        own = {"methods": made, "keep": keep, "depth": depth, "compact_cache": compact, "min_visual": least}
+        for name, value in own.items():
             object.__setattr__(self, name, value)
         self.__post_init__()
 
@@ -127,16 +126,12 @@ class Chain(Pruner):
         made._check_what_is_left(depth)
         if self.keep in (None, 1.0):
             return made
-        made = dataclasses.replace(made, keep=None)
 
-        def scaled(setting: float) -> Chain:
-            factor = 2.0 ** (40 * setting - 20)
-            return made._each(lambda one: one.scaled(factor, config))
+        def reached(one: Pruner) -> float:
+            return shares.mean(one.resolved(config), depth)
 
-        def reached(one: Chain) -> float:
-            return shares.mean(one._each(lambda method: method.resolved(config)), depth)
-
-        return shares.solve(self.name, scaled, reached, self.keep).resolved(config)
+        solved = shares.solve(self.name, lambda setting: made.set_to(setting, config), reached, self.keep)
+        return solved.resolved(config)  # type: ignore[return-value]
 
     def select(self, tokens: VisualTokens) -> Tensor | Selection:
         return self.member(tokens.layer).select(tokens)
@@ -167,8 +162,8 @@ class Chain(Pruner):
                 now = planned
             if int(before) == int(now):
                 found.append(
-                    f"chain: {one.name} takes nothing out: no more than {int(now) / shares.MANY:.0%} of the visual "
-                    "tokens reach it, and its budget, a share of the whole prompt, is not under that"
+                    f"chain: {one.name} takes nothing out: no more tokens reach it than its budget, which is of the "
+                    "whole prompt"
                 )
         return tuple(found)
 

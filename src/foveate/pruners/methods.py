@@ -4,6 +4,7 @@
 `from module import Name as Name`.
 """
 
+from foveate.pruners.agilepruner import AgilePruner as AgilePruner
 from foveate.pruners.anchorprune import AnchorPrune as AnchorPrune
 from foveate.pruners.apet import ApET as ApET
 from foveate.pruners.btp.method import BTP as BTP
@@ -18,7 +19,10 @@ from foveate.pruners.glimpseprune.method import GlimpsePrune as GlimpsePrune
 from foveate.pruners.greedyprune import GreedyPrune as GreedyPrune
 from foveate.pruners.hiprune import HiPrune as HiPrune
 from foveate.pruners.holov import HoloV as HoloV
+from foveate.pruners.ivcprune import IVCPrune as IVCPrune
+from foveate.pruners.mmtok import MMTok as MMTok
 from foveate.pruners.pool import Pool as Pool
+from foveate.pruners.prunesid import PruneSID as PruneSID
 from foveate.pruners.pyramiddrop import PyramidDrop as PyramidDrop
 from foveate.pruners.random import Random as Random
 from foveate.pruners.scope import SCOPE as SCOPE
@@ -29,4 +33,5 @@ from foveate.pruners.v2drop import V2Drop as V2Drop
 from foveate.pruners.vidcom2 import VidCom2 as VidCom2
 from foveate.pruners.visionzip import VisionZip as VisionZip
 from foveate.pruners.vispruner import VisPruner as VisPruner
+from foveate.pruners.vlmpruner import VLMPruner as VLMPruner
 from foveate.pruners.vtw import VTW as VTW

@@ -50,19 +50,25 @@ def find(name: str, file: str) -> Path:
     path = Path(name) / file
     if os.path.isfile(path):  # False too for a name that no file can have, where Path raises
         return path
+    if "/" not in name or os.path.isdir(name):  # asking the Hub may take long
+        raise ModelNotReachable(_not_there(name, file, "and this is no id of the Hub, which has an owner"))
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         owner, _, rest = name.partition("/")
         repository, _, inside = rest.partition("/")  # a chain's methods lie in folders of its repository
-        return Path(hf_hub_download(f"{owner}/{repository}" if rest else name, f"{inside}/{file}" if inside else file))
+        return Path(hf_hub_download(f"{owner}/{repository}", f"{inside}/{file}" if inside else file))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelNotReachable(
-            f"no folder {name!r} with a {file}, and the Hub does not give it ({type(error).__name__}): check the "
-            "name (a Hub id is such as 'me/my-btp'), the network and HF_HUB_OFFLINE; one without a folder is made "
-            "by foveate.make(name)"
-        ) from error
+        why = f"and the Hub does not give it ({type(error).__name__})"
+        raise ModelNotReachable(_not_there(name, file, why)) from error
+
+
+def _not_there(name: str, file: str, why: str) -> str:
+    return (
+        f"no folder {name!r} with a {file}, {why}: check the name (a Hub id is such as 'me/my-btp'), the network and "
+        "HF_HUB_OFFLINE; one without a folder is made by foveate.make(name)"
+    )
 
 
 def _plain(value: Any) -> Any:

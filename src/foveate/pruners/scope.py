@@ -11,6 +11,7 @@ from torch import Tensor
 
 from foveate.pruners.base import VisualTokens, option
 from foveate.pruners.encoder import EncoderPruner
+from foveate.select.cosine import unit_rows
 from foveate.tensors import take_rows, to_device
 
 CROWD = 64  # tokens whose gains are brought in date at a time
@@ -51,7 +52,7 @@ class SCOPE(EncoderPruner):
 
     def choose(self, tokens: VisualTokens, k: Tensor) -> Tensor:
         k, valid = torch.minimum(k, tokens.present), tokens.valid
-        saliency, add = tokens.class_received[0].pow(self.alpha), self.combine == "add"
+        saliency, add = tokens.class_received[0].nan_to_num(0, 0, 0).pow(self.alpha), self.combine == "add"
         if valid.device.type != "cpu":
             return covering(tokens.vision[0], saliency, to_device(k, valid.device), valid, add)
         keep = torch.zeros_like(valid)  # on a CPU one after another, each without its padding
@@ -78,7 +79,7 @@ def covering(features: Tensor, saliency: Tensor, k: Tensor, valid: Tensor, add: 
     k
         (B,) long, at most the valid tokens.
     """
-    unit = torch.nn.functional.normalize(features.float(), dim=-1).masked_fill_(~valid[..., None], 0)
+    unit = unit_rows(features.float()).masked_fill_(~valid[..., None], 0)
     on_cpu, crowded = unit.device.type == "cpu", min(CROWD, unit.shape[1])
     cover, keep, left = torch.zeros_like(saliency), torch.zeros_like(valid), k[:, None].clone()
 

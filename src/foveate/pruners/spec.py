@@ -16,7 +16,7 @@ from foveate.pruners.budget import parse_keep
 from foveate.pruners.chain import Chain
 from foveate.pruners.saving import CONFIG
 
-PLUS = re.compile(r"\+(?=[A-Za-z_~./])")  # between the methods of a chain, and not in a number
+PLUS = re.compile(r"\s*\+\s*(?=[A-Za-z_~./])")  # between the methods of a chain, and not in a number
 
 
 @dataclass(frozen=True)
@@ -189,12 +189,23 @@ def build_with(name: str, options: Mapping[str, Any], keep: float | int | None, 
     UnknownMethodError, BudgetError
         As `build`.
     """
-    given = [one.options["keep"] for one in (MethodSpec(name, dict(options)), *chained(name)) if "keep" in one.options]
-    if keep is not None and given:
-        raise BudgetError(f"the budget is given twice: {keep!r} apart, and keep={given[0]!r} as an option")
+    check_given_once(name, options, keep)
     if keep is None and not has_own_budget(name, options) and has_option(method_class(name), "keep"):
         keep = usual
     return build(name, options if keep is None else {"keep": keep, **options})
+
+
+def check_given_once(name: str, options: Mapping[str, Any], keep: float | int | None) -> None:
+    """Refuse a budget that is given apart and among the options, of a method or of one in a chain.
+
+    Raises
+    ------
+    BudgetError
+        When it is.
+    """
+    given = [one["keep"] for one in (options, *(member.options for member in chained(name))) if "keep" in one]
+    if keep is not None and given:
+        raise BudgetError(f"the budget is given twice: {keep!r} apart, and keep={given[0]!r} as an option")
 
 
 def has_own_budget(name: str, options: Mapping[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -72,14 +73,7 @@ class V2Drop(Pruner):
         BudgetError
             When there are too few layers, or no scaling gives the mean.
         """
-        layers = [max(1, round(place * depth)) for place in PLACES]
-        if not layers[0] < layers[1] < layers[2] < depth:
-            raise BudgetError(f"v2drop needs a model of more decoder layers than {depth}")
-        stages = tuple(BTPStage(*stage) for stage in zip(layers, KEEPS, strict=True) if stage[1] or self.drop)
-        try:
-            return stages if self.keep in (None, 1.0) else scale_to(stages, self.keep, depth)
-        except BudgetError as error:
-            raise BudgetError(str(error).replace("btp", "v2drop", 1)) from None
+        return _schedule(self.keep, self.drop, depth)
 
     def layers(self, depth: int) -> tuple[int, ...]:
         return tuple(stage.layer for stage in self.schedule(depth))
@@ -116,3 +110,15 @@ class V2Drop(Pruner):
         if self.depth is None:
             raise RuntimeError("V2Drop's stages depend on the model: ask resolved(config) first")
         return next((stage.keep for stage in self.schedule(self.depth) if stage.layer == layer), 0.0)
+
+
+@functools.lru_cache(maxsize=64)  # it is asked for several times a stage
+def _schedule(keep: float | None, drop: bool, depth: int) -> tuple[BTPStage, ...]:
+    layers = [max(1, round(place * depth)) for place in PLACES]
+    if not layers[0] < layers[1] < layers[2] < depth:
+        raise BudgetError(f"v2drop needs a model of more decoder layers than {depth}")
+    stages = tuple(BTPStage(*stage) for stage in zip(layers, KEEPS, strict=True) if stage[1] or drop)
+    try:
+        return stages if keep in (None, 1.0) else scale_to(stages, keep, depth)
+    except BudgetError as error:
+        raise BudgetError(str(error).replace("btp", "v2drop", 1)) from None

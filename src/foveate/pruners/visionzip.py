@@ -68,7 +68,6 @@ class VisionZip(EncoderPruner):
         there = torch.arange(most, device=device) < number
         _, place = likest(tokens.vision[0], take_rows(tokens.vision[0], columns), there)
         rest &= number > 0
-        share = (
-            torch.zeros_like(columns).scatter_add_(1, place, rest.long()).gather(1, place).clamp(min=1).reciprocal()
-        )
-        return Selection(keep, columns.gather(1, place).masked_fill(~rest, -1), share.masked_fill(~rest, 0), "add")
+        size = torch.zeros_like(columns).scatter_add_(1, place, rest.long()).gather(1, place)
+        into, weight = columns.gather(1, place), size.clamp(min=1).reciprocal()
+        return Selection(keep, into.masked_fill(~rest, -1), weight.masked_fill(~rest, 0), "add")

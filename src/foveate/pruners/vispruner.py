@@ -79,16 +79,15 @@ def without_duplicates(unit: Tensor, places: int) -> Tensor:
         leave = min(ROUND, len(left) - places, len(even))
         is_odd = torch.zeros(len(unit), dtype=torch.bool, device=unit.device).index_fill_(0, odd, True)
         known = is_odd[likest[even]]
-        while True:
-            first = known.to(torch.uint8).argmax(-1, keepdim=True)
-            sure = known.gather(1, first)[:, 0]
-            alike = torch.where(sure, cosines[even].gather(1, first)[:, 0], cosines[even, -1])
-            order = alike.argsort(descending=True, stable=True)
-            if bool(sure[order[:leave]].all()):  # one read from the device a round
-                break
+        first = known.to(torch.uint8).argmax(-1, keepdim=True)
+        sure = known.gather(1, first)[:, 0]
+        alike = torch.where(sure, cosines[even].gather(1, first)[:, 0], cosines[even, -1])
+        order = alike.argsort(descending=True, stable=True)
+        while not bool(sure[order[:leave]].all()):  # one read from the device a round
             stale = order[~sure[order]][: ROWS // 4]
             cosines[even[stale]], likest[even[stale]] = _most_alike(unit, even[stale], left)
-            known[stale] = is_odd[likest[even[stale]]]
+            alike[stale], sure[stale] = (unit[even[stale]] @ unit[odd].T).amax(-1), True
+            order = alike.argsort(descending=True, stable=True)
         left = torch.cat([even[order[leave:].sort().values], odd])
     return left
 

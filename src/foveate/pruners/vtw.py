@@ -64,6 +64,9 @@ class VTW(Pruner):
         made.layers(depth_of(config))
         return made
 
+    def set_to(self, setting: float, config: Any) -> VTW:
+        return dataclasses.replace(self, keep=None, layer=1 + round(setting * (depth_of(config) - 2)))
+
     def scaled(self, factor: float, config: Any) -> VTW:
         return self  # up to its layer it keeps all
 

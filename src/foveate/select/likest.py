@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+
+from foveate.select.cosine import unit_rows
 
 ROWS = 512  # tokens compared at a time
 
@@ -18,7 +19,8 @@ def likest(features: Tensor, others: Tensor, there: Tensor) -> tuple[Tensor, Ten
     Parameters
     ----------
     features
-        (B, N, D) of any floating-point type; cosines are computed in float32.
+        (B, N, D) of any floating-point type; cosines are computed in float32. A row of zeros or with a NaN or infinity
+        has cosine 0 to every other.
     others
         (B, C, D) likewise.
     there
@@ -29,10 +31,10 @@ def likest(features: Tensor, others: Tensor, there: Tensor) -> tuple[Tensor, Ten
     place = torch.zeros(batch, number, dtype=torch.long, device=features.device)
     if not others.shape[1]:
         return value, place
-    unit = normalize(others.float(), dim=-1)
+    unit = unit_rows(others.float())
     for first in range(0, number, ROWS):
         rows = slice(first, first + ROWS)
-        cosine = torch.bmm(normalize(features[:, rows].float(), dim=-1), unit.mT)
+        cosine = torch.bmm(unit_rows(features[:, rows].float()), unit.mT)
         cosine.masked_fill_(~there[:, None], -torch.inf)
         place[:, rows] = cosine.argmax(-1)
         value[:, rows] = cosine.gather(2, place[:, rows, None])[..., 0]

@@ -19,7 +19,7 @@ import foveate
 from foveate.serve.answers import Wording, event, usage
 from foveate.serve.errors import ApiError
 from foveate.serve.gate import Gate
-from foveate.serve.jobs import Done, Event, Job, Piece
+from foveate.serve.jobs import Done, Event, Job, Piece, late
 from foveate.serve.schema import ChatRequest, ErrorBody
 from foveate.serve.service import Service
 
@@ -92,7 +92,7 @@ async def answer(service: Service, body: ChatRequest, request: Request) -> Respo
     try:
         prompt, pruner = await asyncio.wait_for(service.read(body), limit)
     except TimeoutError:
-        raise ApiError(504, "the time limit of a request is over", "time_limit") from None
+        raise late() from None
     events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
     jobs = service.jobs(body, prompt, pruner, arrived, lambda number, one: events.put_nowait((number, one)))
     wording = Wording(
@@ -106,7 +106,7 @@ async def answer(service: Service, body: ChatRequest, request: Request) -> Respo
         if not body.stream:
             done: dict[int, Done] = {}
             while len(done) < len(jobs):
-                number, found = await _next(events, gone)
+                number, found = await _next(events, gone, arrived + limit)
                 if isinstance(found, ApiError):
                     raise found
                 if isinstance(found, Done):
@@ -114,7 +114,7 @@ async def answer(service: Service, body: ChatRequest, request: Request) -> Respo
             answers = [done[number] for number in range(len(jobs))]
             pruning = service.choices.describe(pruner) | {"skipped": answers[0].pruned.skipped}
             return JSONResponse(wording.whole(answers, usage(len(prompt.ids), answers), pruning))
-        first = await _next(events, gone)  # what fails before the first token has a status of its own
+        first = await _next(events, gone, arrived + limit)  # what fails before the first token has a status of its own
         if isinstance(first[1], ApiError):
             raise first[1]
         counted = bool(body.stream_options and body.stream_options.include_usage)
@@ -203,20 +203,25 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def _next(events: asyncio.Queue[tuple[int, Event]], gone: asyncio.Task[None]) -> tuple[int, Event]:
+async def _next(events: asyncio.Queue[tuple[int, Event]], gone: asyncio.Task[None], until: float) -> tuple[int, Event]:
     """Return the next event.
 
     Raises
     ------
     _Gone
         The client went away before.
+    ApiError
+        It was not there in time: the worker looks at those that wait between batches only.
     """
     getting = asyncio.create_task(events.get())
     try:
-        await asyncio.wait([getting, gone], return_when=asyncio.FIRST_COMPLETED)
+        left = max(until - time.monotonic(), 0.0)
+        await asyncio.wait([getting, gone], timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if getting.done():
             return getting.result()
-        raise _Gone
+        if gone.done():
+            raise _Gone
+        raise late()
     finally:
         getting.cancel()
 

@@ -61,6 +61,11 @@ class Done:
     scores: Sequence[TokenScore] = ()
 
 
+def late() -> ApiError:
+    """Return the error of a request whose time is over."""
+    return ApiError(504, "the time limit of a request is over", "time_limit")
+
+
 Event = Piece | Done | ApiError
 
 
@@ -117,5 +122,5 @@ class Job:
     def expired(self) -> bool:
         """Whether its time is over; then an error was sent."""
         if not self.over and time.monotonic() >= self.expires:
-            self.finish(ApiError(504, "the time limit of a request is over", "time_limit"))
+            self.finish(late())
         return self.over

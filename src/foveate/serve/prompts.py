@@ -54,12 +54,18 @@ class Prompts:
         The model and its processor.
     settings
         The operator's.
+
+    Attributes
+    ----------
+    context
+        Positions that the model was made for.
     """
 
     def __init__(self, loaded: LoadedModel, settings: Settings) -> None:
         self.loaded, self.settings = loaded, settings
         self._lock = threading.Lock()  # fast tokenizers are changed by a call that pads
         config, family = loaded.model.config, family_of(loaded.model)
+        self.context = int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31)
         self._visual = torch.tensor(sorted({*family.visual_ids(config), *family.video_ids(config)}))
         tokenizer = loaded.processor.tokenizer
         names = [getattr(loaded.processor, name, None) for name in ("image_token", "video_token", "audio_token")]
@@ -82,15 +88,13 @@ class Prompts:
         text = self._text(turns)
         inputs = self._process([text], [images], [videos])
         ids = inputs["input_ids"][0]
-        if len(ids) > self.settings.max_prompt:
-            raise bad(
-                f"the prompt has {len(ids)} tokens with its visual ones; {self.settings.max_prompt} are allowed",
-                "messages",
-                "context_length_exceeded",
-            )
+        most = min(self.settings.max_prompt, self.context - 1)
+        if len(ids) > most:
+            message = f"the prompt has {len(ids)} tokens with its visual ones; {most} are allowed"
+            raise bad(message, "messages", "context_length_exceeded")
         visual = int(torch.isin(ids, self._visual).sum())
-        if (images or videos) and not visual:
-            raise bad("the model's chat template leaves the images out", "messages")
+        if bool(images or videos) != bool(visual):
+            raise bad("the messages' images are not those of the prompt that the chat template makes", "messages")
         return Prompt(text, images, videos, inputs, ids, visual)
 
     def batch(self, prompts: list[Prompt]) -> Any:
@@ -115,7 +119,7 @@ class Prompts:
     def _check_text(self, turns: list[Message]) -> None:
         """Refuse texts that name an image which is not there: it would be taken for another's."""
         for turn in turns:
-            for text in _texts(turn):
+            for text in (*_texts(turn), "".join(_texts(turn))):  # templates put the parts together
                 for name in self._placeholders:
                     if name in text:
                         raise bad(f"a text holds {name!r}, with which this model marks its images", "messages")

@@ -111,7 +111,7 @@ class Service:
                 pruner=pruner,
                 sampling=Sampling(sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed + number),
                 stop=tuple(stop),
-                max_new=longest,
+                max_new=min(longest, self.prompts.context - len(prompt.ids)),
                 top=(request.top_logprobs or 0) if request.logprobs else None,
                 streams=bool(request.stream),
                 expires=arrived + self.settings.seconds,

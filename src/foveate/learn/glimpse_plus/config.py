@@ -158,6 +158,10 @@ class PlusSettings:
         Drawn anew in each pass: with the published 0.05, log-probabilities differ a little from sampling to scoring.
     max_prompt
         Samples with longer prompts, before pruning, are left out.
+    max_pruned_prompt
+        Samples whose prompts are longer even when of the image only what lies under their boxes is left are left out,
+        with `pruned` and without, so that both train on the same ones. A sample without boxes, or whose boxes
+        cannot be placed, is not.
     max_completion
         Tokens of an answer.
     bf16
@@ -202,6 +206,7 @@ class PlusSettings:
     lora_alpha: int = 64
     lora_dropout: float = 0.05
     max_prompt: int | None = 6000
+    max_pruned_prompt: int | None = 512
     max_completion: int = 128
     bf16: bool = False
     save_every: int = 50

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from foveate.families import family_of
+from foveate.families import family_of, find_runs, visual_mask
 from foveate.learn import data as grounded
 from foveate.learn.data import GroundedSample, GroundedSamples
 from foveate.learn.errors import TrainingError
+from foveate.learn.glimpse.targets import target_mask
 from foveate.learn.glimpse_plus.config import PlusSettings
 from foveate.learn.glimpse_plus.pruner import GivenBoxes
 from foveate.learn.glimpse_plus.rewards import Reply, Reward, score
@@ -66,7 +67,7 @@ def chooser(settings: PlusSettings) -> Pruner | None:
 def usable(
     settings: PlusSettings, items: Sequence[GroundedSample], loaded: LoadedModel, progress: Progress | None
 ) -> tuple[list[GroundedSample], int]:
-    """The samples whose prompts are short enough, and how many are not.
+    """The samples whose prompts are short enough, whole and pruned, and how many are not.
 
     Raises
     ------
@@ -80,16 +81,40 @@ def usable(
             "leave them out"
         )
     kept = list(items)
-    if settings.max_prompt is not None:
+    if settings.max_prompt is not None or settings.max_pruned_prompt is not None:
         kept = []
         for number, item in enumerate(items, 1):
-            if loaded.inputs([item.question], [[item.image()]])["input_ids"].shape[1] <= settings.max_prompt:
+            if _short_enough(settings, item, loaded):
                 kept.append(item)
             if progress:
                 progress("measuring the prompts", number, len(items))
     if not kept:
-        raise TrainingError(f"no sample has a prompt of at most {settings.max_prompt} tokens")
+        limits = {"": settings.max_prompt, " once pruned": settings.max_pruned_prompt}
+        told = " and ".join(f"{most} tokens{when}" for when, most in limits.items() if most is not None)
+        raise TrainingError(f"no sample has a prompt of at most {told}")
     return kept, len(items) - len(kept)
+
+
+def _short_enough(settings: PlusSettings, item: GroundedSample, loaded: LoadedModel) -> bool:
+    """Whether a sample's prompt, whole and with what lies under its boxes, is no longer than the settings say."""
+    image = item.image()
+    inputs = loaded.inputs([item.question], [[image]])
+    length = int(inputs["input_ids"].shape[1])
+    if settings.max_prompt is not None and length > settings.max_prompt:
+        return False
+    if settings.max_pruned_prompt is None or length <= settings.max_pruned_prompt or not item.boxes:
+        return True
+    family = family_of(loaded.model)
+    visual = visual_mask(family.parts(loaded.model), inputs)
+    if visual is None:
+        return True
+    runs = find_runs(visual.cpu(), inputs["input_ids"].cpu())
+    images = family.image_grids(loaded.model.config, inputs, runs)
+    grids = family.place(images[0], image.size, loaded.processor) if images else ()
+    if not grids or any(not grid.known or grid.region is None for grid in grids):
+        return True
+    gone = int(visual.sum()) - int(target_mask(item.boxes, grids).sum())
+    return length - gone <= settings.max_pruned_prompt
 
 
 def make_trainer(

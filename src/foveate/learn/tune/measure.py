@@ -25,7 +25,7 @@ from foveate.pruners.base import depth_of
 from foveate.pruners.spec import MethodSpec, build, has_option, method_class
 
 BTP = "btp"
-Score = Callable[[str, Example], float]
+Score = Callable[[str, Any, str], float]
 
 
 class NotPrunedError(FoveateError):
@@ -42,7 +42,7 @@ class ModelMeasurement:
     examples
         The questions.
     score
-        `(answer, question) -> how right it is`, from 0 to 1.
+        `(answer, question, dense answer) -> how right it is`, from 0 to 1.
     journal
         Of the answers, so that a run that was stopped continues.
     batch_size, max_new_tokens
@@ -101,17 +101,20 @@ class ModelMeasurement:
             batch = self.examples[places.start : places.stop]
             pruner = arm.pruner(self.seed * SEEDS_APART + start // self.batch_size)
             answers = answer_batch(self.loaded, batch, pruner, self.max_new_tokens, arm.shrink)
+            dense = [answer.text for answer in answers]
+            if arm.method != DENSE:
+                dense = [row["answer"] for row in self._rows(EvalArm(DENSE), places.start, places.stop)]
             self.journal.add(
                 {
                     "arm": arm.label,
                     "index": place,
                     "task": example.task,
                     "answer": answer.text,
-                    "score": self.score(answer.text, example),
+                    "score": self.score(answer.text, example, old),
                     "kv_share": answer.kv_share,
                     "skipped": answer.skipped,
                 }
-                for place, example, answer in zip(places, batch, answers, strict=True)
+                for place, example, answer, old in zip(places, batch, answers, dense, strict=True)
             )
         return self.journal.arm(arm.label, range(first, last))
 
@@ -192,7 +195,7 @@ class Calibration:
     loaded
         The model.
     examples
-        Questions, which the search does not ask.
+        Questions; nobody looks at their answers.
     name
         Of these questions.
     folder

@@ -19,16 +19,19 @@ from foveate.learn.tune.measure import (
 )
 from foveate.learn.tune.search import Goal, Progress, Trial, pareto, rungs, search
 from foveate.measure import environment
-from foveate.measure.eval.evaluate import JOURNAL
+from foveate.measure.eval.data.questions import DataSettings, Question, load_questions
+from foveate.measure.eval.evaluate import DOWNLOADS, JOURNAL
 from foveate.measure.eval.journal import Journal
 from foveate.measure.eval.latency import clock_of
-from foveate.measure.eval.suites import Example
+from foveate.measure.eval.metrics import METRICS, MetricError, Metrics, scores
+from foveate.measure.eval.suites import Example, is_correct, load_suite, suite_fingerprint
 from foveate.measure.loading import LoadedModel
 from foveate.measure.resume import write_whole
 from foveate.measure.tables import Cells, percent
 from foveate.pruners.spec import MethodSpec
 
 RESULT = "tune.json"
+CALIBRATION_SEED = 1000  # added to that of a suite's questions: BTP is calibrated on others
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Questions:
     name, fingerprint
         Of the suite, or of the data, and a short hash of it.
     score
-        `(answer, question) -> how right it is`, from 0 to 1.
+        `(answer, question, dense answer) -> how right it is`, from 0 to 1.
     calibration
         Questions for BTP's calibration; none switches that move off.
     """
@@ -80,6 +83,44 @@ class Questions:
     fingerprint: str
     score: Score
     calibration: Sequence[Example] = ()
+
+
+def suite_questions(name: str, samples: int, seed: int, calibrate: int, progress: Progress | None = None) -> Questions:
+    """Return the questions of a suite, and others of it for the calibration.
+
+    Raises
+    ------
+    UnknownSuiteError
+        No suite of this name.
+    """
+    examples = load_suite(name, samples, seed, progress)
+    others = load_suite(name, calibrate, seed + CALIBRATION_SEED, progress) if calibrate else []
+    fingerprint = suite_fingerprint(examples)
+    return Questions(examples, name, fingerprint, lambda text, one, _: float(is_correct(text, one.answer)), others)
+
+
+def own_questions(
+    settings: DataSettings, metrics: Metrics, seed: int, folder: Path, calibrate: int, progress: Progress | None = None
+) -> Questions:
+    """Return one's own questions, scored by the first metric of each; the first ones are those of the calibration.
+
+    Raises
+    ------
+    DataError
+        Data that cannot be used.
+    MetricError
+        A metric that decides and does not compare texts.
+    """
+    for names in metrics.by_task.values():
+        if METRICS[names[0]].score is None:
+            raise MetricError(f"the metric that decides must compare texts, and '{names[0]}' does not")
+    examples = load_questions(settings, metrics, seed=seed, downloads=folder / DOWNLOADS, progress=progress)
+
+    def score(text: str, one: Question, dense: str) -> float:
+        names = metrics.of(one.task, examples.labelled, bool(one.choices), "generate")
+        return scores(names[:1], text, one.answers, one.choices, dense)[names[0]]
+
+    return Questions(examples, settings.short_name, examples.fingerprint, score, examples[:calibrate])
 
 
 def tune(

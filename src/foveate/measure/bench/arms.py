@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from foveate.errors import BudgetError
+from foveate.measure.budget import AFTER, PromptCost
 from foveate.pruners import Pruner, Random
 from foveate.pruners.base import depth_of
 from foveate.pruners.spec import MethodSpec, brings_budget, build
@@ -66,7 +68,9 @@ def has_own(spec: MethodSpec) -> bool:
     return brings_budget(spec.name, spec.options)
 
 
-def make_arms(model: Any, methods: tuple[MethodSpec, ...], keeps: tuple[float | int, ...], vision: bool) -> list[Arm]:
+def make_arms(
+    model: Any, methods: tuple[MethodSpec, ...], keeps: tuple[float | int, ...], vision: bool, budget: str = AFTER
+) -> list[Arm]:
     """Return the arms, dense first and dense again last of the dense ones.
 
     Parameters
@@ -77,13 +81,15 @@ def make_arms(model: Any, methods: tuple[MethodSpec, ...], keeps: tuple[float | 
         As in the settings.
     vision
         Whether the vision encoder runs.
+    budget
+        What keeps are shares of; another than "after" is solved for each prompt, by `at_cost`.
 
     Raises
     ------
     UnknownMethodError, BudgetError
         As `check_methods`.
     """
-    check_methods(methods, keeps, model.config)
+    check_methods(methods, keeps, model.config if budget == AFTER else None)
     arms = [Arm(DENSE, None), Arm(AGAIN, None)]
     own = [spec for spec in methods if has_own(spec)]
     for keep in keeps:
@@ -94,6 +100,20 @@ def make_arms(model: Any, methods: tuple[MethodSpec, ...], keeps: tuple[float | 
                 arms.append(Arm(str(spec), keep, _made(spec, keep).for_bench(model, vision)))
     arms += [Arm(str(spec), None, _made(spec, None).for_bench(model, vision)) for spec in own]
     return arms
+
+
+def at_cost(arms: list[Arm], cost: PromptCost) -> tuple[list[Arm], list[str]]:
+    """Return the arms with budgets that take their share of a prompt, and why some are left out."""
+    found, left_out = [], []
+    for arm in arms:
+        if arm.pruner is None or arm.keep is None:
+            found.append(arm)
+            continue
+        try:
+            found.append(dataclasses.replace(arm, pruner=cost.solved(arm.pruner, float(arm.keep))))
+        except BudgetError as error:
+            left_out.append(f"{arm.label}, {cost.visual} visual tokens: left out, {error}")
+    return found, left_out
 
 
 def _made(spec: MethodSpec, keep: float | int | None) -> Pruner:

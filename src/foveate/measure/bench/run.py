@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from foveate.measure import environment
-from foveate.measure.bench.arms import AGAIN, DENSE, SMALLER, Arm, make_arms
+from foveate.measure.bench.arms import AGAIN, DENSE, SMALLER, Arm, at_cost, make_arms
 from foveate.measure.bench.counters import ON_CPU, ON_CUDA
 from foveate.measure.bench.measure import measure
 from foveate.measure.bench.prompts import BenchPrompt, encode, make_prompt
@@ -18,6 +18,7 @@ from foveate.measure.bench.published_shapes import shape_named
 from foveate.measure.bench.result import RULE, entries, failures
 from foveate.measure.bench.settings import BenchSettings
 from foveate.measure.bench.timing import CPU, WALL
+from foveate.measure.budget import AFTER, PromptCost
 from foveate.measure.loading import LoadedModel, device_named, dtype_named, load_model
 from foveate.pruners.budget import tokens_to_keep
 
@@ -102,7 +103,7 @@ def run(
 
     # 1. the arms
     model, started = loaded.model, datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    arms = make_arms(model, settings.methods, settings.keeps, settings.vision)
+    arms = make_arms(model, settings.methods, settings.keeps, settings.vision, settings.budget)
     arms = [arm for arm in arms if settings.again or arm.label != AGAIN]
     clock = CPU if model.device.type == "cpu" and torch.get_num_threads() == 1 else WALL
     sizes = settings.visual or (None,)
@@ -114,6 +115,10 @@ def run(
             prompts, left_out = _prompts(loaded, arms, visual, batch, settings)
             notes += [line for line in left_out if line not in notes]
             here = [arm for arm in arms if arm.method != SMALLER or arm.label in prompts]
+            if settings.budget != AFTER:
+                cost = PromptCost.of(model, settings.budget, prompts[DENSE].visual, prompts[DENSE].text)
+                here, left_out = at_cost(here, cost)
+                notes += [line for line in left_out if line not in notes]
 
             def step(what: str, visual: int = prompts[DENSE].visual, batch: int = batch) -> None:
                 nonlocal done

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from foveate.errors import BudgetError
-from foveate.pruners.budget import check_keep
+from foveate.measure.budget import AFTER, check_budget
 from foveate.pruners.spec import MethodSpec
 
 
@@ -19,6 +19,8 @@ class BenchSettings:
         Beside dense, random tokens and a smaller picture, which are always there.
     keeps
         Budgets: shares of the visual tokens, or counts of them.
+    budget
+        What they are shares of: see `measure.budget`.
     visual
         Visual tokens of a sample; none: those of one image.
     text
@@ -44,6 +46,7 @@ class BenchSettings:
 
     methods: tuple[MethodSpec, ...] = (MethodSpec("greedyprune"),)
     keeps: tuple[float | int, ...] = (0.22, 0.11)
+    budget: str = AFTER
     visual: tuple[int, ...] = ()
     text: int = 64
     batch: tuple[int, ...] = (1,)
@@ -63,8 +66,7 @@ class BenchSettings:
                 _whole(name, size, 1)
         if not self.batch or not self.keeps:
             raise BudgetError("the bench needs at least one batch size and one budget")
-        for keep in self.keeps:
-            check_keep(keep)
+        check_budget(self.budget, self.keeps)
         if twice := sorted({str(spec) for spec in self.methods if self.methods.count(spec) > 1}):
             raise BudgetError(f"given twice: {', '.join(twice)}")
 

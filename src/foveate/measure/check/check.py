@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from foveate.errors import FoveateError
 from foveate.families import FAMILIES, Family
-from foveate.measure.check.tolerance import REFUSALS, Noise, judged, measure_noise
+from foveate.measure.check.tolerance import Noise, is_refusal, judged, measure_noise
 from foveate.measure.loading import LoadedModel, LoadError
 from foveate.pruners.registry import check_options
 from foveate.pruners.spec import build_with, parse_methods
@@ -101,9 +100,10 @@ def _results(loaded: LoadedModel, pruners: Sequence[Any], family: Family, steps:
             try:
                 ready = _dense(loaded, batch, steps, family)
                 break
-            except torch.OutOfMemoryError:
-                raise
-            except REFUSALS as error:  # not every model takes several images, or a batch with text alone
+            except (FoveateError, ValueError, IndexError, RuntimeError) as error:
+                if not is_refusal(error):
+                    raise
+                # not every model takes several images, or a batch with text alone
                 why = why or f"the dense model does not take {batch.name}: {_line(error)}"
         if ready is None:
             yield from (Result(choices[0].name, pruner.name, None, (), why) for pruner in pruners)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from foveate import select
 from foveate.errors import BudgetError, FoveateError, UnknownMethodError
+from foveate.measure.budget import AFTER, MEAN, PromptCost, check_budget
 from foveate.measure.eval.suites import Example
 from foveate.pruners import Pruner, SingleStagePruner, VisualTokens
-from foveate.pruners.budget import check_keep
 from foveate.pruners.spec import MethodSpec, brings_budget, build, has_option, method_class
 
 
@@ -87,6 +87,8 @@ class EvalArm:
     config
         The model's, where `keep` is a mean share of visual tokens per layer for every method; `None` where it is
         whatever the method's own `keep` means.
+    cost
+        What `keep` is a share of for every method, where that is the KV cache or the FLOPs.
     """
 
     method: str
@@ -94,11 +96,12 @@ class EvalArm:
     spec: MethodSpec | None = None
     own_budget: bool = False
     config: Any = None
+    cost: PromptCost | None = None
 
     @property
     def means_layers(self) -> bool:
         """The budget is a mean share per layer, and not the share after the cut."""
-        if self.spec is None or self.own_budget:
+        if self.spec is None or self.own_budget or self.cost is not None:
             return False
         return self.config is not None or _class(self.spec).keep_is_mean
 
@@ -130,7 +133,9 @@ class EvalArm:
         else:
             made = build(self.spec.name, options)
             made = _drawing(made, seed)
-        return made if self.config is None or self.own_budget else made.with_mean(self.keep, self.config)
+        if self.own_budget or (self.config is None and self.cost is None):
+            return made
+        return made.with_mean(self.keep, self.config) if self.cost is None else self.cost.solved(made, self.keep)
 
 
 def _drawing(pruner: Any, seed: int) -> Any:
@@ -159,6 +164,7 @@ def plan_arms(
     oracle: bool,
     config: Any = None,
     out_of_reach: list[str] | None = None,
+    cost: PromptCost | None = None,
 ) -> list[EvalArm]:
     """Return the arms of an evaluation: dense first, the baselines always, then the methods.
 
@@ -179,6 +185,8 @@ def plan_arms(
         anywhere or several.
     out_of_reach
         Gets a line for each method and mean share that it cannot reach; such an arm is left out.
+    cost
+        What `keeps` are shares of, for every method, where that is the KV cache or the FLOPs; instead of `config`.
 
     Raises
     ------
@@ -187,14 +195,15 @@ def plan_arms(
     UnknownMethodError
         No such method or option; before anything is run.
     """
-    check_keeps(keeps, config is not None)
+    same = config is not None or cost is not None
+    check_keeps(keeps, same)
     wanted = [_placed(spec, layer) for spec in methods]
     if oracle and Evidence.name not in [spec.name for spec in wanted]:
         wanted.append(_placed(MethodSpec(Evidence.name), layer))
-    wanted = [*_baselines(wanted, layer, same_cost=config is not None), *wanted]
+    wanted = [*_baselines(wanted, layer, same_cost=same), *wanted]
     arms = [EvalArm(DENSE)] + [EvalArm(DOWNSAMPLE, keep) for keep in dict.fromkeys(keeps)]
     for spec in {str(spec): spec for spec in wanted}.values():
-        arms += _budgets(spec, keeps, config)
+        arms += [replace(arm, cost=None if arm.own_budget else cost) for arm in _budgets(spec, keeps, config)]
     return [arm for arm in arms if _makes_sense(arm, out_of_reach)]
 
 
@@ -208,14 +217,12 @@ def check_keeps(keeps: Sequence[float | int], mean: bool) -> None:
     """
     if not keeps:
         raise BudgetError("an evaluation needs at least one budget")
-    for keep in keeps:
-        if not isinstance(check_keep(keep), float) and mean:
-            raise BudgetError(f"a mean per layer is a share such as 0.22, and not the count {keep}")
+    check_budget(MEAN if mean else AFTER, keeps)
 
 
 def _makes_sense(arm: EvalArm, out_of_reach: list[str] | None) -> bool:
     """A wrong option is said now, not after an hour; a mean share out of reach concerns this arm alone."""
-    replace(arm, config=None).pruner()
+    replace(arm, config=None, cost=None).pruner()
     try:
         arm.pruner()
     except BudgetError as error:

@@ -6,18 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from foveate.errors import BudgetError
 from foveate.measure import environment
+from foveate.measure.budget import PromptCost, check_budget
 from foveate.measure.eval.answers import Answer, batch_inputs
-from foveate.measure.eval.arms import (
-    DENSE,
-    EvalArm,
-    Evidence,
-    NoEvidenceError,
-    check_keeps,
-    evidence_masks,
-    plan_arms,
-)
+from foveate.measure.eval.arms import DENSE, EvalArm, Evidence, NoEvidenceError, evidence_masks, plan_arms
 from foveate.measure.eval.batch import Batch, Mode, Way
 from foveate.measure.eval.data.questions import DataSettings, OwnQuestions, Question, load_questions
 from foveate.measure.eval.gallery import write_gallery
@@ -59,7 +51,8 @@ class EvalSettings:
         Add the diagnostic that knows where the answer lies.
     budget
         What a budget is: "after", the share kept after the cut (for BTP, whose cuts are several, a mean over the
-        layers), or "mean", for every method the mean share of visual tokens per decoder layer.
+        layers); or for every method the "mean" share of visual tokens per decoder layer, that in the "kv" cache, or
+        that of the "flops" of the first question's prompt.
     batch_size, max_new_tokens
         Of the answers.
     gallery
@@ -83,7 +76,7 @@ class EvalSettings:
     seed: int = 0
     layer: int | None = None
     oracle: bool = False
-    budget: Literal["after", "mean"] = "after"
+    budget: Literal["after", "mean", "kv", "flops"] = "after"
     batch_size: int = 16
     max_new_tokens: int = 32
     gallery: int = 0
@@ -100,7 +93,7 @@ def check_settings(settings: EvalSettings) -> None:
     Raises
     ------
     UnknownSuiteError, UnknownMethodError, BudgetError
-        A suite, a method, an option or a budget does not exist, or `budget` is neither "after" nor "mean".
+        A suite, a method, an option or a budget does not exist, or `budget` is none of `BUDGETS`.
     NoEvidenceError
         The oracle is asked for with own data.
     MetricError
@@ -109,11 +102,9 @@ def check_settings(settings: EvalSettings) -> None:
     if settings.data is not None and settings.oracle:
         raise NoEvidenceError("the oracle is given the evidence of a suite; own data has none")
     check_mode(settings.mode, settings.metrics, settings.data is not None)
-    if settings.budget not in ("after", "mean"):
-        raise BudgetError(f"--budget is 'after' or 'mean', got '{settings.budget}'")
+    check_budget(settings.budget, settings.keeps)
     if settings.data is None:
         suite_named(settings.suite)
-    check_keeps(settings.keeps, settings.budget == "mean")
     plan_arms(settings.methods, settings.keeps, settings.layer, settings.oracle)
 
 
@@ -160,12 +151,17 @@ def evaluate(
     processes = processes or Processes()
     config = loaded.model.config if settings.budget == "mean" else None
     out_of_reach: list[str] = []
-    arms = plan_arms(settings.methods, settings.keeps, settings.layer, settings.oracle, config, out_of_reach)
-    for arm in arms:  # a layer that the model has not is said now, and nothing is written
-        if arm.spec is not None:
-            arm.pruner().resolved(loaded.model.config).layers(depth_of(loaded.model.config))
+    if settings.budget not in ("kv", "flops"):
+        for arm in plan_arms(settings.methods, settings.keeps, settings.layer, settings.oracle, config, []):
+            if arm.spec is not None:  # a layer that the model has not is said now, and nothing is written
+                arm.pruner().resolved(loaded.model.config).layers(depth_of(loaded.model.config))
     if examples is None:
         examples = load_examples(settings, folder, progress)
+    cost = None
+    if settings.budget in ("kv", "flops"):
+        first = examples[0]
+        cost = PromptCost.of_question(loaded, settings.budget, first.question, list(first.images))
+    arms = plan_arms(settings.methods, settings.keeps, settings.layer, settings.oracle, config, out_of_reach, cost)
     shared = _configuration(loaded, settings, examples)
     journal = Journal(folder / JOURNAL, shared, len(examples), fresh, processes)
     batches = list(enumerate(_batches(examples, settings.batch_size)))[processes.index :: processes.number]

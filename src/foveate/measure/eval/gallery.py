@@ -70,9 +70,11 @@ def _entry(
     inputs = loaded.process([example.question], [[example.image]])
     visual = visual_positions(loaded.model.config, inputs["input_ids"][0])
     cells, grid = None, None
+    alone = len(example.images) == 1 and not example.videos
     try:
         (found,) = image_grids(loaded.model.config, inputs)
-        grid, cells = [found.height, found.width], torch.searchsorted(visual, found.positions.cpu())
+        if alone:  # of several, the tokens of one are not those that it has alone
+            grid, cells = [found.height, found.width], torch.searchsorted(visual, found.positions.cpu())
     except (NoGridError, ValueError):  # no image, several, or no one grid: the answers are shown without the tokens
         pass
     image = seen_image(loaded.processor, inputs, 0, example.image).convert("RGB")
@@ -88,6 +90,7 @@ def _entry(
         "image": f"{example.index}.jpg",
         "grid": grid,
         "evidence": evidence,
+        "boxes": [list(box) for box in getattr(example, "boxes", ())],
         "answers": {
             label: {
                 "answer": row["answer"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from foveate.measure.budget import AFTER, WORDS
 from foveate.measure.eval.arms import DOWNSAMPLE
 from foveate.measure.tables import Cells, markdown_table, percent
 
@@ -84,16 +85,21 @@ def result_notes(result: dict[str, Any]) -> list[str]:
         *(f"{OUT_OF_REACH}: {line}" for line in result["out_of_reach"]),
     ]
     means = [arm["method"] for arm in result["arms"] if arm["keep_is_mean"]]
+    budget = result["configuration"].get("budget", AFTER)
+    cost = {"kv": "kv_share", "flops": "flops_share"}.get(budget)
+    if cost:
+        notes.insert(0, f"For every method keep is {WORDS[budget]}, solved for the first question's prompt.")
     if means:
-        who = "every method" if result["configuration"]["budget"] == "mean" else ", ".join(dict.fromkeys(means))
+        who = "every method" if budget == "mean" else ", ".join(dict.fromkeys(means))
         notes.insert(0, f"For {who} keep is the mean share of visual tokens over all decoder layers.")
     for arm in result["arms"]:
         mean = arm["keep_is_mean"]
-        share = arm["measured"]["mean_tokens_per_layer" if mean else "visual_tokens_share"]
+        share = arm["measured"][cost or ("mean_tokens_per_layer" if mean else "visual_tokens_share")]
         asked = _asked(arm)
-        if asked and arm["method"] != DOWNSAMPLE and abs(share - asked) > FAR_OFF:
-            where = " per layer on average" if mean else ""
-            notes.append(f"{OFF_BUDGET}: {arm['arm']} kept {percent(share)} of the visual tokens{where}")
+        if asked and share is not None and arm["method"] != DOWNSAMPLE and abs(share - asked) > FAR_OFF:
+            where = " per layer on average" if mean else {"kv": " in the KV cache"}.get(budget, "")
+            what = "FLOPs" if budget == "flops" else "visual tokens"
+            notes.append(f"{OFF_BUDGET}: {arm['arm']} kept {percent(share)} of the {what}{where}")
         for reason, count in arm["skipped"]["reasons"].items():
             notes.append(f"{NOT_PRUNED}: {arm['arm']}, {count} of {arm['questions']} questions: {reason}")
     return notes

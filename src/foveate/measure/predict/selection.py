@@ -297,12 +297,11 @@ def _read(tokens: VisualTokens, prompt: MadeUpPrompt, pruner: Pruner, layer: int
 
 
 def rows_wanted(pruner: Pruner, layer: int, prompt: MadeUpPrompt) -> int | None:
-    """Return how many attention rows the stage before `layer` asks for, if it asks."""
-    extra = extra_tokens(pruner)
+    """Return how many attention rows the stage before `layer` is shown, if it asks: their sum is one."""
+    extra, method = extra_tokens(pruner), pruner.member(layer)
     rows = torch.arange(1 + extra + prompt.text).expand(prompt.batch, -1)
-    asked = PromptRows(rows[:, 0], rows[:, 1 : 1 + extra], rows[:, 1 + extra :])
-    wanted = pruner.member(layer).attention_rows(layer, asked)
-    return None if wanted is None else wanted.shape[1]
+    wanted = method.attention_rows(layer, PromptRows(rows[:, 0], rows[:, 1 : 1 + extra], rows[:, 1 + extra :]))
+    return None if wanted is None else 1 if method.sums_rows(layer) else wanted.shape[1]
 
 
 def extra_tokens(pruner: Pruner) -> int:

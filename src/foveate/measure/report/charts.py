@@ -16,6 +16,12 @@ MARKS = "osD^vP*X<>hp"
 LINES = ("-", "--", "-.", ":")
 SIZE = (4.6, 4.2)  # inches; narrow, so that its text can be read on a phone
 ALL = "all"
+BUDGETS = {
+    "after": "visual tokens kept",
+    "mean": "visual tokens per layer, mean",
+    "kv": "visual tokens in the KV cache",
+    "flops": "FLOPs of the prefill",
+}
 
 
 def need_matplotlib() -> None:
@@ -73,9 +79,8 @@ def draw_budget(axes: Any, result: EvalResult, task: str = ALL) -> None:
         across = [100 * budget_of(arm) for arm in shown]
         axes.errorbar(across, middle, errors, label=method, **_style(number, method))
     axes.axhline(100, color="0.3", linewidth=0.8, label=DENSE)
-    mean = result.data["configuration"]["budget"] == "mean"
     axes.set(
-        xlabel=f"budget: visual tokens {'per layer, mean' if mean else 'kept'}, %",
+        xlabel=f"budget: {BUDGETS[result.data['configuration']['budget']]}, %",
         ylabel="accuracy kept, % of dense",
     )
 

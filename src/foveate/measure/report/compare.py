@@ -55,7 +55,7 @@ def _arm(
 def _difference(
     old: dict[int, dict[str, Any]], new: dict[int, dict[str, Any]], places: list[int], seed: int
 ) -> dict[str, Any]:
-    before, after = [score(old[at]) for at in places], [score(new[at]) for at in places]
+    before, after = ([float(rows[at]["correct"]) for at in places] for rows in (old, new))
     return {
         "questions": len(places),
         "first": sum(before) / len(places) if places else None,
@@ -64,11 +64,6 @@ def _difference(
         "gained": sum(b > a for a, b in zip(before, after, strict=True)),
         "difference": accuracy_gap(after, before, seed=seed).to_dict(),
     }
-
-
-def score(row: dict[str, Any]) -> float:
-    """Return how right an answer is, from 0 to 1."""
-    return float(row.get("score", row["correct"]))
 
 
 def comparison_table(found: dict[str, Any]) -> Cells:

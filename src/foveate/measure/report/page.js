@@ -38,6 +38,11 @@
     const [width, height] = entry.size;
     const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, class: "seen", role: "img", "aria-label": says });
     svg.append(draw("image", { href: entry.data, width, height, preserveAspectRatio: "none" }));
+    for (const [left, top, right, bottom] of entry.boxes) {
+      const corner = { x: left * width, y: top * height, width: (right - left) * width, height: (bottom - top) * height, fill: "none" };
+      svg.append(draw("rect", { ...corner, stroke: "#000", "stroke-width": 4 }));
+      svg.append(draw("rect", { ...corner, stroke: "#fff", "stroke-width": 2, "stroke-dasharray": "4 3" }));
+    }
     if (!entry.grid) return svg;
     const [rows, columns] = entry.grid;
     const layer = draw("g", { transform: `scale(${width / columns} ${height / rows})` });
@@ -56,15 +61,19 @@
       const path = outline(on, rows, columns);
       layer.append(line(path, "#000", 4), line(path, "#fff", 2, "4 3"));
     }
-    svg.append(layer);
+    svg.querySelector("image").after(layer);
     return svg;
   };
 
-  const mark = (answer) => `${answer.answer || "(nothing)"} ${answer.correct ? "✓ right" : "✗ wrong"}`;
+  const score = (answer) => Number(answer.correct);  // true or false, or a share of right
+  const mark = (answer) => {
+    const own = score(answer), says = own >= 1 ? "✓ right" : own <= 0 ? "✗ wrong" : `${own.toFixed(2)} right`;
+    return `${answer.answer || "(nothing)"} ${says}`;
+  };
   const kind = (dense, own) => {
     if (dense.answer === own.answer) return "same";
-    if (dense.correct && !own.correct) return "lost";
-    if (!dense.correct && own.correct) return "gained";
+    if (score(dense) > score(own)) return "lost";
+    if (score(dense) < score(own)) return "gained";
     return "other";
   };
   const KINDS = { lost: "right answer lost", gained: "right answer gained", other: "other words", same: "same answer" };
@@ -76,7 +85,7 @@
     node.append(make("h3", entry.question));
     node.append(seen(entry, own.cells, `What ${arm.value} kept`));
     const list = make("dl");
-    const says = [["truth", entry.truth], ["dense", mark(dense)], ["pruned", mark(own)], ["", KINDS[how]],
+    const says = [["truth", entry.truth || "not known"], ["dense", mark(dense)], ["pruned", mark(own)], ["", KINDS[how]],
       ["kept", `${own.kept} of ${dense.kept} visual tokens`], ["task", `${entry.task}, question ${entry.index} of ${entry.result}`]];
     for (const [name, text] of says) list.append(make("dt", name), make("dd", text));
     node.append(list);
@@ -100,7 +109,7 @@
   const strips = () => {
     const entry = data[shown.value];
     if (!entry) return;
-    get("asked").textContent = `${entry.question} Truth: ${entry.truth}.`;
+    get("asked").textContent = `${entry.question} Truth: ${entry.truth || "not known"}.`;
     get("strip").replaceChildren(...Object.entries(entry.answers).map(([label, own]) => {
       const node = make("figure");
       node.append(seen(entry, own.cells, `What ${label} kept`), make("figcaption", `${label}: ${own.kept} tokens, ${mark(own)}`));

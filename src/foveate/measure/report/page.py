@@ -75,7 +75,7 @@ def _asset(name: str) -> str:
 
 def _section(number: int, result: EvalResult) -> str:
     data = result.data
-    accuracy, cost, by_task = result_tables(data)
+    accuracy, cost, by_task, *more = result_tables(data)
     notes = "".join(f"<li>{escape(note)}</li>" for note in result_notes(data))
     made = data.get("created", "an unknown time")
     level = f"{100 * data['bootstrap']['level']:.0f} %"
@@ -91,6 +91,7 @@ def _section(number: int, result: EvalResult) -> str:
             _table(cost, WORDS),
             *([_times(data)] if result.timed else []),
             _heat_map(by_task, data),
+            *(_table(table, WORDS) for table in more),
             f"<h3>Notes</h3><ul>{notes}</ul>",
             f"<pre>{escape(data.get('command', ''))}</pre></section>",
         ]
@@ -212,7 +213,7 @@ def _examples(entries: list[dict[str, Any]], labels: list[str]) -> str:
 
 def _lost(entry: dict[str, Any], label: str) -> bool:
     own = entry["answers"].get(label)
-    return own is not None and entry["answers"][DENSE]["correct"] and not own["correct"]
+    return own is not None and entry["answers"][DENSE]["correct"] > own["correct"]
 
 
 def _gallery(result: EvalResult) -> Iterable[dict[str, Any]]:
@@ -225,4 +226,4 @@ def _gallery(result: EvalResult) -> Iterable[dict[str, Any]]:
         except OSError as error:
             raise ReportError(f"cannot read {path}, an image of the gallery: {error}") from error
         encoded = base64.b64encode(data).decode("ascii")
-        yield {**entry, "result": result.name, "size": size, "data": f"data:image/jpeg;base64,{encoded}"}
+        yield {"boxes": [], **entry, "result": result.name, "size": size, "data": f"data:image/jpeg;base64,{encoded}"}

@@ -63,12 +63,14 @@ class EvalResult:
             There is no journal of answers beside the result, or it is not this result's.
         """
         path = self.path.parent / JOURNAL
+        if not path.is_file():
+            raise ReportError(f"no {JOURNAL} beside {self.path}: paired differences need each answer")
+        rows: list[dict[str, Any]] = []
         try:
-            first, *lines = path.read_text(encoding="utf-8").splitlines()
-            rows = [json.loads(line) for line in lines]
-            journal = json.loads(first)["configuration"]
-        except FileNotFoundError as error:
-            raise ReportError(f"no {JOURNAL} beside {self.path}: paired differences need each answer") from error
+            for part in [path, *sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"))]:  # of several processes
+                first, *lines = part.read_text(encoding="utf-8").splitlines()
+                journal = json.loads(first)["configuration"]
+                rows += [json.loads(line) for line in lines]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ReportError(f"{path} is not a journal of foveate eval") from error
         if journal.get("questions") != self.data["configuration"].get("questions"):

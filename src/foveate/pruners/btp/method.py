@@ -188,7 +188,7 @@ class BTP(Pruner):
         return made
 
     def scaled(self, factor: float, config: Any) -> BTP:
-        made = self.resolved(config)
+        made = dataclasses.replace(self, keep=None if self.keep == 1.0 else self.keep).resolved(config)
         stages = made.schedule(depth_of(config))
         kept = tuple(dataclasses.replace(one, keep=min(1.0, factor * one.keep)) for one in stages)
         return dataclasses.replace(made, stages=kept)
