@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -209,9 +210,7 @@ def moves(selection: Selection, keep: Tensor, valid: Tensor) -> tuple[Tensor, Te
 
     (B, N) long; fp32, zero for what goes nowhere; bool and bool. `selection.into` is not None.
     """
-    into, last = selection.into, valid.shape[1] - 1
-    if into is None:
-        raise TypeError("no token goes into another: `into` is None")
+    into, last = cast("Tensor", selection.into), valid.shape[1] - 1
     target = into.clamp(0, max(0, last))
     goes = valid & ~keep & (into >= 0)
     astray = goes & ~(keep.gather(1, target) & (into <= last))
