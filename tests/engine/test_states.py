@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers.cache_utils import DynamicCache
 
 from foveate import BTP, FastV, PyramidDrop, Random
 from foveate.engine import attach, attachment, layer_hooks
 from foveate.engine import layer_inputs as state_inputs
 from foveate.engine.arguments import cache_of, with_cache
+from foveate.engine.cache import has_state
 from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelError
 from foveate.learn.errors import refuse_states
 from tests.laws import test_laws
@@ -148,3 +150,18 @@ def test_broken_on_purpose(family, broken, method, monkeypatch):
 def test_a_mask_of_another_form_is_refused():
     with pytest.raises(UnsupportedModelError, match="a mask of another form"):
         state_inputs._pick_mask(torch.ones(1, 1, 3, 3), None, torch.ones(1, 3, 2))
+
+
+def test_masks_of_another_form_are_refused_before_any_layer_runs():
+    model, batch = build(FAMILY), inputs(FAMILY, "one image")
+    length = batch["input_ids"].shape[1]
+    square = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+    masks = {"full_attention": square, "linear_attention": square}
+    batch["position_ids"] = torch.arange(length).expand(3, 1, -1)  # the model would count them by a flat mask
+    cache = DynamicCache(config=model.config.get_text_config())
+    with attach(model, Random(keep=0.3, layer=3)), torch.no_grad():
+        with pytest.raises(UnsupportedModelError, match="a mask of another form"):
+            model(**{**batch, "attention_mask": masks}, **with_cache(model, cache))
+        assert cache.get_seq_length() == 0
+        assert not any(has_state(layer) for layer in cache.layers if hasattr(layer, "has_previous_state"))
+        model(**{**batch, "attention_mask": {**masks, "linear_attention": None}}, **with_cache(model, cache))

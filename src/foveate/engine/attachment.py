@@ -90,6 +90,10 @@ class Attachment:
             raise BudgetError(
                 f"{pruner.name}: stages must be layers of 0 to {self.depth - 1}, ascending, got {self.stages}"
             )
+        kinds = getattr(self.text_config, "layer_types", None) or ()
+        self.state_kinds = {
+            kind for kind, attention in zip(kinds, self.parts.attention, strict=False) if attention is None
+        }
         check_stages(pruner.name, self.stages, self.sources)
         self.notes = self.method.notes(self.depth)
         self.extra = _own_tokens(self.method, model)

@@ -207,15 +207,26 @@ def pick_state_inputs(
     return {**kwargs, names.mask: picked}
 
 
-def _pick_mask(mask: Tensor | None, forward: ForwardPass, hidden: Tensor) -> Tensor | None:
-    """(B, n), zero for padding; None without any."""
-    if mask is None:
-        return forward.valid
-    if not isinstance(mask, Tensor) or mask.ndim != 2:
+def check_state_masks(mask: Any, kinds: Collection[str]) -> None:
+    """Refuse a user's own masks by kind of layer, where those of `kinds`, layers with a state, are none of (B, L)."""
+    if isinstance(mask, Mapping):
+        for kind in kinds:
+            _check_state_mask(mask.get(kind))
+
+
+def _check_state_mask(mask: Any) -> None:
+    if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
         raise UnsupportedModelError(
             "the layers with linear attention take a mask of another form than one entry a token, which foveate "
             "cannot cut"
         )
+
+
+def _pick_mask(mask: Tensor | None, forward: ForwardPass, hidden: Tensor) -> Tensor | None:
+    """(B, n), zero for padding; None without any."""
+    _check_state_mask(mask)
+    if mask is None:
+        return forward.valid
     dense_positions = forward.dense_positions(hidden.shape[0], hidden.device)
     dense = mask[:, -forward.length :].expand(hidden.shape[0], -1).to(dense_positions.device)
     picked = dense.gather(1, dense_positions.clamp(max=forward.length - 1))

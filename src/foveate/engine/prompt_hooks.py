@@ -16,6 +16,7 @@ from foveate.engine.cache_layers import WHILE_PAUSED, home_of
 from foveate.engine.compat import check_backend, hooks_around_checkpoints
 from foveate.engine.cut import at_dense_length
 from foveate.engine.forward_pass import ForwardPass, Prompt
+from foveate.engine.layer_inputs import check_state_masks
 from foveate.engine.prompt import LABELLED, read_prompt
 from foveate.errors import UnsupportedCacheError, UnsupportedModelError
 from foveate.families.vision_encoder import keep_sizes
@@ -122,6 +123,7 @@ class PromptHooks:
             return None
         if forward.prompt is not None:
             refuse_unknown_cache(kwargs)
+            check_state_masks(kwargs.get("attention_mask"), here.state_kinds)
             if cache is not None:
                 check_cache(cache, here.depth, here.readers)
                 forward.held = lengths_held(cache, here.depth)
