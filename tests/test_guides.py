@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = (".ci", ".github", "benchmarks", "docs", "examples", "src", "tests")
+FOLDERS = (".ci", ".github", "benchmarks", "deploy", "docs", "examples", "src", "tests")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"`((?:src|tests|docs)/[\w./-]+\.\w+)`")
 

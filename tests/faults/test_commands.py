@@ -50,11 +50,19 @@ MEANT: dict[str, set[str]] = {
     "--window-ms": {"0", "1.5"},
     "--min-visual": {"0"},
     "--seconds": {"1.5"},
+    "eval --gallery": {"0"},
+    "eval --time": {"0"},
+    "tune --calibrate": {"0"},
+    "tune --min-speedup": {"1.5"},
+    "tune --layers": {"0"},
+    "report --json": set(),
     "--max-megapixels": {"1.5"},
 }
 # what a command needs beside the option that is tried
 NEEDED = {
     "run": ["--prompt", "x"],
+    "tune": ["--out", "out", "--max-loss", "1%"],
+    "report": ["folder"],
     "eval": ["--out", "out"],
     "calibrate btp": ["--out", "out", "--suite", "scenes", "--samples", "2"],
     "train tiny": ["--out", "out"],

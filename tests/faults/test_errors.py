@@ -16,7 +16,7 @@ import torch
 from transformers import LlamaConfig
 
 import foveate
-from foveate import BTP, BTPStage, FastV, GlimpsePrune, PyramidDrop
+from foveate import BTP, BTPStage, FastV, GlimpsePrune, GreedyPrune, PyramidDrop
 from foveate.engine import attach
 from foveate.engine.attach import Handle
 from foveate.errors import (
@@ -82,6 +82,7 @@ RAISED = {
     ("check_laws", "FoveateError"): lambda folder: check_laws(
         build("llava"), inputs("llava", "one image"), FastV(layer=40)
     ),
+    ("GreedyPrune", "BudgetError"): lambda folder: GreedyPrune(objective="threshold", floor=0.5),
     ("SingleStagePruner", "BudgetError"): lambda folder: FastV(per="nosuch"),
     ("Pruner.with_mean", "BudgetError"): lambda folder: FastV(layer=6).with_mean(0.2, DEPTH_12),
     ("Pruner.from_pretrained", "BudgetError"): other_method,

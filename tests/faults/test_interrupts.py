@@ -103,6 +103,7 @@ def test_in_a_forward_pass(name, training):
                     handle.detach()
             assert traces(model) == before, at
             assert AttentionInterface.get_interface is ORIGINAL, at
+            torch.set_grad_enabled(True)  # torch's own checkpointing leaves it off, also without a pruner
     finally:
         if training:
             getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)()

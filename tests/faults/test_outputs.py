@@ -31,6 +31,8 @@ TO_WRITE = [
     (["bench"], "--plot"),
     (["bench", "--predict"], "--rates"),
     (["calibrate", "btp"], "--out"),
+    (["tune", "--max-loss", "1%"], "--out"),
+    (["tune", "--max-loss", "1%", "--out", "out"], "--json"),
     (["train", "tiny"], "--out"),
     (["train", "glimpse"], "--out"),
     (["train", "glimpse-plus", "none.yaml"], "--out"),

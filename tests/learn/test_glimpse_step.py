@@ -163,13 +163,13 @@ def test_collate(loaded):
     assert (batch["labels"][:, batch["start"]] == -100).all(), "the glimpse token itself is not said by anyone"
     assert (batch["labels"][:, batch["start"] + 1] != -100).all()
     assert batch["attention_mask"][:, batch["start"]].all()
-    assert batch["placed"] == Places([sample.boxes for sample in samples], [(224, 224)] * 4)
+    assert batch["placed"] == Places([sample.boxes for sample in samples], [(256, 256)] * 4)
 
 
 def test_a_few_steps_lower_the_loss_and_leave_the_model_alone(loaded):
     torch.manual_seed(0)
     before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
-    weights = GlimpseModules(GlimpseConfig(12, 128, 4, 8, size=32, condition_size=32))
+    weights = GlimpseModules(GlimpseConfig(12, 192, 6, 8, size=32, condition_size=32))
     learner = GlimpseForTraining(loaded, weights, Weighing(), dropout=0.0)
     assert {name.partition(".")[0] for name, _ in learner.named_parameters()} == {"learned"}
     batch = collate(loaded, from_scenes(8, 7).items)
@@ -188,7 +188,7 @@ def test_a_few_steps_lower_the_loss_and_leave_the_model_alone(loaded):
 
 
 def test_samples_without_boxes_teach_the_answer_only(loaded):
-    weights = GlimpseModules(GlimpseConfig(12, 128, 4, 8, size=32, condition_size=32))
+    weights = GlimpseModules(GlimpseConfig(12, 192, 6, 8, size=32, condition_size=32))
     learner = GlimpseForTraining(loaded, weights, Weighing(), dropout=0.0)
     batch = collate(loaded, from_scenes(2, 7).items)
     found = learner(**{**batch, "placed": Places([(), ()], [(224, 224)] * 2)})

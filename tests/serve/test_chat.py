@@ -28,7 +28,7 @@ def test_an_answer_is_that_of_the_pruned_model(client, loaded, scenes):
         found = client.chat.completions.create(**GREEDY, messages=[turn(scene[1], scene[0])])
         assert found.choices[0].message.content.strip() == alone(loaded, scene)
         assert found.choices[0].finish_reason == "stop"
-        assert found.usage.model_extra["visual_tokens"] == {"dense": 196, "kept": 59}
+        assert found.usage.model_extra["visual_tokens"] == {"dense": 256, "kept": 77}
         assert found.usage.total_tokens == found.usage.prompt_tokens + found.usage.completion_tokens
         assert found.model_extra["foveate"] == {"method": "greedyprune", "keep": 0.3, "skipped": None}
 
@@ -50,13 +50,13 @@ def test_a_stream_has_the_same_answer(client, scenes):
 def test_several_images_and_turns(client, loaded, scenes):
     (first, question), (second, _) = scenes[:2]
     two = client.chat.completions.create(**GREEDY, messages=[turn(question, first, second)])
-    assert two.usage.model_extra["visual_tokens"]["dense"] == 2 * 196
+    assert two.usage.model_extra["visual_tokens"]["dense"] == 2 * 256
     before = client.chat.completions.create(**GREEDY, messages=[turn(question, first)])
     said = before.choices[0].message.content
     later = client.chat.completions.create(
         **GREEDY, messages=[turn(question, first), turn(said, role="assistant"), turn("how many stars ?")]
     )
-    assert later.usage.model_extra["visual_tokens"]["dense"] == 196
+    assert later.usage.model_extra["visual_tokens"]["dense"] == 256
     assert later.usage.prompt_tokens > before.usage.total_tokens
 
 
@@ -69,17 +69,17 @@ def test_text_alone_says_why_nothing_is_pruned(client):
 @pytest.mark.parametrize(
     ("asked", "kept", "method"),
     [
-        ({"keep": 0.5}, 98, "greedyprune"),
+        ({"keep": 0.5}, 128, "greedyprune"),
         ({"keep": 40}, 40, "greedyprune"),
-        ({"method": "random"}, 59, "random"),
-        ({"method": "dense"}, 196, "dense"),
-        ({"keep": 1.0}, 196, "dense"),
+        ({"method": "random"}, 77, "random"),
+        ({"method": "dense"}, 256, "dense"),
+        ({"keep": 1.0}, 256, "dense"),
     ],
 )
 def test_a_request_may_choose(client, scenes, asked, kept, method):
     image, question = scenes[0]
     found = client.chat.completions.create(**GREEDY, messages=[turn(question, image)], extra_body={"foveate": asked})
-    assert found.usage.model_extra["visual_tokens"] == {"dense": 196, "kept": kept}
+    assert found.usage.model_extra["visual_tokens"] == {"dense": 256, "kept": kept}
     assert found.model_extra["foveate"]["method"] == method
 
 
@@ -105,13 +105,13 @@ def test_not_beyond_the_operators_limits(client, scenes, loaded):
 
 def test_where_pruning_cannot_pay_it_runs_dense_and_says_so(loaded, scenes):
     image, question = scenes[0]
-    with running(loaded, keep=0.3, min_visual=197) as server:
+    with running(loaded, keep=0.3, min_visual=257) as server:
         found = server.client().chat.completions.create(**GREEDY, messages=[turn(question, image)])
         both = server.client().chat.completions.create(**GREEDY, messages=[turn(question, image, image)])
-    assert found.usage.model_extra["visual_tokens"] == {"dense": 196, "kept": 196}
-    assert "fewer than min_visual=197" in found.model_extra["foveate"]["skipped"]
+    assert found.usage.model_extra["visual_tokens"] == {"dense": 256, "kept": 256}
+    assert "fewer than min_visual=257" in found.model_extra["foveate"]["skipped"]
     assert found.choices[0].message.content.strip() == alone(loaded, scenes[0], keep=1.0)
-    assert both.usage.model_extra["visual_tokens"] == {"dense": 392, "kept": 118}
+    assert both.usage.model_extra["visual_tokens"] == {"dense": 512, "kept": 154}
     assert both.model_extra["foveate"]["skipped"] is None
 
 
@@ -168,7 +168,7 @@ def image():
             "'user'",
         ),
         ({"messages": [turn("x")] * 300}, "256 messages"),
-        ({"messages": [turn("how " * 1100)]}, "1023 are allowed"),
+        ({"messages": [turn("how " * 2100)]}, "2047 are allowed"),
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": one} for one in ("<ima", "ge>")]}]},
             "marks",

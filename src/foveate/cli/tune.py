@@ -22,7 +22,7 @@ from foveate.cli.outputs import JsonFile, folder_option, write_json
 def tune(
     out: Annotated[Path, folder_option("Folder for answers, result and winner; a stopped run continues there.")],
     model: Annotated[str, typer.Option(help="A Hub id, a folder, or `tiny`, the embedded model.")] = "tiny",
-    suite: Annotated[str, typer.Option(help="Suite of questions: scenes, scenes-hard or reading.")] = "scenes",
+    suite: Annotated[str, typer.Option(help="Suite of questions: scenes or scenes-hard.")] = "scenes",
     data: Annotated[
         str | None, typer.Option(metavar="DATA", help="Own questions, instead of a suite; as for `foveate eval`.")
     ] = None,
@@ -71,7 +71,7 @@ def tune(
     seed: Annotated[int, typer.Option(min=0, help="Random seed for questions and draws.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of the last settings.")] = 7,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered, and timed, at once.")] = 8,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of continuing.")] = False,
     json_file: JsonFile = None,
     device: Device = "auto",

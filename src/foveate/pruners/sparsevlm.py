@@ -12,7 +12,7 @@ from torch import Tensor
 from foveate import select
 from foveate.errors import BudgetError
 from foveate.pruners.base import PromptRows, Pruner, Selection, VisualTokens, depth_of, option
-from foveate.pruners.btp.stages import BTPStage, scale_to
+from foveate.pruners.btp.stages import BTPStage, mean_tokens, scale_to
 from foveate.pruners.budget import check_share, tokens_to_keep
 from foveate.select.density import density_centres
 
@@ -73,6 +73,12 @@ class SparseVLM(Pruner):
         made = dataclasses.replace(self, keep=share)
         made.stages(depth_of(config))
         return made
+
+    def scaled(self, factor: float, config: Any) -> SparseVLM:
+        depth = depth_of(config)
+        stages = dataclasses.replace(self, keep=None).stages(depth) if self.keep == 1.0 else self.stages(depth)
+        kept = tuple(dataclasses.replace(one, keep=min(1.0, factor * one.keep)) for one in stages)
+        return self.with_mean(mean_tokens(kept, depth), config)
 
     def stages(self, depth: int) -> tuple[BTPStage, ...]:
         """The stages in a model of `depth` decoder layers, of which layer and keep count.

@@ -101,7 +101,10 @@ def read_results(paths: list[Path]) -> list[EvalResult]:
 
 
 def _read(path: Path) -> EvalResult:
-    file = path / RESULT if path.is_dir() else path
+    try:
+        file = path / RESULT if path.is_dir() else path
+    except OSError as error:  # a name that no file can have
+        raise ReportError(f"cannot read {path}: {error.strerror or error}") from error
     data = _json(file)
     if not isinstance(data, dict) or not str(data.get("format")).startswith(FORMAT):
         raise ReportError(f"{file} is no result of foveate eval")
