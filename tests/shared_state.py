@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-NOTED = ("PYTEST_", "RAY_", "TORCHINDUCTOR_", "TRITON_")
+NOTED = ("PYTEST_", "RAY_", "TOKENIZERS_PARALLELISM", "TORCHINDUCTOR_", "TRITON_")
 
 
 def settings() -> dict[str, Any]:

@@ -37,14 +37,14 @@ def bench(run, folder, *arguments):
 
 def test_a_prediction_from_the_config_alone(run, tmp_path, rates, monkeypatch):
     monkeypatch.setattr("foveate.tiny.load", None)  # no weights
-    found, out = bench(run, tmp_path, "--visual=196", "--text=20", f"--json={tmp_path / 'out.json'}")
+    found, out = bench(run, tmp_path, "--visual=256", "--text=20", f"--json={tmp_path / 'out.json'}")
     assert found.exit_code == 0, found.output
     assert "PREDICTED" in found.stdout
     result = json.loads(out.read_text())
     config = AutoConfig.from_pretrained(WEIGHTS)
     assert [entry["arm"] for entry in result["entries"]] == list(ARMS)
     for entry, pruner in zip(result["entries"], ARMS.values(), strict=True):
-        expected = predict(config, pruner, 196, rates, text=20)
+        expected = predict(config, pruner, 256, rates, text=20)
         assert entry["speedup"] == pytest.approx(expected.speedup)
         assert entry["break_even"] == break_even(config, pruner, rates, text=20)
         assert f"{expected.speedup:.2f} |" in found.stdout

@@ -60,8 +60,8 @@ def test_a_chain_is_the_same_in_every_command(run, tmp_path):
     arms = found(*EVALUATE, f"{CHAIN},random+fastv:layer=4", "--keep", "0.4", "--out", tmp_path / "out")["arms"]
     entry = found(*BENCH, CHAIN)["entries"][-1]
     assert answered["pruner"] == arms[-2]["pruner"] == entry["pruner"] == repr(build(CHAIN, {}))
-    assert [len(stage["kept"][0]) for stage in answered["report"]["prefills"][0]["stages"]] == [98, 59]
-    assert [stage["kept"] for stage in entry["stages"]] == [98, 59]
+    assert [len(stage["kept"][0]) for stage in answered["report"]["prefills"][0]["stages"]] == [128, 77]
+    assert [stage["kept"] for stage in entry["stages"]] == [128, 77]
     assert arms[-1]["arm"] == "random+fastv:layer=4 @ 0.4"
     assert arms[-1]["measured"]["mean_tokens_per_layer"] == pytest.approx(0.4, abs=0.005)
     in_one_line(run(*ASK, CHAIN, "-i", image, "--keep", "0.2"), "given twice", "0.5")

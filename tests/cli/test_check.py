@@ -151,10 +151,10 @@ def test_what_the_model_does_not_take_is_skipped(run, llava_folder, monkeypatch)
 def test_a_smaller_batch_where_the_first_is_not_taken(run, llava_folder, monkeypatch):
     process = loading.LoadedModel.process
 
-    def picky(self, questions, images):
+    def picky(self, questions, images, *videos):
         if not all(images):
             raise loading.InputError("an image, please")
-        return process(self, questions, images)
+        return process(self, questions, images, *videos)
 
     monkeypatch.setattr(loading.LoadedModel, "process", picky)
     found = run("check", llava_folder, "--methods", "random", "--steps", 2)

@@ -329,8 +329,9 @@ def test_two_threads_on_one_model(family):
 
 def test_features_at_places():
     values = torch.arange(6.0).view(3, 2)
-    features = VisionFeatures((values, -values), torch.tensor([[-1, 2, 0, -1], [1, -1, -1, -1]]), 2)
-    first, second = features.at(torch.tensor([[1, 2, 3, -1], [0, -1, 1, 9]]))
+    features = VisionFeatures((values, -values), torch.tensor([[-1, 2, 0, -1], [1, -1, -1, -1]]), (2, 0), (), 3)
+    (first, second), received = features.at(torch.tensor([[1, 2, 3, -1], [0, -1, 1, 9]]), Look())
+    assert received == ()
     assert first.tolist() == [[[4, 5], [0, 1], [0, 0], [0, 0]], [[2, 3], [0, 0], [0, 0], [0, 0]]]
     assert torch.equal(second, -first)
 

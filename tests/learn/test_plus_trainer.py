@@ -292,7 +292,9 @@ def test_a_sample_without_boxes_needs_a_predictor(tmp_path):
     with pytest.raises(TrainingError, match="1 of 4 samples have no boxes"):
         usable(SETTINGS, bare, None, None)
     FastV(layer=6, keep=0.25, compact_cache=True).save_pretrained(tmp_path / "fastv")
-    settings = dataclasses.replace(SETTINGS, predictor=str(tmp_path / "fastv"), max_prompt=None, max_pruned_prompt=None)
+    settings = dataclasses.replace(
+        SETTINGS, predictor=str(tmp_path / "fastv"), max_prompt=None, max_pruned_prompt=None
+    )
     assert usable(settings, bare, None, None) == (bare, 0)
     one = trainer(tmp_path, settings, bare)
     with one._pruned([0, 1]) as pruned:

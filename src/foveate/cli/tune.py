@@ -18,6 +18,8 @@ from foveate.cli.console import (
 )
 from foveate.cli.outputs import JsonFile, folder_option, write_json
 
+MOST_LAYERS = 1000  # that no model has
+
 
 def tune(
     out: Annotated[Path, folder_option("Folder for answers, result and winner; a stopped run continues there.")],
@@ -78,10 +80,12 @@ def tune(
     dtype: DType = "auto",
 ) -> None:
     """Search methods, budgets and stages: the fastest that loses little enough, or the best that is fast enough."""
+    from foveate.errors import BudgetError
     from foveate.learn.tune.run import RESULT, TuneSettings, own_questions, result_table, suite_questions
     from foveate.learn.tune.run import tune as run
     from foveate.learn.tune.search import Goal
     from foveate.measure.bench.settings import whole_numbers
+    from foveate.measure.eval.arms import plan_arms
     from foveate.measure.eval.data.questions import data_settings
     from foveate.measure.eval.metrics import check_mode, parse_metrics
     from foveate.measure.eval.suites import suite_named
@@ -113,6 +117,9 @@ def tune(
     metrics = parse_metrics(metric or ())
     check_mode("generate", metrics, own is not None)
     suite_named(suite)
+    plan_arms(settings.methods, settings.keeps, None, oracle=False)
+    if not all(0 <= layer < MOST_LAYERS for layer in settings.layers or ()):
+        raise BudgetError(f"--layers are decoder layers, numbered from 0, got {layers}")
     check_place(device, dtype)
     # 2. look through the data, load, and search
     with progress() as bar:

@@ -162,9 +162,10 @@ def static_step(
     """One token more in a static cache. This is compiled with the model: it reads no state but the cache's tensors."""
     cache = kwargs.get(names.cache)
     hidden = args[0] if args else kwargs[names.hidden]
-    if cache is None or hidden.shape[-2] > 1 or len(cache.layers) <= number:
+    layers = getattr(cache, "layers", ())  # a paged cache has none
+    if hidden.shape[-2] > 1 or len(layers) <= number:
         return None
-    cached = cache.layers[number]
+    cached = layers[number]
     if not isinstance(cached, PrunedStaticLayer):
         return None
     return args, {**kwargs, names.mask: cached.place(kwargs.get(names.mask))}
