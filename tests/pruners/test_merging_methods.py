@@ -24,6 +24,14 @@ def cosine(one, other) -> float:
     return float(torch.cosine_similarity(one, other, dim=0))
 
 
+def test_apet_keeps_its_number_of_equal_tokens():
+    tokens = visual_tokens(GRIDS)
+    same = dataclasses.replace(tokens, features=torch.ones(2, 30, 12).masked_fill(~tokens.valid[..., None], 0))
+    keep = foveate.ApET(keep=9, basis=4).select(same).keep
+    assert keep.sum(-1).tolist() == [9, 9]
+    assert not (keep & ~tokens.valid).any()
+
+
 @pytest.mark.parametrize(("keep", "basis"), [(12, 10), (9, 3), (4, 10)])
 def test_apet(keep, basis):
     tokens = visual_tokens(GRIDS)

@@ -64,11 +64,12 @@ def _farthest(features: Tensor, valid: Tensor, number: Tensor) -> tuple[Tensor, 
     total = torch.stack([(part.double() * real[..., None]).sum(1, keepdim=True) for part, real in parts]).sum(0)
     point = total / valid.sum(-1).clamp(min=1)[:, None, None]
     columns: list[Tensor] = []
-    far = valid.double()
+    far, free = valid.double(), valid
     for _ in range(int(number.max())):
         apart = torch.cat([torch.linalg.vector_norm(part.double() - point, dim=-1) for part, _ in parts], 1)
         far = apart if len(columns) < 2 else torch.minimum(far, apart)
-        columns.append(far.masked_fill(~valid, -torch.inf).argmax(-1, keepdim=True))
+        columns.append(far.masked_fill(~free, -torch.inf).argmax(-1, keepdim=True))
+        free = free.scatter(1, columns[-1], False)  # of equal tokens none is taken twice
         point = take_rows(features, columns[-1]).double()
     there = torch.arange(len(columns), device=valid.device) < to_device(number, valid.device)[:, None]
     return torch.cat(columns, 1) if columns else there.long(), there
