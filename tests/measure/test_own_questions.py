@@ -249,7 +249,7 @@ def test_two_launched_processes_give_the_result_of_one(llava_folder, tmp_path):
     for folder, start in {"one": [], "two": [*launch, str(port), "-m"]}.items():
         subprocess.run(
             [sys.executable, "-m", *start, "foveate", "eval", *words, "--out", str(tmp_path / folder)],
-            env=os.environ | {"ACCELERATE_USE_CPU": "1"},
+            env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},  # which the launcher sets for two
             check=True,
             timeout=250,
         )
