@@ -72,7 +72,7 @@ def tables(result: dict[str, Any], named: dict[str, str], folder: Path, layer: i
     random = [arm["method"] for arm in result["arms"] if arm["arm"].startswith("random") and arm["layer"] == layer]
     written |= {"random": random[0], "downsampled image": "downsample"}
     found = {(arm["method"], arm["keep"]): arm for arm in result["arms"]}
-    journal = Journal(folder / JOURNAL, shared)
+    journal = Journal(folder / JOURNAL, shared, shared["samples"])
     indices = range(shared["samples"])
 
     def right(name: str, keep: float) -> list[bool]:

@@ -35,7 +35,7 @@ from foveate.tiny.training.packing import (
 from foveate.tiny.training.pool import Pool
 from foveate.tiny.training.recipe import Recipe
 from foveate.tiny.training.run import Run
-from foveate.tiny.training.vision_stage import LABEL_IDS, TEXTURE, Progress, see, to_pixels
+from foveate.tiny.training.vision_stage import LABEL_IDS, Progress, see, to_pixels
 
 
 @dataclass(frozen=True)
@@ -285,9 +285,3 @@ def train_language(
         if run.due() or step == recipe.steps_language:
             run.save("language", step, [language], opts)
     return model
-
-
-def texture_dimensions(model: nn.Module) -> slice:
-    """The dimensions of a visual token that hold the texture code."""
-    width = model.config.text_config.hidden_size
-    return slice(width - TEXTURE, width)
