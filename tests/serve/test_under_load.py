@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from foveate.measure.loading import load_model
+from foveate.serve.batch import _Steps
 from tests.measure.folders import picture, save_llava
 from tests.serve.conftest import running, turn, until, uri
 
@@ -28,9 +29,10 @@ def endless(tmp_path_factory):
     return loaded
 
 
-@pytest.fixture(scope="module")
-def server(endless):
-    with running(endless, keep=0.3, least_keep=0.1, most_keep=1.0, window=0.05, max_new_tokens=1000) as one:
+@pytest.fixture(scope="module", params=["by window", "joined"])
+def server(request, endless):
+    options = {"keep": 0.3, "least_keep": 0.1, "most_keep": 1.0, "window": 0.05, "max_new_tokens": 1000}
+    with running(endless, **options, join=request.param == "joined") as one:
         yield one
 
 
@@ -71,30 +73,41 @@ def test_a_batch_that_fails_is_halved_and_no_request_is_lost(server, error, monk
     """Where more than two rows do not fit; in the second step, when tokens are out already."""
     requests = [asked(3 * number, stream=True, extra_body={}, temperature=0, max_tokens=6) for number in range(6)]
     alone = [streamed(server, request) for request in requests]
-    batches, sizes = server.service.batches, []
-    generate = batches.model.generate
+    stop, sizes = _Steps.stop, []
 
-    def narrow(*args, input_ids, stopping_criteria, **kwargs):
-        sizes.append(len(input_ids))
-        if len(input_ids) > 2:
-            stop = stopping_criteria[0]
-            kind = type(stop)
+    def narrow(steps):
+        found = stop(steps)
+        sizes.append(len(found))
+        if len(found) > 2 and len(steps.times) == 2:
+            raise error
+        return found
 
-            class Fails(kind):
-                def __call__(self, ids, scores, **more):
-                    found = super().__call__(ids, scores, **more)
-                    if len(self.steps.times) == 2:
-                        raise error
-                    return found
-
-            stopping_criteria[0] = Fails(stop.steps)
-        return generate(*args, input_ids=input_ids, stopping_criteria=stopping_criteria, **kwargs)
-
-    monkeypatch.setattr(batches.model, "generate", narrow)
+    monkeypatch.setattr(_Steps, "stop", narrow)
     with ThreadPoolExecutor(6) as pool:
         together = list(pool.map(lambda request: streamed(server, request), requests))
     assert together == alone
     assert min(sizes) <= 2 < max(sizes)
+
+
+def test_a_short_answer_does_not_wait_for_a_long_one(endless):
+    """Those that come while others decode join them, unless one before them waits for another pruning."""
+    with running(endless, keep=0.3, least_keep=0.1, most_keep=1.0, max_new_tokens=4000, join=True) as server:
+        short = asked(1, max_tokens=3, extra_body={})
+        alone = text(server, short)
+        long = raw(server, asked(0, max_tokens=4000, stream=True))
+        assert long.recv(100).startswith(b"HTTP/1.1 200")
+        assert text(server, short) == alone
+        other = threading.Thread(target=text, args=(server, asked(1, max_tokens=3)))  # a budget of its own
+        other.start()
+        until(lambda: server.service.worker.queue == 1)
+        with ThreadPoolExecutor(1) as pool:
+            behind = pool.submit(text, server, short)
+            until(lambda: server.service.worker.queue == 2)
+            assert server.service.running  # the long one
+            long.close()
+            assert behind.result(30) == alone
+        other.join(30)
+        assert not other.is_alive()
 
 
 def streamed(server, request) -> str:
@@ -209,12 +222,12 @@ def test_a_request_that_waits_for_a_long_batch_is_told_in_time(endless):
 
 
 def test_a_reader_that_does_not_read_harms_nobody(endless):
-    with running(endless, seconds=3.0, max_new_tokens=1000) as server:
-        long = asked(0, max_tokens=1000, n=4, stream=True, logprobs=True, top_logprobs=20)  # more than buffers hold
+    with running(endless, seconds=5.0, max_new_tokens=1000) as server:
+        long = asked(0, max_tokens=400, n=4, stream=True, logprobs=True, top_logprobs=20)  # more than buffers hold
         server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         slow = raw(server, long, buffer=4096)
         assert text(server, asked(1, extra_body={}))
-        until(lambda: not server.service.running, 10)
+        until(lambda: not server.service.running, 20)
         assert server.service.metrics.cancelled._value.get() == 1
         slow.close()
 

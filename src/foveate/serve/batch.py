@@ -6,7 +6,7 @@ import contextlib
 import copy
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from foveate.serve.jobs import Done, Job, Piece, Pruned, TokenScore
+from foveate.serve.joining import Prefill, Running
 from foveate.serve.prompts import Prompts
 from foveate.serve.sampling import draw
 from foveate.serve.text import AnswerText
@@ -72,32 +73,80 @@ class Batches:
         Exception
             Whatever the model raises; jobs that are not over then know the tokens that they have.
         """
-        inputs = self.prompts.batch([job.prompt for job in jobs])
         pruner = jobs[0].pruner
         with contextlib.nullcontext() if pruner is None else pruner(self.model) as handle:
+            steps = self._steps(jobs, handle)
+            out = self._generate(self._inputs(jobs), steps, max(job.max_new for job in jobs))
+        return _measured(len(jobs), cache_bytes(out), steps, steps.times)
 
-            def kept() -> list[Pruned]:
-                return pruned_rows(jobs, None if handle is None else handle.report.prefills[0])
+    @torch.inference_mode()
+    def answer_joined(self, jobs: list[Job], more: Callable[[int], list[Job]]) -> Iterator[Measured]:
+        """As `answer`; jobs that come while others decode join them.
 
-            steps = _Steps(jobs, self.tokenizer, self.config.eos_token_id, kept)
-            config = copy.deepcopy(self.config)
-            config.max_new_tokens = max(job.max_new for job in jobs)
-            out = self.model.generate(
-                **inputs,
-                generation_config=config,
-                logits_processor=LogitsProcessorList([_Draw(steps)]),
-                stopping_criteria=StoppingCriteriaList([_Stop(steps)]),
-            )
-        selection = max((one.selection_ms for one in steps.pruned), default=0.0)
-        times = steps.times
-        return Measured(
-            len(jobs),
-            cache_bytes(out),
-            selection,
-            [after - before for before, after in itertools.pairwise(times)],
-            steps.first,
-            steps.pruned,
+        Parameters
+        ----------
+        jobs
+            Those that begin; those that join are appended.
+        more
+            Returns jobs that have the same pruner, given how many sequences run.
+
+        Yields
+        ------
+        Measured
+            What each prefill took, and the steps after it until the next one.
+        """
+        pruner, coming = jobs[0].pruner, list(jobs)
+        running, rows = Running(self.model, self.config), _Steps([], self.tokenizer, None, list)
+        with contextlib.nullcontext() if pruner is None else pruner(self.model) as handle:
+            while coming:
+                # 1. those that come are read by themselves, and take their place beside those that run
+                new, inputs = self._steps(coming, handle), self._inputs(coming)
+                with Prefill(self.model) as seen:
+                    out = self._generate(inputs, new, 1)
+                running.join(out, inputs["attention_mask"], seen)
+                rows.add(new)
+                most, coming = len(rows.rows), []
+                # 2. one token a step, until others come or all are over
+                while stay := rows.leave():
+                    if len(stay) < len(running.ids):
+                        running.leave(stay)
+                    if coming := more(len(stay)):
+                        break
+                    rows.draw(running.scores())
+                    running.take(rows.picked)
+                    rows.stop()
+                jobs += coming
+                yield _measured(most, cache_bytes({"cache": running.cache}), new, rows.times)
+
+    def _inputs(self, jobs: Sequence[Job]) -> Any:
+        return self.prompts.batch([job.prompt for job in jobs])
+
+    def _steps(self, jobs: Sequence[Job], handle: Any) -> _Steps:
+        def kept() -> list[Pruned]:
+            return pruned_rows(jobs, None if handle is None else handle.report.prefills[-1])
+
+        return _Steps(jobs, self.tokenizer, self.config.eos_token_id, kept)
+
+    def _generate(self, inputs: Any, steps: _Steps, longest: int) -> Any:
+        config = copy.deepcopy(self.config)
+        config.max_new_tokens = longest
+        return self.model.generate(
+            **inputs,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([_Draw(steps)]),
+            stopping_criteria=StoppingCriteriaList([_Stop(steps)]),
         )
+
+
+def _measured(rows: int, held: int, began: _Steps, times: Sequence[float]) -> Measured:
+    return Measured(
+        rows,
+        held,
+        max((one.selection_ms for one in began.pruned), default=0.0),
+        [after - before for before, after in itertools.pairwise(times)],
+        began.first,
+        began.pruned,
+    )
 
 
 def plain_config(found: GenerationConfig, tokenizer: Any) -> GenerationConfig:
@@ -189,8 +238,20 @@ class _Steps:
         self.top = max((job.top for job in jobs if job.top is not None), default=None)
         self.times: list[float] = []
         self.first: list[float] = []
-        self.picked = torch.empty(0)
+        self.picked = torch.empty(0, dtype=torch.long)
         self._scores: list[tuple[float, list[int], list[float]]] = []
+
+    def add(self, other: _Steps) -> None:
+        """Take in the rows of others after their first token."""
+        self.rows, self.pruned = self.rows + other.rows, self.pruned + other.pruned
+        self.top = max((row.job.top for row in self.rows if row.job.top is not None), default=None)
+        self.times = self.times[-1:] or other.times[-1:]
+
+    def leave(self) -> list[int]:
+        """Let the rows that are over go; which of them stay."""
+        stay = [number for number, row in enumerate(self.rows) if not row.job.over]
+        self.rows, self.pruned = [self.rows[at] for at in stay], [self.pruned[at] for at in stay]
+        return stay
 
     def draw(self, scores: Tensor) -> Tensor:
         """Draw each row's token; scores in which it is the only one that can be."""

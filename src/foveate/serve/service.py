@@ -15,6 +15,7 @@ from foveate.pruners.base import Pruner
 from foveate.serve.batch import Batches
 from foveate.serve.errors import bad
 from foveate.serve.jobs import Event, Job
+from foveate.serve.joining import check_joins
 from foveate.serve.metrics import Metrics
 from foveate.serve.prompts import Prompt, Prompts
 from foveate.serve.pruning import Choices
@@ -47,10 +48,17 @@ class Service:
         self.choices = Choices(loaded.model, settings)
         self.prompts = Prompts(loaded, settings)
         self.batches = Batches(self.prompts)
+        if settings.join:
+            check_joins(loaded.model, self.batches.config)
         self.running: dict[str, int] = {}  # requests by key or address
         self.metrics = Metrics(lambda: self.worker.queue, lambda: sum(self.running.values()))
         self.worker = Worker(
-            self.batches, settings.max_batch, settings.window, self.metrics.batch_done, self.metrics.batch_failed
+            self.batches,
+            settings.max_batch,
+            settings.window,
+            settings.join,
+            self.metrics.batch_done,
+            self.metrics.batch_failed,
         )
         self.closing = False
         self.started = int(time.time())

@@ -37,6 +37,8 @@ class Settings:
         Sequences in one batch.
     window
         Seconds that the first request of a batch waits for others.
+    join
+        Whether requests join a batch that is decoding, rather than wait for its end.
     max_requests
         Requests that wait or run at once; others get status 429.
     max_per_key
@@ -74,6 +76,7 @@ class Settings:
     min_visual: int | None = None
     max_batch: int = 8
     window: float = 0.005
+    join: bool = False
     max_requests: int = 128
     max_per_key: int = 128
     seconds: float = 120.0

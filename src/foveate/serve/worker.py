@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 
+from foveate.pruners.base import Pruner
 from foveate.serve.batch import Batches, Measured
 from foveate.serve.errors import ApiError
 from foveate.serve.jobs import Job
@@ -32,6 +34,9 @@ class Worker:
         Answers a batch.
     most, window
         See above.
+    join
+        Whether those that come while a batch decodes join it, up to `most` rows: as long as none before them waits for
+        another pruning.
     measured
         Is told what each batch took.
     failed
@@ -43,10 +48,11 @@ class Worker:
         batches: Batches,
         most: int,
         window: float,
+        join: bool = False,
         measured: Callable[[Measured], None] = lambda what: None,
         failed: Callable[[str], None] = lambda kind: None,
     ) -> None:
-        self.batches, self.most, self.window = batches, most, window
+        self.batches, self.most, self.window, self.join = batches, most, window, join
         self.measured, self.failed = measured, failed
         self.broken = False  # the device answers nothing any more
         self._waiting: deque[Job] = deque()
@@ -85,7 +91,7 @@ class Worker:
 
     def _run(self) -> None:
         while jobs := self._next():
-            self._answer(jobs)
+            self._answer(jobs, self.join)
 
     def _next(self) -> list[Job]:
         """Wait for the next batch; none: the server ends."""
@@ -106,18 +112,38 @@ class Worker:
                     return alike
                 self._changed.wait(min(left, IDLE))
 
+    def _more(self, pruner: Pruner | None, running: int) -> list[Job]:
+        """Return those that may join a batch of so many rows now."""
+        if not self._waiting:
+            return []
+        with self._changed:
+            self._drop()
+            found: list[Job] = []
+            while self._waiting and self._waiting[0].pruner is pruner and running + len(found) < self._fits:
+                found.append(self._waiting.popleft())
+            return found
+
     def _drop(self) -> None:
         if any(job.expired() for job in self._waiting):
             self._waiting = deque(job for job in self._waiting if not job.expired())
 
-    def _answer(self, jobs: list[Job]) -> None:
-        """Answer jobs; a batch that fails is run again as two halves, and what fails alone fails alone."""
+    def _answer(self, jobs: list[Job], join: bool = False) -> None:
+        """Answer jobs, and those that join them.
+
+        A batch that fails is run again as two halves, which none join, and what fails alone fails alone.
+        """
         jobs = [job for job in jobs if not job.expired()]
         if not jobs:
             return
         error: Exception | None = None
         try:
-            self.measured(self.batches.answer(jobs))
+            if join:
+                more = functools.partial(self._more, jobs[0].pruner)
+                for what in self.batches.answer_joined(jobs, more):
+                    self.measured(what)
+                    self._fits = min(self._fits + 1, self.most)
+            else:
+                self.measured(self.batches.answer(jobs))
         except Exception as raised:  # noqa: BLE001 - of any error, its request gets to know; the others go on
             error = raised
         if error is None:
@@ -129,15 +155,16 @@ class Worker:
         if isinstance(error, torch.AcceleratorError):
             self.broken = True
         del error  # and the tensors in its frames
+        alive = [job for job in jobs if not job.over]
         if full:
-            self._fits = max(1, len(jobs) // 2)
+            self._fits = max(1, len(alive) // 2)
             gc.collect()
             if torch.accelerator.is_available():
                 torch.accelerator.empty_cache()
         if len(jobs) > 1:
-            half = (len(jobs) + 1) // 2
-            self._answer(jobs[:half])
-            self._answer(jobs[half:])
+            half = (len(alive) + 1) // 2
+            self._answer(alive[:half])
+            self._answer(alive[half:])
         elif full:
             jobs[0].finish(
                 ApiError(503, "there is not enough memory for this request", "out_of_memory", retry_after=5)
