@@ -1,4 +1,4 @@
-"""`foveate demo`: the embedded model with all and with a quarter of its visual tokens, without a network; or a page."""
+"""`foveate demo`: the embedded model with all and with a quarter of its visual tokens, or a page; no network."""
 
 from pathlib import Path
 from typing import Annotated, Any

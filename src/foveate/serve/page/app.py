@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
 import tempfile
@@ -16,15 +15,14 @@ import gradio
 import uvicorn
 from starlette.datastructures import MutableHeaders
 
-from foveate.errors import FoveateError
 from foveate.measure.eval.suites import Example, load_suite
 from foveate.measure.loading import TINY
+from foveate.pruners.base import depth_of
 from foveate.pruners.registry import METHODS, SHIPPED
 from foveate.pruners.spec import has_own_budget
-from foveate.serve.page.answers import LIMITS, LONGEST, USUAL, Asked, PageError, SideBySide, read_image
-from foveate.serve.page.html import CSS, answers_html, message_html
+from foveate.serve.page.answers import LIMITS, LONGEST, USUAL, PageError, SideBySide
+from foveate.serve.page.html import CSS, OWN, shown
 
-logger = logging.getLogger(__name__)
 TASKS = ("colour", "read", "count", "spell", "colours", "row", "compare", "follow")  # of the examples; half are long
 WAITING = 32  # questions that may wait
 KEPT_FOR = 600  # seconds after which an upload is deleted
@@ -35,25 +33,10 @@ POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'"
 )
 STYLE = CSS + (
-    ".fv-examples { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(13rem, 100%), 1fr)); gap: .5rem; }"
+    ".fv-examples { gap: .4rem; }"
     ".fv-examples button { white-space: normal; text-align: left; justify-content: flex-start; font-weight: 400; }"
+    ".fv-examples button img { width: 3rem; height: 3rem; border-radius: 4px; }"
 )
-
-
-class Upload(gradio.Image):
-    """An image as it was uploaded: neither decoded before it was looked at, nor fetched from an address."""
-
-    is_template = True  # for the browser it is Gradio's own
-
-    def preprocess(self, payload: Any) -> Any:
-        """Return the path of the uploaded file, or None."""
-        return None if payload is None else payload.path
-
-    async def async_move_resource_to_block_cache(self, url_or_file_path: Any) -> str | None:
-        """Refuse an address, which Gradio would fetch."""
-        if "://" in str(url_or_file_path):
-            raise gradio.Error("an image is a file, not an address")
-        return await super().async_move_resource_to_block_cache(url_or_file_path)
 
 
 class OnlyHere:
@@ -128,7 +111,7 @@ def _blocks(sides: SideBySide, method: str, keep: float, examples: list[Example]
         gradio.Markdown(_head(sides))
         with gradio.Row():
             with gradio.Column(scale=2, min_width=280):
-                image = Upload(label="Image", sources=["upload", "clipboard"], format="png", height=260, buttons=[])
+                image = upload()
                 question = gradio.Textbox(label="Question", max_length=LONGEST, lines=1, elem_id="question")
                 chosen = gradio.Dropdown(_methods(sides, method), value=method, label="Method", elem_id="method")
                 share = gradio.Slider(
@@ -139,17 +122,17 @@ def _blocks(sides: SideBySide, method: str, keep: float, examples: list[Example]
                     visible=has_own_budget(method, {}),
                     label="The method decides how many, not the slider",
                 )
-                layer = gradio.Number(
-                    label="Cut before decoder layer (optional)", value=None, precision=0, minimum=0, elem_id="layer"
-                )
+                layer = gradio.Dropdown(_layers(sides), value=OWN, label="Cut before decoder layer", elem_id="layer")
                 ask = gradio.Button("Answer, dense and pruned", variant="primary", elem_id="ask")
+                with gradio.Column(elem_classes="fv-examples"):
+                    gradio.Markdown("Examples, on scenes that the embedded model was not trained with:")
+                    buttons = [_button(number, one, folder) for number, one in enumerate(examples)]
             with gradio.Column(scale=3, min_width=280):
                 result = gradio.HTML(
-                    '<div class="fv"><p>Choose an example, or an image and a question.</p></div>', elem_id="result"
+                    '<div class="fv"><p>Choose an example, or an image and a question.</p></div>',
+                    elem_id="result",
+                    apply_default_css=False,
                 )
-                gradio.Markdown("### Examples")
-                with gradio.Group(elem_classes="fv-examples"):
-                    buttons = [_button(number, one, folder) for number, one in enumerate(examples)]
         chosen.change(_own_budget, chosen, own, queue=False, api_visibility="private", show_progress="hidden")
         inputs: list[Any] = [image, question, chosen, share, own, layer]
         _on_asking(sides, ask, question, inputs, result, list(zip(buttons, examples, strict=True)))
@@ -165,7 +148,7 @@ def _on_asking(
     def answer(*values: Any) -> Iterator[str]:
         yield from shown(sides, *values)
 
-    usual = dict(api_visibility="private", show_progress="minimal", concurrency_id="model")
+    usual = dict(api_visibility="private", show_progress="minimal", concurrency_id="model", scroll_to_output=True)
     for event in (ask.click, question.submit):
         event(answer, inputs, result, **usual)
     for button, one in examples:
@@ -174,34 +157,12 @@ def _on_asking(
         ).then(answer, inputs, result, **usual)
 
 
-def shown(
-    sides: SideBySide, file: str | None, question: str, method: str, keep: float, own: bool, layer: int | None
-) -> Iterator[str]:
-    """Yield what the page shows as HTML: answers, then the same with times; or a plain message."""
-    try:
-        budget = None if own and has_own_budget(method, {}) else keep
-        image = read_image(None if file is None else Path(file))
-        answers = sides.answer(Asked(image, question, method, budget, layer))
-        yield answers_html(answers, None, sides.clock)
-        yield answers_html(answers, sides.time(answers), sides.clock)
-    except FoveateError as error:
-        yield message_html(_sentence(str(error)))
-    except Exception:  # noqa: BLE001 - a visitor gets no trace, whoever started the page does
-        logger.exception("a question could not be answered")
-        yield message_html("This could not be answered; the terminal that the page runs in says why.")
-
-
-def _sentence(text: str) -> str:
-    text = " ".join(text.split())
-    return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith(".") else ".")
-
-
 def _head(sides: SideBySide) -> str:
     name = sides.loaded.name
     if name == TINY:
         millions = sum(weight.numel() for weight in sides.loaded.model.parameters()) / 1e6
         name = f"foveate's embedded model ({millions:.1f} million parameters, trained on rendered scenes)"
-    return f"# Dense beside pruned\nOne question, answered by {name} with all and with a share of its visual tokens."
+    return f"# foveate: dense beside pruned\nOne question, with all and with a share of the visual tokens, to {name}."
 
 
 def _methods(sides: SideBySide, method: str) -> list[str]:
@@ -209,10 +170,34 @@ def _methods(sides: SideBySide, method: str) -> list[str]:
     return list(dict.fromkeys([method, *METHODS, *shipped]))
 
 
+def _layers(sides: SideBySide) -> list[str]:
+    return [OWN, *map(str, range(depth_of(sides.loaded.model.config)))]
+
+
 def _own_budget(method: str) -> Any:
     """Return the state of the checkbox: there where the method finds its own budget."""
     own = has_own_budget(method, {})
     return gradio.update(visible=own, value=own)
+
+
+def upload() -> Any:
+    """Return a field for an image that is neither decoded before it was looked at nor fetched from an address.
+
+    Its methods are replaced, as Gradio writes a file beside the source of every subclass of a component.
+    """
+    field = gradio.Image(
+        label="Image", elem_id="image", sources=["upload", "clipboard"], format="png", height=260, buttons=[]
+    )
+    to_cache = field.async_move_resource_to_block_cache
+
+    async def files_alone(source: Any) -> Any:
+        if "://" in str(source):
+            raise gradio.Error("an image is a file, not an address")
+        return await to_cache(source)
+
+    field.async_move_resource_to_block_cache = files_alone
+    field.preprocess = lambda payload: None if payload is None else payload.path
+    return field
 
 
 def _button(number: int, example: Example, folder: Path) -> Any:

@@ -1,37 +1,79 @@
-"""Answers as HTML: it loads nothing, and all text in it is escaped."""
+"""What the page shows, as HTML: it loads nothing, and all text in it is escaped."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from html import escape
+from pathlib import Path
 
+from foveate.errors import FoveateError
 from foveate.measure.overlay import Panel, panel_image
 from foveate.measure.tables import cost_lines, percent
-from foveate.pruners.spec import brief
-from foveate.serve.page.answers import Answers, Seconds
+from foveate.pruners.spec import brief, has_own_budget
+from foveate.serve.page.answers import Answers, Asked, Seconds, SideBySide, read_image
 
+logger = logging.getLogger(__name__)
+OWN = "the method's own"  # layer
 CLOCKS = {"wall": "wall time", "cpu": "CPU time of one thread"}
 PARTS = {"prefill": "prefill, image encoder included, ms", "total": "prefill and answer, ms"}
 CSS = """
 .fv { font-size: 1rem; line-height: 1.45; overflow-wrap: anywhere; }
-.fv h2 { font-size: 1.05rem; margin: 1.2rem 0 .5rem; }
+.fv h2 { font-size: 1.05rem; font-weight: 600; margin: 1.2rem 0 .5rem; }
 .fv .fv-sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(13rem, 100%), 1fr)); gap: .75rem; }
 .fv .fv-side { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: .7rem .9rem; }
-.fv .fv-side h3 { font-size: .9rem; margin: 0; color: var(--body-text-color-subdued); font-weight: 600; }
+.fv .fv-side h3 { font-size: .9rem; margin: 0; font-weight: 600; }
 .fv .fv-answer { font-size: 1.25rem; margin: .35rem 0; }
-.fv .fv-small { font-size: .88rem; color: var(--body-text-color-subdued); margin: .3rem 0; }
+.fv .fv-small { font-size: .88rem; opacity: .8; margin: .3rem 0; }
 .fv .fv-note { border-left: 4px solid #c77700; padding: .3rem .7rem; margin: .7rem 0; }
 .fv .fv-error { border-left: 4px solid #c62828; padding: .5rem .8rem; font-size: 1.05rem; }
-.fv table { border-collapse: collapse; width: 100%; }
-.fv th, .fv td { padding: .3rem .4rem; border-bottom: 1px solid var(--border-color-primary); text-align: right; }
-.fv th:first-child { text-align: left; }
+.fv table { border-collapse: collapse; width: 100%; font-size: .95rem; }
+.fv th, .fv td { padding: .3rem 0 .3rem .6rem; border-bottom: 1px solid var(--border-color-primary); }
+.fv th, .fv td { text-align: right; white-space: nowrap; vertical-align: bottom; }
+.fv th:first-child { text-align: left; white-space: normal; padding-left: 0; }
 .fv tbody th { font-weight: 400; }
 .fv .fv-panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(15rem, 100%), 1fr)); gap: .75rem; }
 .fv figure { margin: 0; }
 .fv img { width: 100%; height: auto; border-radius: 6px; }
 """
+
+
+def shown(
+    sides: SideBySide, file: str | None, question: str, method: str, keep: float, own: bool, layer: str = OWN
+) -> Iterator[str]:
+    """Yield what the page shows as HTML: answers, then the same with times; or a plain message.
+
+    Parameters
+    ----------
+    sides
+        Answers the question.
+    file
+        The uploaded image.
+    question, method, keep
+        See `Asked`.
+    own
+        Use the method's own budget in place of `keep`, where it has one.
+    layer
+        Number of a decoder layer, or `OWN`.
+    """
+    try:
+        budget = None if own and has_own_budget(method, {}) else keep
+        image = read_image(None if file is None else Path(file))
+        answers = sides.answer(Asked(image, question, method, budget, None if layer == OWN else int(layer)))
+        yield answers_html(answers, None, sides.clock)
+        yield answers_html(answers, sides.time(answers), sides.clock)
+    except FoveateError as error:
+        yield message_html(_sentence(str(error)))
+    except Exception:  # a visitor gets no trace; whoever started the page does
+        logger.exception("a question could not be answered")
+        yield message_html("This could not be answered; the terminal that the page runs in says why.")
+
+
+def _sentence(text: str) -> str:
+    text = " ".join(text.split())
+    return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith(".") else ".")
 
 
 def answers_html(answers: Answers, times: Mapping[str, Seconds] | None, clock: str) -> str:
@@ -71,7 +113,8 @@ def _note(text: str) -> str:
 
 
 def _cost(answers: Answers, times: Mapping[str, Seconds] | None) -> str:
-    rows = cost_lines(answers.prefill) if answers.prefill.stages else []
+    # all but the time of one selection, which is that of a first run
+    rows = cost_lines(answers.prefill)[:-1] if answers.prefill.stages else []
     for part, label in PARTS.items():
         if times is None:
             rows.append([label, "", "", "timing…"])
@@ -91,8 +134,8 @@ def _about(answers: Answers, times: Mapping[str, Seconds] | None, clock: str) ->
         return ""
     lost = " Pruning made the prefill slower here." if times["prefill"].ratio > 1.03 else ""
     return (
-        f'<p class="fv-small">Times are of this machine ({CLOCKS[clock]}, medians of alternating runs, both with as many '
-        f"answer tokens as the dense answer has); look at the share.{lost}</p>"
+        f'<p class="fv-small">Times are of this machine ({CLOCKS[clock]}, medians of alternating runs, both with as '
+        f"many answer tokens as the dense answer has); look at the share.{lost}</p>"
     )
 
 
