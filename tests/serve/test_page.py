@@ -141,19 +141,22 @@ def test_the_method_may_decide_how_many(sides, file):
 def test_a_layer(sides, file):
     *_, page = shown(sides, file, "what?", "random", 0.5, False, "3")
     assert "before decoder layer 3" in page
-    assert "btp has no option layer" in only_message(shown(sides, file, "what?", "btp", 0.5, False, "3")).lower()
+    assert "btp has no option layer" in only_message(shown(sides, file, "what?", "btp", 0.5, False, "3"))
 
 
 def test_plain_messages(sides, file, tmp_path):
     def message(file=file, question="what?", method="random", keep=0.5, layer=OWN):
         return only_message(shown(sides, file, question, method, keep, False, layer))
 
-    assert message(file=None) == "Choose an image."
-    assert message(question="") == message(question=" \n") == "Write a question."
+    assert message(file=None) == "Not answered: choose an image"
+    assert message(question="") == message(question=" \n") == "Not answered: write a question"
     assert str(LONGEST) in message(question="x" * (LONGEST + 1))
     for keep in (0, -1, float("nan"), 2.5):
         assert "keep" in message(keep=keep).lower()
     assert "nosuch" in message(method="nosuch")
+    assert "layer 99 is not in a model of 12" in message(layer="99")
+    assert "number of images" in message(question="what is <image>?")
+    assert "choose it again" in message(file=str(tmp_path / "none.png"))
     for data in (b"", b"no image", Path(file).read_bytes()[:200], b"<svg xmlns='http://www.w3.org/2000/svg'/>"):
         (tmp_path / "bad.png").write_bytes(data)
         assert "image" in message(file=str(tmp_path / "bad.png"))
@@ -162,6 +165,14 @@ def test_plain_messages(sides, file, tmp_path):
     assert "pixels" in message(file=str(tmp_path / "bomb.png"))
     (tmp_path / "long.png").write_bytes(Path(file).read_bytes() + bytes(LIMITS.max_image_bytes))
     assert "bytes" in message(file=str(tmp_path / "long.png"))
+
+
+def test_odd_images_and_questions(sides, tmp_path):
+    for number, image in enumerate([Image.new("L", (1, 1)), Image.new("I;16", (90, 2)), Image.new("RGBA", (2, 90))]):
+        image.save(tmp_path / f"{number}.png")
+        assert "64 of 256" in next(
+            shown(sides, str(tmp_path / f"{number}.png"), "\ud800 \x00 🙂", "random", 0.25, False)
+        )
 
 
 def test_no_trace_for_visitors(sides, file, monkeypatch, caplog):

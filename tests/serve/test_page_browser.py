@@ -210,12 +210,12 @@ def test_a_method_by_keyboard(tab):
 def test_messages_on_the_page(tab, tmp_path):
     one = tab()
     one.value("document.querySelector('#ask').click()")
-    one.wait(f"{RESULT} == 'Choose an image.'")
+    one.wait(f"{RESULT} == 'Not answered: choose an image'")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no image")
     one.upload("#image input[type=file]", tmp_path / "broken.png")
     one.wait("document.querySelector('#image img')")
     one.value("document.querySelector('#ask').click()")
-    one.wait(f"{RESULT}.startsWith('An image')")
+    one.wait(f"{RESULT}.startsWith('Not answered: an image')")
     assert one.value("document.querySelector('#result [role=alert]').innerText.split('\\n').length") == 1
 
 

@@ -138,15 +138,19 @@ def read_image(file: Path | None) -> Image.Image:
     Raises
     ------
     PageError
-        There is none.
+        There is none, or none any more.
     ApiError
         It is of no format that is taken, broken, or has too many bytes or pixels.
     """
     if file is None:
         raise PageError("choose an image")
-    if file.stat().st_size > LIMITS.max_image_bytes:
-        raise too_large(LIMITS.max_image_bytes)
-    return decode_image(file.read_bytes(), LIMITS)
+    try:
+        if file.stat().st_size > LIMITS.max_image_bytes:
+            raise too_large(LIMITS.max_image_bytes)
+        data = file.read_bytes()
+    except OSError:
+        raise PageError("the image was uploaded too long ago, and is deleted: choose it again") from None
+    return decode_image(data, LIMITS)
 
 
 class SideBySide:
@@ -172,7 +176,7 @@ class SideBySide:
         FoveateError
             The question is empty or too long, or the method does not fit; the message says what would be right.
         """
-        question = asked.question.strip()
+        question = asked.question.encode(errors="replace").decode().strip()  # half a pair of UTF-16 is no text
         if not question:
             raise PageError("write a question")
         if len(question) > LONGEST:

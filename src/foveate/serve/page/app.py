@@ -25,7 +25,7 @@ from foveate.serve.page.html import CSS, OWN, shown
 
 TASKS = ("colour", "read", "count", "spell", "colours", "row", "compare", "follow")  # of the examples; half are long
 WAITING = 32  # questions that may wait
-KEPT_FOR = 600  # seconds after which an upload is deleted
+KEPT_FOR = 3600  # seconds after which an upload is deleted
 FINEST = 0.01  # step of the slider
 # a browser loads nothing from elsewhere and sends nothing there, whatever Gradio's page asks for
 POLICY = (

@@ -65,15 +65,10 @@ def shown(
         yield answers_html(answers, None, sides.clock)
         yield answers_html(answers, sides.time(answers), sides.clock)
     except FoveateError as error:
-        yield message_html(_sentence(str(error)))
+        yield message_html(" ".join(str(error).split()))
     except Exception:  # a visitor gets no trace; whoever started the page does
         logger.exception("a question could not be answered")
-        yield message_html("This could not be answered; the terminal that the page runs in says why.")
-
-
-def _sentence(text: str) -> str:
-    text = " ".join(text.split())
-    return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith(".") else ".")
+        yield message_html("an error that was not foreseen; the terminal that the page runs in has it")
 
 
 def answers_html(answers: Answers, times: Mapping[str, Seconds] | None, clock: str) -> str:
@@ -97,7 +92,7 @@ def answers_html(answers: Answers, times: Mapping[str, Seconds] | None, clock: s
 
 def message_html(text: str) -> str:
     """Return what went wrong, read out at once by a screen reader."""
-    return f'<div class="fv"><p class="fv-error" role="alert">{escape(text)}</p></div>'
+    return f'<div class="fv"><p class="fv-error" role="alert">Not answered: {escape(text)}</p></div>'
 
 
 def _side(name: str, text: str, length: int, tokens: str) -> str:
