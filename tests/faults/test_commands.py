@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 from unittest import mock
 
@@ -78,6 +79,7 @@ INSTEAD = {
     "train glimpse --dataset": ["--out", "out"],
     "train glimpse --images": ["--out", "out", "--data", "data.jsonl"],
     "train glimpse-plus": ["--out", "out"],  # its argument
+    **{f"demo {option}": ["--page"] for option in ("--host", "--port", "--model", "--device", "--dtype")},
 }
 # where the work of a command begins
 WORK = [
@@ -118,6 +120,7 @@ def call(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("foveate.learn.glimpse_plus.train.need_trl", lambda: None)
+    monkeypatch.setattr(import_module("foveate.cli.demo"), "need_gradio", lambda: None)  # the package has its function
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("x")
     (tmp_path / "data.jsonl").write_text("{}")
@@ -200,6 +203,10 @@ WRONG = [
     "check tiny --family file.py:x",
     "check tiny fastv",
     "demo --keep 0.2 -o keep=0.3",
+    "demo --port 8000",
+    "demo --page --json new.json",
+    "demo --page --keep 49",
+    "demo --page --method nosuch",
     "eval --methods fastv,layer=1,layer=2",
     "eval --methods layer=1",
     "eval --methods :layer=1",

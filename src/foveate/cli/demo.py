@@ -1,4 +1,4 @@
-"""`foveate demo`: the embedded model with all and with a quarter of its visual tokens, without a network."""
+"""`foveate demo`: the embedded model with all and with a quarter of its visual tokens, or a page; no network."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +8,8 @@ import typer
 from foveate.cli.console import (
     WRONG,
     Budget,
+    Device,
+    DType,
     Keep,
     Method,
     MethodOptions,
@@ -18,13 +20,30 @@ from foveate.cli.console import (
     warn,
 )
 from foveate.cli.outputs import JsonFile, file_option, write_json, written
+from foveate.errors import FoveateError
 
 USUAL = 0.25  # budget where nothing says another
 SHIPPED = "glimpseprune-tiny"
 NEXT = "To try your own model: foveate run --model MODEL --image photo.jpg --prompt 'What is this?' --overlay kept.png"
 
 
+# options, by parameter, that mean something only with --page, and only without it
+OF_PAGE = {"model": "--model", "host": "--host", "port": "--port", "device": "--device", "dtype": "--dtype"}
+OF_TABLES = {
+    "budget": "--budget",
+    "option": "--option",
+    "questions": "--questions",
+    "picture": "--picture",
+    "json_file": "--json",
+}
+
+
+class DemoError(FoveateError, ValueError):
+    """Options of the demo that do not go together."""
+
+
 def demo(
+    context: typer.Context,
     method: Method = "greedyprune",
     keep: Keep = None,
     budget: Budget = "after",
@@ -33,10 +52,22 @@ def demo(
     seed: Annotated[int, typer.Option(min=0, help="Random seed for scenes and questions.")] = 1,
     picture: Annotated[Path, file_option("File for the image of the kept tokens.")] = Path("foveate-demo.png"),
     json_file: JsonFile = None,
+    page: Annotated[
+        bool, typer.Option("--page", help="Serve a page on which to ask questions about own images (extra demo).")
+    ] = False,
+    host: Annotated[str, typer.Option(help="With --page: address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="With --page: port; 0: a free one.")] = 7860,
+    model: Annotated[str, typer.Option(help="With --page: a Hub id, a folder, or `tiny`.")] = "tiny",
+    device: Device = "auto",
+    dtype: DType = "auto",
 ) -> None:
     """Answer questions about sample images, dense and pruned, on the embedded model; needs no network."""
     from foveate.cli.run import make_pruner, solved
 
+    _check_given(context, page)
+    if page:
+        _page(model, device, dtype, method, keep, seed, host, port)
+        return
     pruner = make_pruner(method, keep, option or [], USUAL, budget)
     with console(stderr=True).status("loading the embedded model"):
         from foveate.measure.compare import compare
@@ -73,6 +104,45 @@ def demo(
     say(NEXT)
     if json_file:
         write_json(json_file, _json(found, pruner) | {"glimpse": glance.to_dict()})
+
+
+def _check_given(context: typer.Context, page: bool) -> None:
+    """Refuse options that the other kind of demo has."""
+    for name, option in (OF_TABLES if page else OF_PAGE).items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise DemoError(f"{option} goes {'without' if page else 'with'} --page")
+
+
+def need_gradio() -> None:
+    """Refuse to go on without the package that the page is made with."""
+    from foveate.cli.serve import MissingExtra
+
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra(f"{error.name} is not installed: pip install 'foveate[demo]'") from None
+
+
+def _page(model: str, device: str, dtype: str, method: str, keep: str | None, seed: int, host: str, port: int) -> None:
+    """Serve the page until it is interrupted."""
+    from foveate.cli.run import make_pruner
+    from foveate.pruners.budget import check_share, parse_keep
+
+    share = USUAL if keep is None else check_share(parse_keep(keep))
+    make_pruner(method, keep, [], USUAL)
+    need_gradio()
+    with console(stderr=True).status(f"loading {model}"):
+        from foveate.measure.loading import load_model
+
+        quiet_loading()
+        loaded = load_model(model, device, dtype)
+        from foveate.serve.page.answers import SideBySide
+        from foveate.serve.page.app import build_app, listen, serve
+    with listen(host, port) as listening, build_app(SideBySide(loaded), method, share, seed) as app:
+        at = f"[{host}]" if ":" in host else host
+        say(f"The page is at http://{at}:{listening.getsockname()[1]} until Ctrl-C.")
+        serve(app, listening)
 
 
 def _glimpse(loaded: Any, seed: int, picture: Path) -> Any:

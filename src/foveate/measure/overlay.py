@@ -188,7 +188,7 @@ def draw_panels(
 
 
 def _block(row: Sequence[Panel], caption: str | None) -> Image.Image:
-    pictures = [_picture(panel) for panel in row]
+    pictures = [panel_image(panel) for panel in row]
     font = ImageFont.load_default(13)
     widths = [
         max(picture.width, math.ceil(font.getlength(panel.title)))
@@ -217,7 +217,8 @@ def _fit(caption: str, width: int) -> str:
     return f"{caption}…"
 
 
-def _picture(panel: Panel) -> Image.Image:
+def panel_image(panel: Panel) -> Image.Image:
+    """Return a panel as it is drawn: its image, brought to a size that can be seen, with the dropped cells dark."""
     image = panel.image.convert("RGB")
     longer = max(image.size)
     scale = min(max(longer, SMALLEST), LARGEST) / longer

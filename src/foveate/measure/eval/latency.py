@@ -60,19 +60,29 @@ def measure_latency(
     rounds
         How often each is timed, after a warm-up.
     """
-    before, after, steps = Times(), Times(), max(new_tokens - 1, 0)
-    for turn in range(rounds + WARM_UP):
-        arms = [(dense, None, before), (inputs, pruner, after)]
-        for given, own, times in arms if turn % 2 else arms[::-1]:  # neither always finds the caches warm
-            timed_run(model, given, own, steps, times)
-    clock = clock_of(model)
-    old, new = (_seconds(times, clock, steps) for times in (before, after))
+    old, new = alternate(model, dense, inputs, pruner, new_tokens, rounds)
     ratios = {
         part: spread([a / b for a, b in zip(old[part], new[part], strict=True) if b]) or {}
         for part in ("prefill", "total")
     }
     middle = {part: 1000 * statistics.median(new[part]) for part in ("prefill", "total")}
     return Latency(middle["prefill"], middle["total"], ratios["prefill"], ratios["total"])
+
+
+def alternate(
+    model: Any, dense: Mapping[str, Any], inputs: Mapping[str, Any], pruner: Any, new_tokens: int, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Return the seconds of each round by part, "prefill" and "total", dense and with an arm.
+
+    The arguments are those of `measure_latency`.
+    """
+    before, after, steps = Times(), Times(), max(new_tokens - 1, 0)
+    for turn in range(rounds + WARM_UP):
+        arms = [(dense, None, before), (inputs, pruner, after)]
+        for given, own, times in arms if turn % 2 else arms[::-1]:  # neither always finds the caches warm
+            timed_run(model, given, own, steps, times)
+    clock = clock_of(model)
+    return _seconds(before, clock, steps), _seconds(after, clock, steps)
 
 
 def _seconds(times: Times, clock: str, steps: int) -> dict[str, list[float]]:

@@ -1,0 +1,1 @@
+"""A page to try pruning on: `foveate demo --page`; needs the extra `demo`."""
