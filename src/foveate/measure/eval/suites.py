@@ -103,7 +103,7 @@ SUITES: Mapping[str, Suite] = {
     "scenes-hard": Suite(
         scenes_hard,
         "methods that keep objects, but not the one asked for: 14 to 24 in few colours and shapes, many partly "
-        "hidden; question forms that were never trained break the model itself, so that fine-tuning has something to gain",
+        "hidden; forms of questions that were never trained break the model itself, and leave room for fine-tuning",
     ),
 }
 
