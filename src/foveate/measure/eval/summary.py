@@ -19,7 +19,7 @@ DOWNSAMPLE_NOTE = (
 )
 
 
-def summarise(answered: Sequence[tuple[EvalArm, Iterable[dict[str, Any]]]], seed: int) -> dict[str, Any]:
+def summarise(answered: Sequence[tuple[EvalArm, Sequence[dict[str, Any]]]], seed: int) -> dict[str, Any]:
     """Return the summary of all arms, the dense one first.
 
     Parameters
@@ -31,11 +31,13 @@ def summarise(answered: Sequence[tuple[EvalArm, Iterable[dict[str, Any]]]], seed
         Of the bootstrap.
     """
     dense = _figures(answered[0][1])
-    random = {
-        _place(arm): _figures(rows) for arm, rows in answered if arm.spec is not None and arm.spec.name == RANDOM
-    }
+    random = {_place(arm): rows for arm, rows in answered if _is_random(arm)}
     tasks, suites = (list(dict.fromkeys(row[key] for row in dense if key in row)) for key in ("task", "suite"))
-    arms = [_arm(arm, _figures(rows), dense, random.get(_place(arm)), tasks, suites, seed) for arm, rows in answered]
+    arms = []
+    for arm, rows in answered:
+        drawn = random.get(_place(arm))  # read again for each arm: the figures of all budgets would add up
+        drawn = None if drawn is None else _figures(drawn)
+        arms.append(_arm(arm, _figures(rows), dense, drawn, tasks, suites, seed))
     return {
         "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": seed, "paired": True},
         "tasks": tasks,
