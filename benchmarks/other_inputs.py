@@ -69,11 +69,11 @@ def forms(others: list[tiny.Scene]) -> dict[str, Callable[[Item], list[Image.Ima
 
     return {
         "as trained": lambda item: [scene(item)],
+        "the scene, then another": lambda item: [scene(item), another(*item, others)],
+        "another scene, then the scene": lambda item: [another(*item, others), scene(item)],
         "the scene twice": lambda item: [scene(item)] * 2,
         "the scene, then an empty image": lambda item: [scene(item), EMPTY],
         "an empty image, then the scene": lambda item: [EMPTY, scene(item)],
-        "the scene, then another": lambda item: [scene(item), another(*item, others)],
-        "another scene, then the scene": lambda item: [another(*item, others), scene(item)],
         "four frames of the scene": lambda item: [scene(item)] * 4,
         "on a canvas of 512 x 512": lambda item: [canvas(scene(item))],
     }
