@@ -24,8 +24,9 @@ from foveate.measure import environment
 from foveate.measure.eval.answers import run_batch
 from foveate.measure.eval.suites import is_correct
 from foveate.measure.loading import LoadedModel, load_model
+from foveate.tiny.pairs import could_mean
 
-NAMING = (
+tiny.PAIR_TASKS = (
     "read",
     "find",
     "number",
@@ -39,17 +40,11 @@ BATCH = 17
 Item = tuple[tiny.Scene, tiny.Question]
 
 
-def kinds(scene: tiny.Scene, question: tiny.Question | None = None) -> set[tuple[str, str]]:
-    """Colour and kind of the things of a scene, or of those that a question is about."""
-    own = scene.objects if question is None else [one for one in scene.objects if one.box in question.boxes]
-    return {(thing.colour, thing.kind) for thing in own}
-
-
 def another(scene: tiny.Scene, question: tiny.Question, others: list[tiny.Scene]) -> Image.Image:
-    """The first other scene in which nothing has the colour and kind of what the question is about, nor its text."""
+    """The first other scene in which the question could mean nothing, and no sign has a text of the first."""
     texts = {thing.text for thing in scene.objects if thing.text}
     for other in others:
-        if not kinds(scene, question) & kinds(other) and not texts & {thing.text for thing in other.objects}:
+        if not could_mean(question, scene, other) and not texts & {thing.text for thing in other.objects}:
             return other.pil()
     raise SystemExit("no scene without what the question names: draw more")
 
@@ -102,13 +97,13 @@ def main() -> None:
     torch.set_num_threads(1)
     loaded = load_model("tiny", "cpu", "auto")
     items = list(tiny.held_out(options.samples, seed=21))
-    naming = [item for item in items if item[1].task in NAMING]
+    naming = [item for item in items if item[1].task in tiny.PAIR_TASKS]
     others = [scene for scene, _ in tiny.held_out(2 * options.samples, seed=22)]
     found = {}
     for name, images in forms(others).items():
         asked = naming if "another" in name else items  # the others could be about either scene
         answers = right(loaded, asked, images)
-        told = [one for one, (_, question) in zip(answers, asked, strict=True) if question.task in NAMING]
+        told = [one for one, (_, question) in zip(answers, asked, strict=True) if question.task in tiny.PAIR_TASKS]
         found[name] = {**share(answers), "naming": share(told)}
         print(name, found[name], flush=True)
     result = {
@@ -116,7 +111,7 @@ def main() -> None:
         "command": environment.command(),
         "weights": environment.model_fingerprint(loaded.model),
         "versions": environment.versions(),
-        "naming": list(NAMING),
+        "naming": list(tiny.PAIR_TASKS),
         "forms": found,
     }
     options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -346,7 +346,7 @@ def needs_evidence(arm: EvalArm) -> bool:
 def _visual_tokens(loaded: LoadedModel, batch: list[Example]) -> int:
     from foveate.measure.overlay import visual_positions
 
-    ids = loaded.inputs([batch[0].question], [[batch[0].image]])["input_ids"]
+    ids = loaded.inputs([batch[0].question], [list(batch[0].images)])["input_ids"]
     return visual_positions(loaded.model.config, ids[0]).numel()
 
 

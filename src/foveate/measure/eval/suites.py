@@ -53,6 +53,19 @@ class Example:
 
 
 @dataclass(frozen=True)
+class SeveralImages(Example):
+    """A question about several images.
+
+    Parameters
+    ----------
+    images
+        All of them; `image` is the one that the answer is in, and `evidence` counts the visual tokens of all.
+    """
+
+    images: tuple[Image.Image, ...] = ()  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
 class Suite:
     """Questions by a name.
 
@@ -94,6 +107,19 @@ def _examples(items: Iterable[tuple[Any, Any]]) -> Iterator[Example]:
         yield Example(index, question.task, scene.pil(), question.text, question.answer, evidence)
 
 
+def scenes_two(samples: int, seed: int) -> Iterator[Example]:
+    """Yield two held-out scenes with a question about the first or the second, in turn."""
+    from foveate import tiny
+    from foveate.tiny.scenes import TOKENS
+
+    for index, (scene, other, question) in enumerate(tiny.held_out_pairs(samples, seed=seed)):
+        place = index // len(tiny.PAIR_TASKS) % 2
+        evidence = torch.as_tensor(tiny.evidence_tokens(question)).nonzero().flatten() + place * TOKENS
+        meant, beside = scene.pil(), other.pil()
+        images = (beside, meant) if place else (meant, beside)
+        yield SeveralImages(index, question.task, meant, question.text, question.answer, evidence, images=images)
+
+
 SUITES: Mapping[str, Suite] = {
     "scenes": Suite(
         scenes,
@@ -104,6 +130,11 @@ SUITES: Mapping[str, Suite] = {
         scenes_hard,
         "methods that keep objects, but not the one asked for: 14 to 24 in few colours and shapes, many partly "
         "hidden; forms of questions that were never trained break the model itself, and leave room for fine-tuning",
+    ),
+    "scenes-two": Suite(
+        scenes_two,
+        "methods that cannot tell which image is meant: two scenes, and only the things that the question names say "
+        "which; what is kept of the other is lost",
     ),
 }
 
@@ -172,7 +203,8 @@ def suite_fingerprint(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
         digest.update(f"{example.index} {example.task} {example.question} {example.answer}".encode())
-        digest.update(example.image.tobytes())
+        for image in example.images:
+            digest.update(image.tobytes())
     return digest.hexdigest()[:16]
 
 
