@@ -128,7 +128,7 @@ def main() -> None:
     settings = EvalSettings(
         methods=tuple(parse_methods(",".join(named.values()))),
         keeps=tuple(float(keep) for keep in args.keep.split(",")),
-        suite=args.suite,
+        suites=(args.suite,),
         samples=args.samples,
         seed=args.seed,
         layer=args.layer,

@@ -1,11 +1,12 @@
-"""`foveate eval` on own data: killed and resumed, and its memory at two sizes of the data.
+"""`foveate eval` on own data: killed and resumed, on two processes, and its memory at two sizes of the data.
 
 Writes questions about rendered scenes as anybody would have them, a JSONL and images beside it, and runs the command
 line in processes of its own. *Resumed*: 50 questions, killed (SIGKILL) once half of the answers are on disk, half a
-line cut off by hand, and the same command again; its result must be that of a run that nobody killed. *Memory*: the
-largest resident set of the whole process at each number of questions, everything else equal, with the small random
-LLaVA of the tests: what is asked is what grows with the data, which no model changes. Next words are scored (`--mode
-score`), which is the mode that holds most in memory.
+line cut off by hand, and the same command again; its result must be that of a run that nobody killed. *Processes*: the
+same by two processes of `accelerate launch`, with one thread each as the run they are compared with; the result must
+be the same, to the last digit. *Memory*: the largest resident set of the whole process at each number of questions,
+everything else equal, with the small random LLaVA of the tests: what is asked is what grows with the data, which no
+model changes. Next words are scored (`--mode score`), which is the mode that holds most in memory.
 
     python benchmarks/own_data.py --out benchmarks/results/own_data.json
 """
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ from foveate.measure.eval.suites import load_suite
 
 QUESTIONS, IMAGES = 50, 50
 ARMS = ["--methods", "fastv", "--keep", "0.22", "--device", "cpu"]
+METRICS = ["--metric", "exact,f1,kl"]
+LAUNCH = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m"]
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -51,10 +55,11 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def start(data: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
-    """The command line in a process of its own."""
-    words = [sys.executable, "-m", "foveate", "eval", "--data", str(data), "--out", str(out), *ARMS, *more]
-    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def start(data: Path, out: Path, *more: str, launch: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    """The command line in a process of its own, or in several by a launcher."""
+    words = [sys.executable, "-m", *launch, "foveate", "eval", "--data", str(data), "--out", str(out), *ARMS, *more]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def finish(process: subprocess.Popen[bytes]) -> resource.struct_rusage:
@@ -72,8 +77,9 @@ def answered(out: Path) -> int:
 
 
 def figures(out: Path) -> dict[str, Any]:
-    """A result without the time at which it was made, and the command."""
+    """A result without the time at which it was made, the command, and how many processes there were."""
     result = json.loads((out / RESULT).read_text())
+    result["machine"].pop("processes")
     return {key: value for key, value in result.items() if key not in ("created", "command")}
 
 
@@ -81,10 +87,10 @@ def killed_and_resumed(folder: Path, rows: list[dict[str, Any]]) -> dict[str, An
     """Kill a run in the middle, go on, and compare with a run that was left alone."""
     data = write_jsonl(folder / "own.jsonl", rows[:QUESTIONS])
     before = time.perf_counter()
-    finish(start(data, folder / "whole", "--metric", "exact,f1,kl"))
+    finish(start(data, folder / "whole", *METRICS))
     whole = time.perf_counter() - before
     total = answered(folder / "whole")
-    process = start(data, folder / "parts", "--metric", "exact,f1,kl")
+    process = start(data, folder / "parts", *METRICS)
     while answered(folder / "parts") < total / 2 and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
@@ -93,7 +99,7 @@ def killed_and_resumed(folder: Path, rows: list[dict[str, Any]]) -> dict[str, An
     journal = folder / "parts" / JOURNAL
     os.truncate(journal, journal.stat().st_size - 20)
     before = time.perf_counter()
-    finish(start(data, folder / "parts", "--metric", "exact,f1,kl"))
+    finish(start(data, folder / "parts", *METRICS))
     found = {
         "questions": QUESTIONS,
         "answers": total,
@@ -104,6 +110,22 @@ def killed_and_resumed(folder: Path, rows: list[dict[str, Any]]) -> dict[str, An
     }
     if not found["same_result"]:
         raise SystemExit(f"the resumed run gave another result: {found}")
+    return found
+
+
+def two_processes(folder: Path) -> dict[str, Any]:
+    """The run that nobody killed once more, by two processes."""
+    before = time.perf_counter()
+    finish(start(folder / "own.jsonl", folder / "two", *METRICS, launch=LAUNCH))
+    second = (folder / "two" / JOURNAL).with_name("answers-1.jsonl")
+    found = {
+        "questions": QUESTIONS,
+        "answers_of_the_second": second.read_bytes().count(b"\n") - 1,
+        "seconds": round(time.perf_counter() - before, 1),
+        "same_result": figures(folder / "whole") == figures(folder / "two"),
+    }
+    if not found["same_result"]:
+        raise SystemExit(f"two processes gave another result: {found}")
     return found
 
 
@@ -143,10 +165,11 @@ def main() -> None:
             "machine": environment.machine(torch.device("cpu")),
             "versions": environment.versions(),
             "resumed": killed_and_resumed(folder, rows),
+            "two_processes": two_processes(folder),
             "memory": [memory(folder, rows, int(number)) for number in options.memory.split(",")],
         }
     options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps({key: result[key] for key in ("resumed", "memory")}, indent=2))
+    print(json.dumps({key: result[key] for key in ("resumed", "two_processes", "memory")}, indent=2))
 
 
 if __name__ == "__main__":

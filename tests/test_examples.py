@@ -19,7 +19,7 @@ from foveate.tiny.model import WEIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
-SCRIPTS = ["add_a_method", "own_data", "quick_start", "several_images", "vlmevalkit"]
+SCRIPTS = ["add_a_method", "make_questions", "own_data", "quick_start", "several_images", "vlmevalkit"]
 
 pytestmark = pytest.mark.skipif(
     not (WEIGHTS / "model.safetensors").is_file(), reason="the embedded model has no weights here"
@@ -58,6 +58,16 @@ def test_several_images(monkeypatch):
     found = script(monkeypatch, "several_images")
     assert "sample 0: 64 of 256 visual tokens kept\n" in found
     assert "sample 1: 64 of 256 visual tokens kept, 64 of 256 visual tokens kept\n" in found
+
+
+def test_make_questions(monkeypatch, tmp_path):
+    assert (
+        script(monkeypatch, "make_questions", tmp_path / "my")
+        == f"50 questions in {tmp_path / 'my/questions.jsonl'}\n"
+    )
+    rows = [json.loads(line) for line in (tmp_path / "my" / "questions.jsonl").read_text().splitlines()]
+    assert all((tmp_path / "my" / row["image"]).is_file() and row["answer"] for row in rows)
+    assert {row["task"] for row in rows} == set(tiny.TASKS)
 
 
 def test_own_data(monkeypatch, tmp_path):

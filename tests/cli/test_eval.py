@@ -13,8 +13,9 @@ pytestmark = pytest.mark.usefixtures("words_suite")
 @pytest.fixture
 def evaluate(run, llava_folder, tmp_path):
     def invoke(*arguments):
-        few = ("--suite", "words", "--samples", 4, "--max-new-tokens", 2, "--out", tmp_path / "out")
-        return run("eval", "--model", llava_folder, *few, *arguments)
+        suite = () if "--data" in arguments else ("--suite", "words")
+        few = ("--samples", 4, "--max-new-tokens", 2, "--out", tmp_path / "out")
+        return run("eval", "--model", llava_folder, *suite, *few, *arguments)
 
     return invoke
 

@@ -2,6 +2,7 @@ import json
 
 from foveate.families import FAMILIES
 from foveate.families.tested import recorded
+from foveate.measure.eval.suites import SUITES
 from foveate.pruners import METHODS
 
 
@@ -41,6 +42,14 @@ def test_one_kind(run):
     assert "divprune" not in run("list", "models").output
     assert "Hub" not in run("list", "methods").output
     assert "qwen3_vl" not in run("list", "methods").output
+
+
+def test_suites_say_what_they_are_made_to_break(run, tmp_path):
+    found = run("list", "suites", "--json", tmp_path / "list.json")
+    rows = {row["name"]: row["breaks"] for row in json.loads((tmp_path / "list.json").read_text())["suites"]}
+    assert list(rows) == list(SUITES)
+    assert "one visual token a character" in " ".join(found.output.split())
+    assert all(name in found.output for name in SUITES)
 
 
 def test_an_unknown_kind(run):

@@ -139,18 +139,22 @@ FILES: dict[str, tuple[Make, str]] = {
 }
 
 
+def write_images(folder: Path) -> None:
+    """The images that the files name: a good one, one cut off, and one that says it is 60,000 pixels wide and high."""
+    Image.new("RGB", (8, 8), "red").save(folder / "a.png")
+    (folder / "cut.png").write_bytes(png(picture())[:2000])
+    head = bytearray((folder / "a.png").read_bytes())
+    head[16:24] = (60_000).to_bytes(4, "big") * 2
+    head[29:33] = zlib.crc32(head[12:29]).to_bytes(4, "big")
+    (folder / "bomb.png").write_bytes(bytes(head))
+
+
 @pytest.fixture
 def call(tmp_path, monkeypatch, capsys):
     """Run `foveate eval` on a file; a model must not be asked for."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    Image.new("RGB", (8, 8), "red").save("a.png")
-    whole = (tmp_path / "a.png").read_bytes()
-    (tmp_path / "cut.png").write_bytes(png(picture())[:2000])
-    head = bytearray(whole)
-    head[16:24] = (60_000).to_bytes(4, "big") * 2
-    head[29:33] = zlib.crc32(head[12:29]).to_bytes(4, "big")
-    (tmp_path / "bomb.png").write_bytes(bytes(head))
+    write_images(tmp_path)
 
     def run(*arguments: object) -> tuple[int | None, str, str]:
         before = {path: path.stat().st_size for path in tmp_path.rglob("*")}
@@ -175,8 +179,14 @@ def test_a_file_that_cannot_be_used(name, call, tmp_path):
     assert re.search(says, found), found
 
 
-def test_there_are_forty_of_them_and_more():
-    assert len(FILES) >= 40
+def test_the_page_has_forty_of_them_and_more():
+    page = (Path(__file__).parents[2] / "docs" / "data-errors.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ", 1)] for line in page.splitlines() if "| `" in line]
+    said = {name: line.strip("`") for name, line in rows}
+    assert list(said) == list(FILES), "stale: python .ci/data_errors.py --write"
+    assert len(said) >= 40
+    for name, (_, says) in FILES.items():
+        assert re.search(says, said[name]), "stale: python .ci/data_errors.py --write"
 
 
 def test_rows_that_are_all_bad_are_refused_when_skipped_too(call, tmp_path):

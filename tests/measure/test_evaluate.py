@@ -12,7 +12,7 @@ from foveate.pruners.spec import parse_methods
 
 pytestmark = pytest.mark.usefixtures("words_suite")
 SETTINGS = EvalSettings(
-    parse_methods("greedyprune,fastv"), (0.5, 0.25), suite="words", samples=5, batch_size=2, max_new_tokens=2
+    parse_methods("greedyprune,fastv"), (0.5, 0.25), suites=("words",), samples=5, batch_size=2, max_new_tokens=2
 )
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("words_suite")
 SETTINGS = EvalSettings(
     parse_methods("fastv:layer=1"),
     (0.5,),
-    suite="words",
+    suites=("words",),
     samples=5,
     batch_size=2,
     max_new_tokens=2,

@@ -246,10 +246,11 @@ def test_two_launched_processes_give_the_result_of_one(llava_folder, tmp_path):
     words = ["--data", str(tmp_path / "own.jsonl"), "--methods", "fastv", "--keep", "0.25", "--batch-size", "2"]
     words += ["--model", str(llava_folder), "--max-new-tokens", "2", "--metric", "exact,kl", "--device", "cpu"]
     launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port"]
+    on_cpu = {"ACCELERATE_USE_CPU": "1"} if torch.accelerator.is_available() else {}
     for folder, start in {"one": [], "two": [*launch, str(port), "-m"]}.items():
         subprocess.run(
             [sys.executable, "-m", *start, "foveate", "eval", *words, "--out", str(tmp_path / folder)],
-            env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},  # which the launcher sets for two
+            env=os.environ | on_cpu | {"OMP_NUM_THREADS": "1"},  # which the launcher sets for two
             check=True,
             timeout=250,
         )

@@ -31,13 +31,16 @@ def eval_(
     keep: Keeps = "0.5,0.22,0.11",
     model: Annotated[str, typer.Option(help="A Hub id, a folder, or `tiny`, the embedded model.")] = "tiny",
     budget: Budget = "after",
-    suite: Annotated[str, typer.Option(help="Suite of questions: scenes or scenes-hard.")] = "scenes",
+    suite: Annotated[
+        str | None,
+        typer.Option(help="Suites of questions, comma-separated (`foveate list suites`); without --data `scenes`."),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
             metavar="DATA",
-            help="Own questions, instead of a suite: a JSONL, JSON, CSV or Parquet file, a folder of images, or a "
-            "data set (a folder of the datasets library, or a Hub id).",
+            help="Own questions, alone or beside --suite: a JSONL, JSON, CSV or Parquet file, a folder of images, or "
+            "a data set (a folder of the datasets library, or a Hub id).",
         ),
     ] = None,
     question: Annotated[str | None, typer.Option(help="The question of rows or images that have none.")] = None,
@@ -72,7 +75,7 @@ def eval_(
     subset: Annotated[str | None, typer.Option(help="Configuration of a data set of the Hub.")] = None,
     frames: Annotated[int, typer.Option(min=1, help="Frames of a video that are shown.")] = 8,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Number of questions; by default 450 of a suite, and all of --data.")
+        int | None, typer.Option(min=1, help="Number of questions; by default 450 of each suite, and all of --data.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed for questions, draws and bootstrap.")] = 0,
     layer: Annotated[
@@ -103,6 +106,7 @@ def eval_(
     from foveate.measure.eval.data.questions import data_settings
     from foveate.measure.eval.evaluate import RESULT, TABLES, EvalSettings, check_settings, evaluate, load_examples
     from foveate.measure.eval.metrics import parse_metrics
+    from foveate.measure.eval.suites import parse_suites
     from foveate.measure.eval.tables import NOT_PRUNED, OFF_BUDGET, OUT_OF_REACH, markdown, result_notes, result_tables
     from foveate.measure.loading import check_place, load_model
     from foveate.measure.processes import alone_by_mistake, current
@@ -115,7 +119,7 @@ def eval_(
     settings: Any = EvalSettings(
         methods=tuple(parse_methods(methods)),
         keeps=parse_keeps(keep),
-        suite=suite,
+        suites=() if suite is None else parse_suites(suite),
         samples=samples or 450,
         seed=seed,
         layer=layer,

@@ -18,13 +18,14 @@ class What(StrEnum):
 
     methods = "methods"
     models = "models"
+    suites = "suites"
 
 
 def list_(
-    what: Annotated[What | None, typer.Argument(help="List methods or models only.")] = None,
+    what: Annotated[What | None, typer.Argument(help="List one of them only.")] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """List the pruning methods with their options, and the model families."""
+    """List the pruning methods with their options, the model families, and the suites of questions."""
     found: dict[str, Any] = {}
     if what in (None, What.methods):
         found["methods"] = methods()
@@ -32,6 +33,10 @@ def list_(
     if what in (None, What.models):
         found["models"] = models()
         _show_models(found["models"])
+    if what in (None, What.suites):
+        found["suites"] = suites()
+        rows = [[row["name"], row["breaks"]] for row in found["suites"]]
+        show_table("Suites of questions for the embedded model", ["suite", "made to break"], rows, 2)
     if json_file:
         write_json(json_file, found)
 
@@ -67,6 +72,13 @@ def models() -> list[dict[str, Any]]:
         {"family": family.title, "model_type": name, "example": family.example, "tested": cells_of(name)}
         for name, family in FAMILIES.items()
     ]
+
+
+def suites() -> list[dict[str, str]]:
+    """Return the suites of `foveate eval`, each with what it is made to break."""
+    from foveate.measure.eval.suites import SUITES
+
+    return [{"name": name, "breaks": suite.breaks} for name, suite in SUITES.items()]
 
 
 def _stage(method: Any) -> list[int] | None:

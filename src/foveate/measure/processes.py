@@ -94,5 +94,6 @@ def current() -> Processes:
     except ImportError as error:
         raise ProcessesError("several processes need accelerate: pip install 'foveate[learn]'") from error
     cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    state = PartialState(cpu=cpu)
+    # without an accelerator it would join no process, and each would do all the work
+    state = PartialState(cpu=cpu or not torch.accelerator.is_available())
     return Processes(state.num_processes, state.process_index, state)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from foveate.tiny.harder import held_out_hard as held_out_hard
     from foveate.tiny.model import load as load
     from foveate.tiny.model import prompt as prompt
+    from foveate.tiny.pairs import PAIR_TASKS as PAIR_TASKS
+    from foveate.tiny.pairs import held_out_pairs as held_out_pairs
     from foveate.tiny.questions import LONG_TASKS as LONG_TASKS
     from foveate.tiny.questions import SHORT_TASKS as SHORT_TASKS
     from foveate.tiny.questions import TASKS as TASKS
@@ -26,6 +28,7 @@ _WHERE = {
     "HARD_STYLE": "harder",
     "HARD_TASKS": "harder",
     "LONG_TASKS": "questions",
+    "PAIR_TASKS": "pairs",
     "Question": "questions",
     "SHORT_TASKS": "questions",
     "Scene": "scenes",
@@ -35,6 +38,7 @@ _WHERE = {
     "evidence_tokens": "questions",
     "held_out": "questions",
     "held_out_hard": "harder",
+    "held_out_pairs": "pairs",
     "load": "model",
     "make_scene": "scenes",
     "prompt": "model",
@@ -46,7 +50,7 @@ __all__ = sorted(_WHERE)
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(import_module(f".{_WHERE[name]}", __name__), name)
-    if name in {"drawing", "harder", "questions", "scenes", "textures", "vocabulary"}:
+    if name in {"drawing", "harder", "pairs", "questions", "scenes", "textures", "vocabulary"}:
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

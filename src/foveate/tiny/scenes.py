@@ -22,7 +22,7 @@ ROWS = ("top", "middle", "bottom")
 LAYOUTS = ("scattered", "rows", "trail")
 # Entropy words that keep the streams apart: no seed of one is one of another.
 TRAINING_STREAM, POOL_CHECK_STREAM, HELD_OUT_STREAM, GROUNDED_STREAM = 211, 223, 227, 229
-HARD_HELD_OUT_STREAM, HARD_GROUNDED_STREAM = 233, 239
+HARD_HELD_OUT_STREAM, HARD_GROUNDED_STREAM, PAIR_STREAM = 233, 239, 241
 
 _NAMES = tuple(COLOURS)
 # Wider apart than patches are, so that a token can show its object's size.

@@ -10,13 +10,14 @@ from foveate.measure import environment
 from foveate.measure.budget import PromptCost, check_budget
 from foveate.measure.eval.answers import Answer, batch_inputs
 from foveate.measure.eval.arms import DENSE, EvalArm, Evidence, NoEvidenceError, evidence_masks, plan_arms
+from foveate.measure.eval.asked import Asked
 from foveate.measure.eval.batch import Batch, Mode, Way
 from foveate.measure.eval.data.questions import DataSettings, OwnQuestions, Question, load_questions
 from foveate.measure.eval.gallery import write_gallery
 from foveate.measure.eval.journal import Journal, JournalMismatch
 from foveate.measure.eval.latency import clock_of, measure_latency
-from foveate.measure.eval.metrics import Metrics, check_mode, scores
-from foveate.measure.eval.suites import Example, is_correct, load_suite, suite_fingerprint, suite_named
+from foveate.measure.eval.metrics import MetricError, Metrics, check_mode, scores
+from foveate.measure.eval.suites import Example, is_correct, load_suite, suite_named
 from foveate.measure.eval.summary import summarise
 from foveate.measure.loading import LoadedModel
 from foveate.measure.processes import Processes
@@ -39,10 +40,10 @@ class EvalSettings:
         The methods; `random` and `downsample` are always compared too.
     keeps
         The budgets.
-    suite
-        Name of the questions.
+    suites
+        Names of the questions; without any, and without `data`, they are those of `scenes`.
     samples
-        How many questions.
+        How many questions of each suite.
     seed
         Of the questions, of every random draw and of the bootstrap.
     layer
@@ -60,7 +61,7 @@ class EvalSettings:
     timed
         Rounds in which each arm is timed beside the dense model; 0 times nothing.
     data
-        Own questions, instead of the suite's.
+        Own questions, alone or after those of the suites.
     metrics
         By which their answers are scored; of tasks without one by the usual one, see `metrics.usual`.
     mode
@@ -71,7 +72,7 @@ class EvalSettings:
 
     methods: tuple[MethodSpec, ...]
     keeps: tuple[float | int, ...]
-    suite: str = "scenes"
+    suites: tuple[str, ...] = ()
     samples: int = 450
     seed: int = 0
     layer: int | None = None
@@ -85,6 +86,10 @@ class EvalSettings:
     metrics: Metrics = field(default_factory=Metrics)
     mode: Mode = "generate"
     score_tokens: int = 8
+
+    def __post_init__(self) -> None:
+        if not self.suites and self.data is None:
+            object.__setattr__(self, "suites", ("scenes",))
 
 
 def check_settings(settings: EvalSettings) -> None:
@@ -102,9 +107,11 @@ def check_settings(settings: EvalSettings) -> None:
     if settings.data is not None and settings.oracle:
         raise NoEvidenceError("the oracle is given the evidence of a suite; own data has none")
     check_mode(settings.mode, settings.metrics, settings.data is not None)
+    if settings.mode == "score" and settings.suites:
+        raise MetricError("--mode score is for own questions alone: give it without --suite")
     check_budget(settings.budget, settings.keeps)
-    if settings.data is None:
-        suite_named(settings.suite)
+    for name in settings.suites:
+        suite_named(name)
     plan_arms(settings.methods, settings.keeps, settings.layer, settings.oracle)
 
 
@@ -134,7 +141,7 @@ def evaluate(
     processes
         They share the batches; the result is that of one. It is made by the main one.
     examples
-        The questions, where they are loaded already.
+        The questions, where they are loaded already; a plain sequence is those of the only suite, or of the data.
 
     Returns
     -------
@@ -155,27 +162,26 @@ def evaluate(
         for arm in plan_arms(settings.methods, settings.keeps, settings.layer, settings.oracle, config, []):
             if arm.spec is not None:  # a layer that the model has not is said now, and nothing is written
                 arm.pruner().resolved(loaded.model.config).layers(depth_of(loaded.model.config))
-    if examples is None:
-        examples = load_examples(settings, folder, progress)
+    asked = _asked(settings, folder, progress, examples)
     cost = None
     if settings.budget in ("kv", "flops"):
-        first = examples[0]
+        first = asked[0]
         cost = PromptCost.of_question(loaded, settings.budget, first.question, list(first.images))
     arms = plan_arms(settings.methods, settings.keeps, settings.layer, settings.oracle, config, out_of_reach, cost)
-    shared = _configuration(loaded, settings, examples)
-    journal = Journal(folder / JOURNAL, shared, len(examples), fresh, processes)
-    batches = list(enumerate(_batches(examples, settings.batch_size)))[processes.index :: processes.number]
+    shared = _configuration(loaded, settings, asked)
+    journal = Journal(folder / JOURNAL, shared, len(asked), fresh, processes)
+    batches = list(enumerate(asked.batches(settings.batch_size)))[processes.index :: processes.number]
     done, total = 0, len(arms) * sum(len(indices) for _, indices in batches)
     for number, indices in batches:
         todo = [arm for arm in arms if journal.missing(arm.label, indices)]
         done += (len(arms) - len(todo)) * len(indices)
-        batch = _batch(loaded, settings, journal, examples, indices) if todo else None
+        batch = _batch(loaded, settings, journal, asked, indices) if todo else None
         for arm in todo:
             answers = _answer(loaded, settings, arm, batch, settings.seed * SEEDS_APART + number)
             dense = answers if arm.method == DENSE else journal.arm(DENSE, indices)
             said = [one.text if isinstance(one, Answer) else one["answer"] for one in dense]
             own = zip(batch.examples, answers, said, strict=True)
-            journal.add(_row(arm, example, given, one, settings, examples) for example, given, one in own)
+            journal.add(_row(arm, example, given, one, settings, asked) for example, given, one in own)
             done += len(indices)
             if progress:
                 progress(arm.label, done, total)
@@ -185,7 +191,7 @@ def evaluate(
     journal.read()
     answered = [(arm, journal.arm(arm.label)) for arm in arms]
     if settings.gallery:
-        write_gallery(folder, loaded, examples, [(arm.label, rows) for arm, rows in answered], settings.gallery)
+        write_gallery(folder, loaded, asked, [(arm.label, rows) for arm, rows in answered], settings.gallery)
     result = {
         "format": "foveate-eval-1",
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -196,22 +202,23 @@ def evaluate(
             **asdict(settings),
             "methods": [str(spec) for spec in settings.methods],
             "keeps": list(settings.keeps),
+            "suites": list(settings.suites),
             "metrics": settings.metrics.to_dict(),
             "data": None if settings.data is None else settings.data.to_dict(),
         },
         "out_of_reach": out_of_reach,
-        "skipped_rows": list(examples.skipped) if isinstance(examples, OwnQuestions) else [],
+        "skipped_rows": asked.skipped,
         **summarise(answered, settings.seed),
     }
     if settings.timed:
-        time_arms(result, loaded, settings, arms, examples[: settings.batch_size], progress)
+        time_arms(result, loaded, settings, arms, asked[: settings.batch_size], progress)
     return result
 
 
 def load_examples(
     settings: EvalSettings, folder: Path, progress: Callable[[str, int, int], None] | None = None
-) -> Sequence[Example]:
-    """Return the questions of the suite, or one's own.
+) -> Asked:
+    """Return the questions of the suites, and one's own.
 
     Parameters
     ----------
@@ -227,23 +234,33 @@ def load_examples(
     DataError
         Own data that cannot be used.
     """
-    if settings.data is None:
-        return load_suite(settings.suite, settings.samples, settings.seed, progress)
-    return load_questions(settings.data, settings.metrics, settings.mode, settings.seed, folder / DOWNLOADS, progress)
+    own: dict[str, Sequence[Example]] = {}
+    if settings.data is not None:  # first: it may be refused
+        mode, seed, downloads = settings.mode, settings.seed, folder / DOWNLOADS
+        name = settings.data.short_name
+        name = f"{name} (data)" if name in settings.suites else name
+        own[name] = load_questions(settings.data, settings.metrics, mode, seed, downloads, progress)
+    suites = {name: load_suite(name, settings.samples, settings.seed, progress) for name in settings.suites}
+    return Asked({**suites, **own})
 
 
-def _batches(examples: Sequence[Example], size: int) -> list[list[int]]:
-    if isinstance(examples, OwnQuestions):
-        return examples.batches(size)
-    return [list(range(at, min(at + size, len(examples)))) for at in range(0, len(examples), size)]
+def _asked(
+    settings: EvalSettings,
+    folder: Path,
+    progress: Callable[[str, int, int], None] | None,
+    examples: Sequence[Example] | None,
+) -> Asked:
+    if examples is None:
+        return load_examples(settings, folder, progress)
+    if isinstance(examples, Asked):
+        return examples
+    return Asked({settings.suites[0] if settings.data is None else settings.data.short_name: examples})
 
 
-def _batch(
-    loaded: LoadedModel, settings: EvalSettings, journal: Journal, examples: Sequence[Example], indices: list[int]
-) -> Batch:
+def _batch(loaded: LoadedModel, settings: EvalSettings, journal: Journal, asked: Asked, indices: list[int]) -> Batch:
     """The questions of a batch, with the dense answers where they are there already."""
-    own = [examples[at] for at in indices]
-    scored = settings.score_tokens if _scored(settings, examples, own) else 0
+    own = [asked[at] for at in indices]
+    scored = settings.score_tokens if _scored(settings, asked, own) else 0
     way = Way(settings.mode, settings.max_new_tokens, scored, settings.gallery > 0)
     dense = None
     if scored and not journal.missing(DENSE, indices):
@@ -251,11 +268,12 @@ def _batch(
     return Batch(loaded, own, way, dense)
 
 
-def _scored(settings: EvalSettings, examples: Sequence[Example], own: list[Example]) -> bool:
+def _scored(settings: EvalSettings, asked: Asked, batch: list[Question]) -> bool:
     """Whether next words are compared: a metric of one of the questions needs it."""
-    if not isinstance(examples, OwnQuestions) or settings.mode == "score":
+    own = asked.own(batch[0].index)
+    if own is None or settings.mode == "score":
         return settings.mode == "score"
-    return any(settings.metrics.needs(_names(settings, examples, one), "logits") for one in own)
+    return any(settings.metrics.needs(_names(settings, own, one), "logits") for one in batch)
 
 
 def _names(settings: EvalSettings, examples: OwnQuestions, example: Question) -> tuple[str, ...]:
@@ -290,7 +308,7 @@ def time_arms(
             progress(f"timing {arm.label}", done, len(arms))
 
 
-def _configuration(loaded: LoadedModel, settings: EvalSettings, examples: Sequence[Example]) -> dict[str, Any]:
+def _configuration(loaded: LoadedModel, settings: EvalSettings, asked: Asked) -> dict[str, Any]:
     """Return what answers must share to stand in one table; arms may be added, this may not change."""
     return {
         "model": loaded.name,
@@ -300,10 +318,10 @@ def _configuration(loaded: LoadedModel, settings: EvalSettings, examples: Sequen
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "device": loaded.model.device.type,
         "revision": getattr(loaded.model.config, "_commit_hash", None),
-        "suite": settings.suite if settings.data is None else settings.data.short_name,
-        "samples": len(examples),
+        "suite": asked.name,
+        "samples": len(asked),
         "seed": settings.seed,
-        "questions": examples.fingerprint if isinstance(examples, OwnQuestions) else suite_fingerprint(examples),
+        "questions": asked.fingerprint,
         "batch_size": settings.batch_size,
         "max_new_tokens": settings.max_new_tokens,
         "budget": settings.budget,
@@ -328,20 +346,23 @@ def needs_evidence(arm: EvalArm) -> bool:
 def _visual_tokens(loaded: LoadedModel, batch: list[Example]) -> int:
     from foveate.measure.overlay import visual_positions
 
-    ids = loaded.inputs([batch[0].question], [[batch[0].image]])["input_ids"]
+    ids = loaded.inputs([batch[0].question], [list(batch[0].images)])["input_ids"]
     return visual_positions(loaded.model.config, ids[0]).numel()
 
 
 def _row(
-    arm: EvalArm, example: Example, answer: Answer, dense: str, settings: EvalSettings, examples: Sequence[Example]
+    arm: EvalArm, example: Example, answer: Answer, dense: str, settings: EvalSettings, asked: Asked
 ) -> dict[str, Any]:
     told = {"answer" if key == "text" else key: value for key, value in asdict(answer).items()}
     distance = told.pop("distance") or {}
     told = {key: value for key, value in told.items() if value is not None or key not in ("kept_tokens", "tokens")}
-    row = {"arm": arm.label, "index": example.index, "task": example.task, "truth": example.answer}
-    if not isinstance(examples, OwnQuestions):
+    row = {"arm": arm.label, "index": example.index, "task": asked.task(example), "truth": example.answer}
+    if len(asked.parts) > 1:
+        row["suite"] = asked.suite(example.index)
+    own = asked.own(example.index)
+    if own is None or not isinstance(example, Question):
         return {**row, "correct": is_correct(answer.text, example.answer), **told}
-    names = _names(settings, examples, example)
+    names = _names(settings, own, example)
     found = scores(names, answer.text, example.answers, example.choices, dense)
     found |= {name: distance[name] for name in names if name in distance}
     return {**row, "where": example.where, "correct": found[names[0]], "scores": found, **told}

@@ -84,7 +84,7 @@ def _entry(
         evidence = [int(token) for token in example.evidence if int(token) < len(cells)]
     return {
         "index": example.index,
-        "task": example.task,
+        "task": rows[0][1]["task"],
         "question": example.question,
         "truth": example.answer,
         "image": f"{example.index}.jpg",

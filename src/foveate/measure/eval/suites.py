@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,39 @@ class Example:
         return ()
 
 
+@dataclass(frozen=True)
+class SeveralImages(Example):
+    """A question about several images.
+
+    Parameters
+    ----------
+    images
+        All of them; `image` is the one that the answer is in, and `evidence` counts the visual tokens of all.
+    """
+
+    images: tuple[Image.Image, ...] = ()  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Questions by a name.
+
+    Parameters
+    ----------
+    make
+        `(samples, seed) -> questions`.
+    breaks
+        What it is made to break, in words.
+    """
+
+    make: Callable[[int, int], Iterable[Example]]
+    breaks: str
+
+    def __call__(self, samples: int, seed: int) -> Iterable[Example]:
+        """Make the questions."""
+        return self.make(samples, seed)
+
+
 def scenes(samples: int, seed: int) -> Iterator[Example]:
     """Yield held-out scenes of the embedded model, balanced over its tasks: short answers, and long ones that read."""
     from foveate import tiny
@@ -74,13 +107,39 @@ def _examples(items: Iterable[tuple[Any, Any]]) -> Iterator[Example]:
         yield Example(index, question.task, scene.pil(), question.text, question.answer, evidence)
 
 
-SUITES: Mapping[str, Callable[[int, int], Iterable[Example]]] = {
-    "scenes": scenes,
-    "scenes-hard": scenes_hard,
+def scenes_two(samples: int, seed: int) -> Iterator[Example]:
+    """Yield two held-out scenes with a question about the first or the second, in turn."""
+    from foveate import tiny
+    from foveate.tiny.scenes import TOKENS
+
+    for index, (scene, other, question) in enumerate(tiny.held_out_pairs(samples, seed=seed)):
+        place = index // len(tiny.PAIR_TASKS) % 2
+        evidence = torch.as_tensor(tiny.evidence_tokens(question)).nonzero().flatten() + place * TOKENS
+        meant, beside = scene.pil(), other.pil()
+        images = (beside, meant) if place else (meant, beside)
+        yield SeveralImages(index, question.task, meant, question.text, question.answer, evidence, images=images)
+
+
+SUITES: Mapping[str, Suite] = {
+    "scenes": Suite(
+        scenes,
+        "methods that lose small things: a number or word has one visual token a character, and half of the answers "
+        "need several places one after another, so that a cut must keep what is said last",
+    ),
+    "scenes-hard": Suite(
+        scenes_hard,
+        "methods that keep objects, but not the one asked for: 14 to 24 in few colours and shapes, many partly "
+        "hidden; forms of questions that were never trained break the model itself, and leave room for fine-tuning",
+    ),
+    "scenes-two": Suite(
+        scenes_two,
+        "methods that cannot tell which image is meant: two scenes, and only the things that the question names say "
+        "which; what is kept of the other is lost",
+    ),
 }
 
 
-def suite_named(name: str) -> Callable[[int, int], Iterable[Example]]:
+def suite_named(name: str) -> Suite:
     """What makes the examples of a suite.
 
     Raises
@@ -91,6 +150,22 @@ def suite_named(name: str) -> Callable[[int, int], Iterable[Example]]:
     if name not in SUITES:
         raise UnknownSuiteError(f"no suite '{name}'; there are {', '.join(SUITES)}")
     return SUITES[name]
+
+
+def parse_suites(text: str) -> tuple[str, ...]:
+    """Return the names of a comma-separated list.
+
+    Raises
+    ------
+    UnknownSuiteError
+        No suite of a name, or one is named twice.
+    """
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        suite_named(name)
+    if len(set(names)) < len(names):
+        raise UnknownSuiteError(f"--suite names a suite twice: {text}")
+    return names
 
 
 def load_suite(
@@ -123,12 +198,13 @@ def load_suite(
     return examples
 
 
-def suite_fingerprint(examples: list[Example]) -> str:
+def suite_fingerprint(examples: Sequence[Example]) -> str:
     """Return a short hash of questions, answers and pixels."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(f"{example.index} {example.task} {example.question} {example.answer}".encode())
-        digest.update(example.image.tobytes())
+        for image in example.images:
+            digest.update(image.tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from foveate.measure.eval.arms import DOWNSAMPLE, RANDOM, EvalArm, stage
 
 SHARES = ("mean_tokens_per_layer", "kv_share", "flops_share")
-FIGURES = ("task", "correct", "kept", "visual", "skipped", *SHARES)
+FIGURES = ("suite", "task", "correct", "kept", "visual", "skipped", *SHARES)
 Rows = list[dict[str, Any]]
 DOWNSAMPLE_NOTE = (
     "downsample gives the processor an image with that share of the pixels. Where visual tokens stay at 100 %, the "
@@ -19,25 +19,30 @@ DOWNSAMPLE_NOTE = (
 )
 
 
-def summarise(answered: Sequence[tuple[EvalArm, Iterable[dict[str, Any]]]], seed: int) -> dict[str, Any]:
+def summarise(answered: Sequence[tuple[EvalArm, Sequence[dict[str, Any]]]], seed: int) -> dict[str, Any]:
     """Return the summary of all arms, the dense one first.
 
     Parameters
     ----------
     answered
-        Answers of each arm, all to the same questions in the same order.
+        Answers of each arm, all to the same questions in the same order; those of several suites say which, and each
+        has its own figures then.
     seed
         Of the bootstrap.
     """
     dense = _figures(answered[0][1])
-    random = {
-        _place(arm): _figures(rows) for arm, rows in answered if arm.spec is not None and arm.spec.name == RANDOM
-    }
-    tasks = list(dict.fromkeys(row["task"] for row in dense))
+    random = {_place(arm): rows for arm, rows in answered if _is_random(arm)}
+    tasks, suites = (list(dict.fromkeys(row[key] for row in dense if key in row)) for key in ("task", "suite"))
+    arms = []
+    for arm, rows in answered:
+        drawn = random.get(_place(arm))  # read again for each arm: the figures of all budgets would add up
+        drawn = None if drawn is None else _figures(drawn)
+        arms.append(_arm(arm, _figures(rows), dense, drawn, tasks, suites, seed))
     return {
         "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": seed, "paired": True},
         "tasks": tasks,
-        "arms": [_arm(arm, _figures(rows), dense, random.get(_place(arm)), tasks, seed) for arm, rows in answered],
+        "suites": suites,
+        "arms": arms,
         "notes": [DOWNSAMPLE_NOTE] if any(arm.method == DOWNSAMPLE for arm, _ in answered) else [],
     }
 
@@ -52,7 +57,9 @@ def _place(arm: EvalArm) -> tuple[int | None, float]:
     return (None if arm.spec is None else stage(arm.spec)), arm.keep
 
 
-def _arm(arm: EvalArm, rows: Rows, dense: Rows, random: Rows | None, tasks: list[str], seed: int) -> dict[str, Any]:
+def _arm(
+    arm: EvalArm, rows: Rows, dense: Rows, random: Rows | None, tasks: list[str], suites: list[str], seed: int
+) -> dict[str, Any]:
     skipped = Counter(row["skipped"] for row in rows if row["skipped"])
     return {
         "arm": arm.label,
@@ -66,7 +73,8 @@ def _arm(arm: EvalArm, rows: Rows, dense: Rows, random: Rows | None, tasks: list
         **_accuracy(rows, dense, seed),
         "over_random": None if random is None or _is_random(arm) else _gap(rows, random, seed),
         "metrics": _metrics(arm, rows, dense, random, seed),
-        "tasks": {task: _accuracy(_only(rows, task), _only(dense, task), seed) for task in tasks},
+        "tasks": {name: _accuracy(*_only("task", name, rows, dense), seed) for name in tasks},
+        "suites": {name: _accuracy(*_only("suite", name, rows, dense), seed) for name in suites},
     }
 
 
@@ -94,7 +102,7 @@ def _metrics(arm: EvalArm, rows: Rows, dense: Rows, random: Rows | None, seed: i
     """Each metric over the questions that have it: its mean, and the paired differences to dense and to random."""
     found = {}
     for name in dict.fromkeys(name for row in rows for name in row.get("scores", ())):
-        which = [at for at, row in enumerate(rows) if name in row["scores"]]
+        which = [at for at, row in enumerate(rows) if name in row.get("scores", ())]
         own, reference = ([one[at]["scores"][name] for at in which] for one in (rows, dense))
         same = random is None or _is_random(arm)
         other = None if same or random is None else [random[at]["scores"][name] for at in which]
@@ -115,8 +123,8 @@ def _gap(rows: Rows, other: Rows, seed: int) -> dict[str, float | None]:
     return accuracy_gap([row["correct"] for row in rows], [row["correct"] for row in other], seed=seed).to_dict()
 
 
-def _only(rows: Rows, task: str) -> Rows:
-    return [row for row in rows if row["task"] == task]
+def _only(key: str, name: str, *arms: Rows) -> list[Rows]:
+    return [[row for row in rows if row[key] == name] for rows in arms]
 
 
 def _mean(values: list[float | None]) -> float | None:

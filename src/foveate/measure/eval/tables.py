@@ -20,6 +20,11 @@ def _figure(figure: dict[str, float | None] | None, form: str) -> str:
     return value if low == high else f"{value} [{low}, {high}]"
 
 
+def _by_suite(arm: dict[str, Any], suites: list[str]) -> list[str]:
+    own = [arm["suites"][name] for name in suites]
+    return [cell for one in own for cell in (_number(one["accuracy"]), _figure(one["accuracy_kept"], ".1f"))]
+
+
 def _number(share: float | None, digits: int = 1) -> str:
     return percent(share, digits).removesuffix(" %")
 
@@ -62,6 +67,9 @@ def result_tables(result: dict[str, Any]) -> list[Cells]:
         "What was kept, % of the dense run": (["tokens", "mean over layers", "KV cache", "FLOPs"], cost),
         "Accuracy by task, %": (tasks, by_task),
     }
+    if suites := result.get("suites"):  # none of one suite, and none in older results
+        columns = [head for name in suites for head in (name, f"{name} kept [{level}]")]
+        heads["Accuracy by suite, %"] = (columns, [_by_suite(arm, suites) for arm in arms])
     names_of = list(dict.fromkeys(name for arm in arms for name in arm.get("metrics", {})))  # none in older results
     if names_of:
         columns = [head for name in names_of for head in (name, f"{name} – dense [{level}]")]

@@ -104,7 +104,8 @@ class Items(Table):
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is not in UTF-8: {error}") from error
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, after item {len(self._starts) - 1}: this is no list in JSON: {error}") from error
+            place = f"after item {len(self._starts) - 1}" if len(self._starts) else "at its start"
+            raise DataError(f"{path}, {place}: this is no list in JSON: {error}") from error
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -123,7 +124,7 @@ def _object(data: bytes) -> Mapping[str, Any]:
     except (ValueError, RecursionError) as error:
         raise RowError(f"it is no JSON: {error}") from error
     if not isinstance(fields, Mapping):
-        raise RowError(f"a row is a JSON object, and this is a {type(fields).__name__}")
+        raise RowError(f"a row is a JSON object, got {type(fields).__name__}")
     return fields
 
 
