@@ -1,4 +1,5 @@
-"""The tables of methods and families in README.md and docs/methods, made from the registries.
+"""The tables of methods and families in README.md and docs/methods, made from the registries, and of the first
+embedded model beside the present one in docs/fair-judge.md, made from result files.
 
 python .ci/tables.py --write puts them in; without --write it prints which pages are stale.
 """
@@ -9,11 +10,16 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from judges import comparisons
+
 from foveate.cli.list import DEPTH, methods, models
 from foveate.pruners import METHODS as METHODS_BY_NAME
 
 ROOT = Path(__file__).parents[1]
 README, METHODS = ROOT / "README.md", ROOT / "docs" / "methods" / "README.md"
+JUDGE = ROOT / "docs" / "fair-judge.md"
 
 
 def tables() -> dict[Path, list[str]]:
@@ -43,6 +49,7 @@ def tables() -> dict[Path, list[str]]:
             _table(("family", "`model_type`", "example"), families),
         ],
         METHODS: [_table(("method", "keeps", f"cuts before layer, of {DEPTH}, by default", "needs"), places)],
+        JUDGE: list(comparisons()),
     }
 
 

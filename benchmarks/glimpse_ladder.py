@@ -29,14 +29,15 @@ from foveate.pruners.glimpseprune.sizes import sizes_for
 from foveate.pruners.spec import parse_methods
 
 ANSWER_ONLY = Weighing(place=0.0)
+CUT = 10  # where the shipped predictor cuts: the embedded model reads in layers 9 to 11
 # name -> sizes, weighing, cut before layer
 LADDER: dict[str, tuple[dict[str, Any], Weighing, int]] = {
-    "glimpse, answer loss": ({"blocks": 0, "vision_layers": ()}, ANSWER_ONLY, 8),
-    "+ localisation loss": ({"blocks": 0, "vision_layers": ()}, Weighing(), 8),
-    "+ predictor": ({"vision_layers": ()}, Weighing(), 8),
-    "+ vision condition": ({}, Weighing(), 8),
+    "glimpse, answer loss": ({"blocks": 0, "vision_layers": ()}, ANSWER_ONLY, CUT),
+    "+ localisation loss": ({"blocks": 0, "vision_layers": ()}, Weighing(), CUT),
+    "+ predictor": ({"vision_layers": ()}, Weighing(), CUT),
+    "+ vision condition": ({}, Weighing(), CUT),
 }
-LAYERS = {f"before layer {layer}": ({}, Weighing(), layer) for layer in (4, 6, 10)}
+LAYERS = {f"before layer {layer}": ({}, Weighing(), layer) for layer in (4, 6, 8)}
 
 
 def main() -> None:
@@ -58,14 +59,15 @@ def main() -> None:
         train(loaded, args)
     cap = f"max_keep={args.max_keep}"
     folders = {name: f"{args.work / slug(name)}" for name in (*LADDER, *LAYERS)}
-    methods = ["random:layer=8", f"glimpseprune:{cap}", *(f"{folder}:{cap}" for folder in folders.values())]
+    stand_in = f"glimpseprune:{cap},layer={CUT}"
+    methods = [f"random:layer={CUT}", stand_in, *(f"{folder}:{cap}" for folder in folders.values())]
     evaluation = Evaluation(
         methods=tuple(parse_methods(",".join(methods))), keeps=(args.max_keep,), samples=args.questions
     )
     args.out.mkdir(parents=True, exist_ok=True)
     result = evaluate(loaded, evaluation, args.work / "answers")
     result["variants"] = {f"{folder}:{cap}": name for name, folder in folders.items()} | {
-        f"glimpseprune:{cap}": "first token's attention, no training"
+        stand_in: "first token's attention, no training"
     }
     result["training"] = json.loads((args.work / "losses.json").read_text())
     result["arguments"] = {key: str(value) for key, value in vars(args).items()}

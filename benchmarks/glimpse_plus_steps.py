@@ -25,7 +25,8 @@ held_out: 1
 prompts: {prompts}
 micro_batch: {micro_batch}
 max_steps: {steps}
-max_completion: 4
+max_completion: 12
+layer: 10
 lr: 1.0e-3
 glimpse: null
 pruned: {pruned}

@@ -10,17 +10,18 @@ import torch
 from tests.shared_state import draws
 from transformers import LlavaForConditionalGeneration
 
+from foveate.families import load_processor
 from foveate.tiny.drawing import GLYPHS
-from foveate.tiny.model import Shape, build
+from foveate.tiny.model import Shape, build, prompt
 from foveate.tiny.questions import LONG_TASKS, TASKS, cover, held_out
-from foveate.tiny.scenes import LAYOUTS, TOKENS, make_scene
+from foveate.tiny.scenes import LAYOUTS, TOKENS, Style, make_scene
 from foveate.tiny.training.check import answer_right, attention_of, make_items, selections, verdict
 from foveate.tiny.training.check import check as check_model
 from foveate.tiny.training.language_stage import Batches, evidence_loss, start_layers
 from foveate.tiny.training.optimisers import set_rate
 from foveate.tiny.training.packing import FEW_OBJECTS, LAYOUT, NO_TARGET, PREFIX, pack, positions, run_layers, written
 from foveate.tiny.training.pool import IGNORE, LABELS, Pool, patch_labels
-from foveate.tiny.training.recipe import Recipe
+from foveate.tiny.training.recipe import RECIPES, Recipe
 from foveate.tiny.training.run import Run
 from foveate.tiny.training.train import train
 from foveate.tiny.training.vision_stage import see
@@ -290,3 +291,27 @@ def test_held_out_items_repeat_and_take_the_tasks_in_turn():
     again = list(held_out(34, 3))
     assert all(np.array_equal(a.image, b.image) and p == q for (a, p), (b, q) in zip(items, again, strict=True))
     assert not np.array_equal(next(iter(held_out(1, 4)))[0].image, items[0][0].image)
+
+
+def test_the_larger_recipe_trains_and_is_checked(tmp_path):
+    """Shrunken but for its 24 x 24 visual tokens."""
+    large = RECIPES["large"]
+    assert (large.grid, large.phases[-1][2]) == (24, 576)
+    fewer = replace(MINUTE, side=large.side, phases=((2, 8, 216), (0, 99, 576)))
+    weights = train(tmp_path / "run", fewer)
+    trained = LlavaForConditionalGeneration.from_pretrained(weights, dtype=torch.float32).eval()
+    assert trained.config.image_seq_length == 576
+    scene, question = next(held_out(1, 1, Style(side=large.side)))
+    inputs = load_processor(weights)(images=[scene.pil()], text=prompt(question.text), return_tensors="pt")
+    assert (inputs["input_ids"] == trained.config.image_token_id).sum() == 576
+    assert trained(**inputs).logits.isfinite().all()
+    table = check_model(trained, len(TASKS), 1)
+    assert table["attention"]["area"][0] < 0.1
+    with pytest.raises(ValueError, match="another recipe"):
+        train(tmp_path / "run", replace(fewer, side=256), resume=True)
+
+
+def test_the_larger_recipe_fits_the_package():
+    large = RECIPES["large"]
+    with torch.device("meta"):
+        assert sum(p.numel() for p in build(large.shape, large.side).parameters()) * 2 < 16e6

@@ -1,5 +1,6 @@
 """`foveate train`: the parts that are learned."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -259,14 +260,23 @@ def tiny(
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the folder's last checkpoint.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="Torch CPU threads.")] = 1,
     questions: Annotated[int, typer.Option(min=0, help="Held-out questions of the final check; 0 skips it.")] = 1020,
+    recipe: Annotated[
+        str, typer.Option(help="shipped; unled: attention never led; large: 576 visual tokens, 16 layers, for a GPU.")
+    ] = "shipped",
+    device: Annotated[str, typer.Option(help="Device to train on: cpu, cuda, …")] = "cpu",
 ) -> None:
-    """Train the embedded model on a CPU and check it against its requirements."""
-    from foveate.tiny.training.train import Recipe, train
+    """Train the embedded model and check it against its requirements."""
+    from foveate.measure.loading import device_named
+    from foveate.tiny.training.recipe import RECIPES
+    from foveate.tiny.training.train import train
 
     quiet_loading()
-    asked = {"scenes": scenes, "steps_vision": steps_vision}
-    recipe = Recipe(seed=seed, **{name: value for name, value in asked.items() if value is not None})
-    recipe = recipe if steps_language is None else recipe.lasting(steps_language)
+    place = str(device_named(device))
+    if recipe not in RECIPES:
+        raise FoveateError(f"no recipe {recipe!r}; there are {', '.join(RECIPES)}")
+    asked: dict[str, Any] = {"seed": seed, "scenes": scenes, "steps_vision": steps_vision}
+    chosen = replace(RECIPES[recipe], **{name: value for name, value in asked.items() if value is not None})
+    chosen = chosen if steps_language is None else chosen.lasting(steps_language)
     bars: dict[str, Any] = {}
     with progress() as display:
 
@@ -276,7 +286,7 @@ def tiny(
             display.update(bars[stage], completed=done, description=f"{stage} {text}".strip())
 
         try:
-            weights = train(out, recipe, resume=resume, threads=threads, progress=show)
+            weights = train(out, chosen, resume=resume, threads=threads, progress=show, device=place)
         except (FileExistsError, ValueError) as error:
             raise FoveateError(str(error)) from error
     say(f"weights: {weights}")
@@ -288,14 +298,22 @@ def _check(weights: Path, path: Path, questions: int) -> None:
     """Measure the new weights, print the table, write it."""
     from transformers import LlavaForConditionalGeneration
 
-    from foveate.tiny.training.check import check, verdict, write
+    from foveate.measure import environment
+    from foveate.tiny.scenes import SIZE
+    from foveate.tiny.training.check import ATTENTION_HEADS, attention_rows, check, shipped_hit_rates, verdict, write
 
     model = LlavaForConditionalGeneration.from_pretrained(weights).float().eval()
     table, layers = check(model, questions, 1), len(model.model.language_model.layers)
-    write(path, table, layers, f"foveate train tiny --out {weights.parent}", questions, 1)
+    if model.config.vision_config.image_size == SIZE:
+        table["attention_shipped"] = shipped_hit_rates(questions, 1)
+    write(path, table, layers, environment.command(), questions, 1)
     rows = [
         [what, f"{figure:.1f}", f"{low:.1f} to {high:.1f}", wanted, "yes" if met else "no"]
         for what, figure, (low, high), wanted, met in verdict(table, layers)
     ]
     show_table("Requirements of the embedded model, in %", ["what", "figure", "95 %", "wanted", "met"], rows)
+    seen = attention_rows(table)
+    area = table["attention"]["area"][0]
+    title = f"Attention of the last prompt token, by layer: share on the evidence, which is {area:.3f} of the area"
+    show_table(title, ATTENTION_HEADS[: len(seen[0])], seen, text_columns=0)
     say(f"figures: {path}")

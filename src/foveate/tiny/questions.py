@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from foveate.tiny.drawing import PATCH
 from foveate.tiny.scenes import (
     GRID,
     HELD_OUT_STREAM,
     ROWS,
-    SIZE,
     TRAINED,
     Box,
     Scene,
@@ -108,11 +108,12 @@ def from_left(things: Iterable[Thing]) -> list[Thing] | None:
     return out if clear else None
 
 
-def _place(thing: Thing) -> str | None:
+def _place(thing: Thing, side: int) -> str | None:
     x, y = thing.centre
-    if min(abs(x - SIZE / 2), abs(y - SIZE / 2)) <= _MARGIN:
+    middle = side / 2
+    if min(abs(x - middle), abs(y - middle)) <= _MARGIN:
         return None
-    return f"{'top' if y < SIZE / 2 else 'bottom'} {'left' if x < SIZE / 2 else 'right'}"
+    return f"{'top' if y < middle else 'bottom'} {'left' if x < middle else 'right'}"
 
 
 def _colour(rng: np.random.Generator, scene: Scene) -> Question | None:
@@ -208,7 +209,7 @@ def _count(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 
 def _position(rng: np.random.Generator, scene: Scene) -> Question | None:
-    options = [(t, _place(t)) for t in named_pairs(scene)]
+    options = [(t, _place(t, scene.side)) for t in named_pairs(scene)]
     options = [(t, place) for t, place in options if place]
     if not options:
         return None
@@ -284,12 +285,12 @@ def _each(rng: np.random.Generator, scene: Scene) -> Question | None:
     options = [
         (kind, group)
         for kind, group in _groups(scene, lambda t: t.kind, 4)
-        if all(_place(t) for t in group) and len({t.colour for t in group}) == len(group)
+        if all(_place(t, scene.side) for t in group) and len({t.colour for t in group}) == len(group)
     ]
     if not options:
         return None
     kind, group = pick(rng, options)
-    parts = [f"{t.colour} {_place(t)}" for t in group]
+    parts = [f"{t.colour} {_place(t, scene.side)}" for t in group]
     return listed("each", f"where is each {kind}?", parts, [[t.box] for t in group])
 
 
@@ -378,7 +379,7 @@ def ask(rng: np.random.Generator, scene: Scene, task: str) -> Question | None:
 Ask = Callable[[np.random.Generator, Scene, str], Question | None]
 
 
-def held_out(n: int, seed: int = 0) -> Iterator[tuple[Scene, Question]]:
+def held_out(n: int, seed: int = 0, style: Style = TRAINED) -> Iterator[tuple[Scene, Question]]:
     """Yield `n` held-out items, the tasks in turn, every item with a scene of its own.
 
     Parameters
@@ -387,12 +388,14 @@ def held_out(n: int, seed: int = 0) -> Iterator[tuple[Scene, Question]]:
         Number of items.
     seed
         Another seed gives other scenes; all of them differ from the training scenes.
+    style
+        How the scenes are drawn.
 
     Yields
     ------
     tuple of Scene and Question
     """
-    return items(n, seed, HELD_OUT_STREAM, TASKS, TRAINED, ask)
+    return items(n, seed, HELD_OUT_STREAM, TASKS, style, ask)
 
 
 def items(
@@ -409,24 +412,23 @@ def items(
                 break
 
 
-def cover(boxes: Iterable[Box]) -> np.ndarray:
-    """Share of each patch covered by the box that covers it most, float (256,); at least 0.1 once a box."""
-    patch = SIZE / GRID
-    edges = np.arange(GRID) * patch
-    out = np.zeros((GRID, GRID))
+def cover(boxes: Iterable[Box], grid: int = GRID) -> np.ndarray:
+    """Share of each patch covered by the box that covers it most, float (grid²,); at least 0.1 once a box."""
+    edges = np.arange(grid) * PATCH
+    out = np.zeros((grid, grid))
     for x0, y0, x1, y1 in boxes:
-        wide = np.clip(np.minimum(x1, edges + patch) - np.maximum(x0, edges), 0, None)
-        high = np.clip(np.minimum(y1, edges + patch) - np.maximum(y0, edges), 0, None)
-        covered = np.outer(high, wide) / patch**2
+        wide = np.clip(np.minimum(x1, edges + PATCH) - np.maximum(x0, edges), 0, None)
+        high = np.clip(np.minimum(y1, edges + PATCH) - np.maximum(y0, edges), 0, None)
+        covered = np.outer(high, wide) / PATCH**2
         best = np.unravel_index(covered.argmax(), covered.shape)
         covered[best] = max(covered[best], 0.1)
         out = np.maximum(out, covered)
     return out.reshape(-1)
 
 
-def evidence_tokens(question: Question) -> np.ndarray:
-    """Which visual tokens lie under a question's evidence boxes, bool (256,), row by row.
+def evidence_tokens(question: Question, grid: int = GRID) -> np.ndarray:
+    """Which visual tokens lie under a question's evidence boxes, bool (grid²,), row by row.
 
     A token counts where a box covers at least a tenth of its patch; each box has at least one token.
     """
-    return cover(question.boxes) >= 0.1
+    return cover(question.boxes, grid) >= 0.1

@@ -70,8 +70,13 @@ class Scene:
     """A picture and what is in it."""
 
     image: np.ndarray
-    """uint8 (256, 256, 3)."""
+    """uint8 (side, side, 3); side is 256 in the suites."""
     objects: list[Thing]
+
+    @property
+    def side(self) -> int:
+        """Of the picture, in pixels."""
+        return int(self.image.shape[0])
 
     def pil(self) -> Image.Image:
         """The picture as a Pillow image."""
@@ -98,6 +103,8 @@ class Style:
         How many colours and shapes scattered objects draw from, chosen anew per scene. Fewer make more objects alike.
     tries
         How often a place is looked for.
+    side
+        Of the picture, in pixels; a multiple of a patch's 16, at most 384.
     """
 
     fewest: int = 1
@@ -109,6 +116,7 @@ class Style:
     colours: int | None = None
     kinds: int | None = None
     tries: int = 200
+    side: int = SIZE
 
 
 TRAINED = Style()
@@ -134,19 +142,19 @@ def _touch(a: tuple[int, int, int, int], b: tuple[int, int, int, int], gap: int 
     return a[0] < b[2] + gap and b[0] < a[2] + gap and a[1] < b[3] + gap and b[1] < a[3] + gap
 
 
-def _sign_box(rng: np.random.Generator, length: int, column: int, row: int) -> Box:
+def _sign_box(rng: np.random.Generator, length: int, column: int, row: int, side: int) -> Box:
     """The box of a plate whose first character lies in a patch; a pixel or so off the grid."""
-    x = min(max(0, PATCH * column - 1 + int(rng.integers(-1, 2))), SIZE - PATCH * length - 2)
-    y = min(max(0, PATCH * row - 1 + int(rng.integers(-1, 2))), SIZE - PATCH - 2)
+    x = min(max(0, PATCH * column - 1 + int(rng.integers(-1, 2))), side - PATCH * length - 2)
+    y = min(max(0, PATCH * row - 1 + int(rng.integers(-1, 2))), side - PATCH - 2)
     return x, y, x + PATCH * length + 2, y + PATCH + 2
 
 
 class _Painter:
     """A background and the objects put on it so far."""
 
-    def __init__(self, rng: np.random.Generator, clutter: tuple[int, int], hidden: float):
-        self.rng, self.hidden = rng, hidden
-        self.image = background(rng, SIZE, PALETTE, clutter)
+    def __init__(self, rng: np.random.Generator, style: Style):
+        self.rng, self.hidden, self.side = rng, style.hidden, style.side
+        self.image = background(rng, style.side, PALETTE, style.clutter)
         self.objects: list[Thing] = []
 
     def put(self, thing: Thing) -> bool:
@@ -166,9 +174,9 @@ class _Painter:
     def finish(self) -> Scene:
         """Light and grain over everything."""
         rng = self.rng
-        ramp = np.linspace(-1, 1, SIZE, dtype=np.float32)
+        ramp = np.linspace(-1, 1, self.side, dtype=np.float32)
         light = rng.uniform(0.82, 1.08) + rng.uniform(-0.14, 0.14) * ramp[:, None] + rng.uniform(-0.14, 0.14) * ramp
-        grain = rng.integers(-6, 7, (SIZE, SIZE, 1), dtype=np.int8) if rng.random() < 0.5 else 0
+        grain = rng.integers(-6, 7, (self.side, self.side, 1), dtype=np.int8) if rng.random() < 0.5 else 0
         return Scene(np.clip(self.image * light[..., None] + grain, 0, 255).astype(np.uint8), self.objects)
 
 
@@ -182,7 +190,7 @@ def _form(rng: np.random.Generator) -> str:
 
 
 def _scattered(rng: np.random.Generator, paint: _Painter, style: Style) -> None:
-    count = int(rng.integers(style.fewest, style.most + 1))
+    grid, count = style.side // PATCH, int(rng.integers(style.fewest, style.most + 1))
     sign_share = float(rng.choice([0.15, 0.35, 0.55]))
     # Few colours or few shapes in a scene make groups to list.
     colours, shapes = _some(rng, _NAMES, style.colours), _some(rng, SHAPES, style.kinds)
@@ -197,11 +205,11 @@ def _scattered(rng: np.random.Generator, paint: _Painter, style: Style) -> None:
         colour = colours[rng.integers(len(colours))]
         if rng.random() < sign_share:
             text = random_text(rng, _form(rng))
-            column, row = int(rng.integers(0, 17 - len(text))), int(rng.integers(0, 16))
-            paint.put(Thing("sign", colour, "", text, _sign_box(rng, len(text), column, row)))
+            column, row = int(rng.integers(0, grid + 1 - len(text))), int(rng.integers(0, grid))
+            paint.put(Thing("sign", colour, "", text, _sign_box(rng, len(text), column, row, style.side)))
         else:
             size, side = _side(rng, chances)
-            x, y = (int(v) for v in rng.integers(1, SIZE - side - 1, 2))
+            x, y = (int(v) for v in rng.integers(1, style.side - side - 1, 2))
             kind = shapes[rng.integers(len(shapes))]
             paint.put(Thing(kind, colour, size, "", (x, y, x + side, y + side)))
 
@@ -209,7 +217,7 @@ def _scattered(rng: np.random.Generator, paint: _Painter, style: Style) -> None:
 def _rows(rng: np.random.Generator, paint: _Painter, style: Style) -> None:
     most = style.most
     names = ROWS if rng.random() < 0.6 else (ROWS[0], ROWS[2])
-    height = SIZE / len(names)
+    height = style.side / len(names)
     for number, name in enumerate(names):
         if len(paint.objects) + 2 > most and number:
             return
@@ -226,15 +234,15 @@ def _rows(rng: np.random.Generator, paint: _Painter, style: Style) -> None:
                 things.append((SHAPES[rng.integers(len(SHAPES))], size, "", side))
         # A sign snaps to the grid, so it may move by half a patch.
         room = [w + 6 + (18 if kind == "sign" else 0) for kind, _, _, w in things]
-        while sum(room) > SIZE - 4:
+        while sum(room) > style.side - 4:
             room.pop()
             things.pop()
-        gaps = rng.dirichlet(np.ones(len(things) + 1)) * (SIZE - 4 - sum(room))
+        gaps = rng.dirichlet(np.ones(len(things) + 1)) * (style.side - 4 - sum(room))
         x = 2 + gaps[0]
         for (kind, size, text, width), wide, gap in zip(things, room, gaps[1:], strict=True):
             colour = _NAMES[rng.integers(len(_NAMES))]
             if kind == "sign":
-                box = _sign_box(rng, len(text), round((x + 12) / PATCH), round((middle - 8) / PATCH))
+                box = _sign_box(rng, len(text), round((x + 12) / PATCH), round((middle - 8) / PATCH), style.side)
             else:
                 left, top = round(x + 3), round(middle - width / 2 + rng.uniform(-5, 5))
                 box = (left, top, left + width, top + width)
@@ -244,7 +252,7 @@ def _rows(rng: np.random.Generator, paint: _Painter, style: Style) -> None:
 
 def _trail(rng: np.random.Generator, paint: _Painter, style: Style) -> None:
     most = style.most
-    cells = SIZE // PATCH // _CELL
+    cells = style.side // PATCH // _CELL
     count = int(rng.integers(3, min(8, max(3, most)) + 1))
     # A walk without crossings, then more signs beside it; every arrow leads to a neighbour that is there.
     taken: dict[tuple[int, int], str] = {}
@@ -267,7 +275,8 @@ def _trail(rng: np.random.Generator, paint: _Painter, style: Style) -> None:
         text = random_text(rng, "short")
         column = _CELL * cell[1] + int(rng.integers(0, 3 - len(text)))
         row = _CELL * cell[0] + int(rng.integers(1, 3))
-        paint.put(Thing("sign", colour, "", text, _sign_box(rng, len(text) + 1, column, row), arrow=taken[cell]))
+        box = _sign_box(rng, len(text) + 1, column, row, style.side)
+        paint.put(Thing("sign", colour, "", text, box, arrow=taken[cell]))
     for _ in range(int(rng.integers(0, 6)) if most > count else 0):
         cell = (int(rng.integers(cells)), int(rng.integers(cells)))
         size, side = _side(rng, (0.4, 0.35, 0.25))
@@ -312,7 +321,7 @@ def make_scene(rng: np.random.Generator, style: Style = TRAINED, layout: str | N
         layout = LAYOUTS[int(rng.choice(3, p=(0.45, 0.33, 0.22)))]
     if layout not in _PLACERS:
         raise ValueError(f"unknown layout {layout!r}; there are {', '.join(LAYOUTS)}")
-    paint = _Painter(rng, style.clutter, style.hidden)
+    paint = _Painter(rng, style)
     _PLACERS[layout](rng, paint, style)
     return paint.finish()
 

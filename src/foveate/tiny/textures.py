@@ -137,7 +137,7 @@ def background(
     ----------
     rng
     size
-        Side in pixels.
+        Side in pixels, at most 384, that of the textures.
     named
         The object colours, (colours, 3) in 0-255; background and clutter borrow from them.
     clutter
@@ -156,7 +156,7 @@ def background(
         texture = textures[rng.integers(len(textures))]
         if rng.random() < 0.5:
             texture = texture.T
-        y, x = rng.integers(0, ATLAS_SIZE - size, 2)
+        y, x = rng.integers(0, max(1, ATLAS_SIZE - size), 2)
         first = random_colour(rng, named)
         second = random_colour(rng, named) if rng.random() < 0.4 else first * rng.uniform(0.3, 1.5)
         contrast = rng.uniform(0.25, 1.0)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from foveate.tiny.questions import LONG_TASKS, SHORT_TASKS, TASKS, Question, evidence_tokens, held_out
-from foveate.tiny.scenes import TOKENS, Scene
+from foveate.tiny.scenes import Scene, Style
 from foveate.tiny.training.optimisers import FAST
 from foveate.tiny.training.packing import NO_TARGET, PREFIX, positions, run_layers, single
 from foveate.tiny.training.vision_stage import see, to_pixels
@@ -26,26 +26,31 @@ from foveate.tiny.training.vision_stage import see, to_pixels
 KEEP, FEW = 0.22, 0.07
 DTYPE = FAST  # that the model computes in
 Select = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Attention of the last prompt token in the layer before (B, 256), visual states (B, 256, D) and numbers of the
-questions (B,) to what is kept, bool (B, 256)."""
+"""Attention of the last prompt token in the layer before (B, N), visual states (B, N, D) and numbers of the
+questions (B,) to what is kept, bool (B, N)."""
 
 
 @dataclass
 class Items:
-    """Questions of one answer each: visual tokens (Q, 256, D), text (Q, T), place of the last prompt token (Q,)."""
+    """Questions of one answer each: visual tokens (Q, N, D), text (Q, T), place of the last prompt token (Q,)."""
 
     tokens: torch.Tensor
     ids: torch.Tensor
     targets: torch.Tensor
     last: torch.Tensor
     evidence: torch.Tensor
-    """bool (Q, 256)."""
+    """bool (Q, N)."""
     tasks: np.ndarray
+
+    @property
+    def visual(self) -> int:
+        """Visual tokens of an image, N."""
+        return self.tokens.shape[1]
 
 
 @torch.no_grad()
 def visual_tokens(model: torch.nn.Module, scenes: list[Scene], dtype: torch.dtype, keep: float = 1.0) -> torch.Tensor:
-    """The model's visual tokens, (Q, 256, D); `keep` below 1 gives images with that share of the pixels."""
+    """The model's visual tokens, (Q, N, D); `keep` below 1 gives images with that share of the pixels."""
     from foveate.measure.eval.answers import downsample
 
     out = []
@@ -68,29 +73,29 @@ def make_items(tokens: torch.Tensor, questions: list[Question]) -> Items:
         ids[number, : len(own)] = torch.from_numpy(own)
         targets[number, : len(wanted)] = torch.from_numpy(wanted)
     last = (targets != NO_TARGET).int().argmax(1)
-    evidence = torch.from_numpy(np.stack([evidence_tokens(q) for q in questions]))
+    evidence = torch.from_numpy(np.stack([evidence_tokens(q, math.isqrt(tokens.shape[1])) for q in questions]))
     return Items(tokens, ids, targets, last, evidence, np.array([q.task for q in questions]))
 
 
 def attention_of(
     model: torch.nn.Module, layer: int, hidden: torch.Tensor, where: torch.Tensor, last: torch.Tensor
 ) -> torch.Tensor:
-    """Attention (B, H, 256) that the last prompt token pays to the visual tokens in a layer with input `hidden`."""
+    """Attention (B, H, N) that the last prompt token pays to the visual tokens in a layer with input `hidden`."""
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-    language = model.model.language_model
+    language, visual = model.model.language_model, model.config.image_seq_length
     block = language.layers[layer]
     attention, x = block.self_attn, block.input_layernorm(hidden.float())
     shape = (*x.shape[:2], -1, attention.head_dim)
     query, key = (p(x).view(shape).transpose(1, 2) for p in (attention.q_proj, attention.k_proj))
     query, key = apply_rotary_pos_emb(query, key, *language.rotary_emb(x, where))
-    row = len(PREFIX) + TOKENS + last
+    row = len(PREFIX) + visual + last
     query = query[torch.arange(len(x)), :, row]
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     scores = torch.einsum("bhe,bhse->bhs", query, key) * attention.scaling
     later = torch.arange(x.shape[1])[None] > row[:, None]
     share = scores.masked_fill(later[:, None], -1e4).softmax(-1)
-    return share[..., len(PREFIX) : len(PREFIX) + TOKENS]
+    return share[..., len(PREFIX) : len(PREFIX) + visual]
 
 
 @torch.no_grad()
@@ -102,7 +107,7 @@ def answer_right(
     for index in torch.arange(len(items.ids)).split(batch):
         ids, tokens = items.ids[index], items.tokens[index]
         layout = ((1, ids.shape[1]),)
-        where = positions(torch.arange(TOKENS).expand(len(index), -1), layout)
+        where = positions(torch.arange(items.visual).expand(len(index), -1), layout, items.visual)
         before: dict[int, torch.Tensor] = {}
 
         def cut(
@@ -118,7 +123,7 @@ def answer_right(
                 before[number] = attention_of(model, number, hidden, where, items.last[index]).mean(1)
             if number < layer:
                 return None
-            states = hidden[:, len(PREFIX) : len(PREFIX) + TOKENS].float()
+            states = hidden[:, len(PREFIX) : len(PREFIX) + items.visual].float()
             kept = select(before.get(layer - 1, torch.zeros(states.shape[:2])), states, index)
             kept = torch.cat([torch.ones(len(index), len(PREFIX), dtype=torch.bool), kept], 1)
             return torch.zeros(kept.shape).masked_fill(~kept, -1e4)
@@ -136,10 +141,10 @@ def hit_rates(model: torch.nn.Module, items: Items, batch: int = 32) -> dict[str
     layers = len(model.model.language_model.layers)
     mass, share, recall = (np.zeros(layers) for _ in range(3))
     some = items.evidence.any(1)
-    count = round(KEEP * TOKENS)
+    count = round(KEEP * items.visual)
     for index in torch.arange(len(items.ids))[some].split(batch):
         layout = ((1, items.ids.shape[1]),)
-        where = positions(torch.arange(TOKENS).expand(len(index), -1), layout)
+        where = positions(torch.arange(items.visual).expand(len(index), -1), layout, items.visual)
         proof = items.evidence[index].float()
 
         def look(
@@ -161,6 +166,30 @@ def hit_rates(model: torch.nn.Module, items: Items, batch: int = 32) -> dict[str
     out = {name: [round(float(v) / number, 4) for v in values] for name, values in rounded.items()}
     out["area"] = [round(float(items.evidence[some].float().mean()), 4)]
     return out
+
+
+def shipped_hit_rates(n: int, seed: int) -> dict[str, list[float]]:
+    """`hit_rates` of the shipped weights, on the same questions as `check`."""
+    from foveate.tiny.model import load
+
+    model, pairs = load()[0], list(held_out(n, seed))
+    tokens = visual_tokens(model, [scene for scene, _ in pairs], DTYPE)
+    return hit_rates(model, make_items(tokens, [question for _, question in pairs]))
+
+
+def attention_rows(table: dict) -> list[list[str]]:
+    """By layer: mass on the image, share of it on the evidence, recall; share and recall of shipped weights, if known.
+
+    A layer that the other model has not is a dash.
+    """
+    seen, shipped = table["attention"], table.get("attention_shipped")
+    columns = [seen[name] for name in ("mass", "share", "recall")]
+    columns += [shipped[name] for name in ("share", "recall")] if shipped else []
+    layers = range(max(len(column) for column in columns))
+    return [[str(k), *(f"{c[k]:.2f}" if k < len(c) else "–" for c in columns)] for k in layers]
+
+
+ATTENTION_HEADS = ["layer", "mass", "share", "recall", "share, shipped", "recall, shipped"]
 
 
 def selections(items: Items, count: int, seed: int) -> dict[str, Select]:
@@ -202,7 +231,7 @@ def check(model: torch.nn.Module, n: int, seed: int, dtype: torch.dtype = DTYPE)
     """All figures of the table."""
     layers = len(model.model.language_model.layers)
     late, later = math.ceil(2 * layers / 3), math.ceil(3 * layers / 4)
-    pairs = list(held_out(n, seed))
+    pairs = list(held_out(n, seed, Style(side=model.config.vision_config.image_size)))
     scenes, questions = [s for s, _ in pairs], [q for _, q in pairs]
     items = make_items(visual_tokens(model, scenes, dtype), questions)
     dense = answer_right(model, items)
@@ -213,13 +242,13 @@ def check(model: torch.nn.Module, n: int, seed: int, dtype: torch.dtype = DTYPE)
 
     # Another question of the same task lends its scene, so that even the kind of scene fits.
     add("wrong scene", answer_right(model, replace(items, tokens=items.tokens.roll(len(TASKS), 0))))
-    few = selections(items, round(FEW * TOKENS), seed)
+    few = selections(items, round(FEW * items.visual), seed)
     add(f"random 7 % before {late}", answer_right(model, items, few["random"], late))
     add(f"nothing before {later}", answer_right(model, items, lambda a, s, i: torch.zeros(a.shape).bool(), later))
     add(f"nothing before {late}", answer_right(model, items, lambda a, s, i: torch.zeros(a.shape).bool(), late))
     for layer in (0, 2, late):
         add(f"evidence only before {layer}", answer_right(model, items, lambda a, s, i: items.evidence[i], layer))
-    for name, select in selections(items, round(KEEP * TOKENS), seed).items():
+    for name, select in selections(items, round(KEEP * items.visual), seed).items():
         add(f"{name} 22 % before 2", answer_right(model, items, select, 2))
     add(
         "image of 22 % of the pixels",
@@ -298,15 +327,16 @@ def markdown(table: dict, rows: list[tuple[str, float, list[float], str, bool]],
     lines += ["", "Right answers in %:", "", "| | all | short | long | " + " | ".join(TASKS) + " |"]
     lines += ["|---|" + "--:|" * (3 + len(TASKS))]
     for name, row in table.items():
-        if name != "attention":
+        if not name.startswith("attention"):
             means = [f"{row[group]['right']:.0f}" for group in ("all", "short", "long")]
             lines.append(f"| {name} | " + " | ".join([*means, *(f"{row['tasks'][t]:.0f}" for t in TASKS)]) + " |")
     seen = table["attention"]
     lines += ["", "Attention of the last prompt token, mean over heads, by decoder layer: mass on the image, share of"]
     lines += [f"it on the evidence ({seen['area'][0]:.3f} of the area), evidence tokens among the 22 % with most:", ""]
-    lines += ["| layer | mass | share | recall |", "|--:|--:|--:|--:|"]
-    each = zip(*(seen[name] for name in ("mass", "share", "recall")), strict=True)
-    lines += [f"| {layer} | " + " | ".join(f"{v:.2f}" for v in values) + " |" for layer, values in enumerate(each)]
+    by_layer = attention_rows(table)
+    width = len(by_layer[0])
+    lines += [f"| {' | '.join(ATTENTION_HEADS[:width])} |", "|--:" * width + "|"]
+    lines += [f"| {' | '.join(row)} |" for row in by_layer]
     return "\n".join(lines) + "\n"
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from foveate.tiny.questions import LONG_TASKS, SHORT_TASKS, TASKS, Step, cover
-from foveate.tiny.scenes import TOKENS
+from foveate.tiny.scenes import GRID
 from foveate.tiny.training.optimisers import FAST, optimisers
 from foveate.tiny.training.packing import (
     FEW_OBJECTS,
@@ -44,7 +44,7 @@ class Phase:
 
     until: int
     most_objects: int
-    visual: int = TOKENS
+    visual: int
 
 
 def phase_at(recipe: Recipe, step: int) -> Phase:
@@ -55,9 +55,11 @@ def phase_at(recipe: Recipe, step: int) -> Phase:
 
 @torch.no_grad()
 def cache_tokens(model: nn.Module, pool: Pool, path: Path) -> torch.Tensor:
-    """Projected visual tokens of all scenes of a pool, bfloat16 (N, 256, D), kept in `path`."""
+    """Projected visual tokens of all scenes of a pool, bfloat16 (N, tokens, D), kept in `path`."""
     if not path.is_file():
-        parts = [see(model, to_pixels(pool.images[i : i + 32]))[0].bfloat16() for i in range(0, len(pool), 32)]
+        place = next(model.parameters()).device
+        images = (to_pixels(pool.images[i : i + 32]).to(place) for i in range(0, len(pool), 32))
+        parts = [see(model, some)[0].bfloat16().cpu() for some in images]
         torch.save(torch.cat(parts), path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)
     return torch.load(path, weights_only=True, mmap=True)
@@ -102,14 +104,23 @@ def gather(cache: torch.Tensor, chosen: np.ndarray, keep: np.ndarray) -> torch.T
     return rows.gather(1, torch.from_numpy(keep)[..., None].expand(-1, -1, rows.shape[2]))
 
 
+def as_tensors(
+    cache: torch.Tensor, chosen: np.ndarray, packed: Packed, pool: Pool, device: str | torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What `run_layers` takes of a batch, on a device: visual tokens, text and positions."""
+    where = positions(torch.from_numpy(packed.keep), packed.layout, pool.grid**2)
+    return gather(cache, chosen, packed.keep).to(device), torch.from_numpy(packed.ids).to(device), where.to(device)
+
+
 def answer_loss(model: nn.Module, hidden: torch.Tensor, packed: Packed) -> tuple[torch.Tensor, dict[str, float]]:
     """Weighted cross entropy of the answers, and the share of short and of long ones that are right, in per cent."""
-    targets, weights = torch.from_numpy(packed.targets), torch.from_numpy(packed.weights())
+    targets, weights = (torch.from_numpy(v).to(hidden.device) for v in (packed.targets, packed.weights()))
     asked = targets != NO_TARGET
     logits = logits_at(model, hidden, asked)
     each = F.cross_entropy(logits, targets[asked], reduction="none")
     good = torch.ones_like(asked)
     good[asked] = logits.detach().argmax(-1) == targets[asked]
+    good = good.cpu()
     right: dict[str, list[bool]] = defaultdict(list)
     for b, start, end, question in packed.asked:
         name = "train_long" if question.task in LONG_TASKS else "train_short"
@@ -119,7 +130,7 @@ def answer_loss(model: nn.Module, hidden: torch.Tensor, packed: Packed) -> tuple
 
 
 def evidence_loss(
-    model: nn.Module, inputs: dict[int, torch.Tensor], where: torch.Tensor, packed: Packed
+    model: nn.Module, inputs: dict[int, torch.Tensor], where: torch.Tensor, packed: Packed, grid: int = GRID
 ) -> torch.Tensor:
     """How little the rows that are about to speak look at the evidence of what they say: mean of -log(share).
 
@@ -132,6 +143,8 @@ def evidence_loss(
         See `positions`.
     packed
         A row is led for each step of a long answer, and the last prompt token for a short one.
+    grid
+        Patches along a side.
     """
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -142,10 +155,10 @@ def evidence_loss(
         for step in steps:
             if step.boxes and question.answer != "no":
                 rows.append((b, front + start + step.first))
-                proofs.append(cover(step.boxes)[packed.keep[b]] >= 0.1)
-    pictures, places = (torch.tensor(v) for v in zip(*rows, strict=True))
-    proof = torch.from_numpy(np.stack(proofs)).float()
-    loss = torch.zeros(())
+                proofs.append(cover(step.boxes, grid)[packed.keep[b]] >= 0.1)
+    pictures, places = (torch.tensor(v, device=where.device) for v in zip(*rows, strict=True))
+    proof = torch.from_numpy(np.stack(proofs)).float().to(where.device)
+    loss = torch.zeros((), device=where.device)
     for number, hidden in inputs.items():
         layer = model.model.language_model.layers[number]
         attention = layer.self_attn
@@ -164,17 +177,18 @@ def evidence_loss(
 @torch.no_grad()
 def answered(model: nn.Module, cache: torch.Tensor, pool: Pool, first_layer: int, scenes: int) -> dict:
     """Share of held-out questions answered exactly (every token and the end), per task, and the means; in per cent."""
+    place = next(model.parameters()).device
     right: dict[str, list[bool]] = defaultdict(list)
     for first in range(0, min(scenes, len(pool)), 16):
         chosen = np.arange(first, min(first + 16, scenes, len(pool)))
         packed = pack(np.random.default_rng([123, first]), pool, chosen, shares={})
-        where = positions(torch.from_numpy(packed.keep), packed.layout)
-        tokens, ids = gather(cache, chosen, packed.keep), torch.from_numpy(packed.ids)
+        tokens, ids, where = as_tensors(cache, chosen, packed, pool, place)
         hidden = run_layers(model, tokens, ids, where, packed.layout, first_layer)
-        targets = torch.from_numpy(packed.targets)
+        targets = torch.from_numpy(packed.targets).to(place)
         asked = targets != NO_TARGET
         good = torch.ones_like(asked)
         good[asked] = logits_at(model, hidden, asked).argmax(-1) == targets[asked]
+        good = good.cpu()
         for b, start, end, question in packed.asked:
             right[question.task].append(bool(good[b, start:end].all()))
     out = {task: 100 * float(np.mean(right[task])) for task in TASKS if right[task]}
@@ -233,8 +247,9 @@ def train_language(
     """Stage B on cached visual tokens; continues from the last checkpoint of the run folder."""
     recipe = run.recipe
     torch.manual_seed(recipe.seed + 1)
+    model = model.to(run.device)
     language = model.model.language_model
-    embedding, fixed = language.embed_tokens.weight, torch.cat(LABEL_IDS)
+    embedding, fixed = language.embed_tokens.weight, torch.cat(LABEL_IDS).to(run.device)
     # The words that stage A aligned the visual tokens with stay where they are.
     embedding.register_hook(lambda grad: grad.index_fill(0, fixed, 0.0))
     start_layers(model, recipe.shape.layers - recipe.top_layers)
@@ -247,15 +262,14 @@ def train_language(
         _set_rates(opts, recipe, step)
         first_layer = 0 if step >= recipe.grow_at else recipe.shape.layers - recipe.top_layers
         chosen, packed = batches(step)
-        where = positions(torch.from_numpy(packed.keep), packed.layout)
-        tokens, ids = gather(cache, chosen, packed.keep), torch.from_numpy(packed.ids)
+        tokens, ids, where = as_tensors(cache, chosen, packed, pool, run.device)
         led = recipe.led_weight * max(0.0, 1 - step / recipe.led_until) if recipe.led_until else 0.0
         inputs: dict[int, torch.Tensor] = {}
         keep_inputs = _keeper(inputs, recipe.led_layers) if led else None
         hidden = run_layers(model, tokens, ids, where, packed.layout, first_layer, keep_inputs)
         loss, share = answer_loss(model, hidden, packed)
         if led:
-            missed = evidence_loss(model, inputs, where, packed)
+            missed = evidence_loss(model, inputs, where, packed, pool.grid)
             share["evidence"] = float(missed.detach())
             loss = loss + led * missed
         loss.backward()

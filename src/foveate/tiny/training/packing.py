@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from foveate.tiny.drawing import PATCH
 from foveate.tiny.questions import LONG_TASKS, TASKS, Question, ask, cover
 from foveate.tiny.scenes import TOKENS, Box, Scene
 from foveate.tiny.training.pool import Pool
@@ -70,12 +71,13 @@ def places(layout: Layout) -> np.ndarray:
 
 def _show(rng: np.random.Generator, scene: Scene, count: int) -> tuple[np.ndarray, set[Box]]:
     """Which `count` tokens to show, and the boxes that are wholly shown."""
-    if count == TOKENS:
-        return np.ones(TOKENS, dtype=bool), {thing.box for thing in scene.objects}
-    show, whole = np.zeros(TOKENS, dtype=bool), set()
+    grid = scene.side // PATCH
+    if count == grid**2:
+        return np.ones(count, dtype=bool), {thing.box for thing in scene.objects}
+    show, whole = np.zeros(grid**2, dtype=bool), set()
     for number in rng.permutation(len(scene.objects)):
         box = scene.objects[number].box
-        touched = show | (cover([box]) > 0)
+        touched = show | (cover([box], grid) > 0)
         if touched.sum() <= count:
             show = touched
             whole.add(box)
@@ -94,7 +96,7 @@ def pack(
     rng: np.random.Generator,
     pool: Pool,
     chosen: np.ndarray,
-    visual: int = TOKENS,
+    visual: int | None = None,
     layout: Layout = LAYOUT,
     shares: dict[str, float] = SHARES,
 ) -> Packed:
@@ -107,11 +109,12 @@ def pack(
     chosen
         Numbers of the scenes, (B,).
     visual
-        Number of visual tokens V; below 256, some objects are shown whole and the rest is drawn.
+        Number of visual tokens V; by default all, with fewer some objects are shown whole and the rest is drawn.
     layout
     shares
         How often each task is asked; 1 by default.
     """
+    visual = visual or pool.grid**2
     size, text = len(chosen), sum(count * length for count, length in layout)
     weight = np.array([shares.get(task, 1.0) for task in TASKS])
     out = Packed(
@@ -166,10 +169,10 @@ def single(questions: list[Question]) -> list[tuple[np.ndarray, np.ndarray]]:
     return out
 
 
-def positions(keep: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """Position ids (B, 2 + V + T) as in a prompt with all 256 visual tokens and one question."""
+def positions(keep: torch.Tensor, layout: Layout, tokens: int = TOKENS) -> torch.Tensor:
+    """Position ids (B, 2 + V + T) as in a prompt with all `tokens` visual tokens and one question."""
     front = torch.arange(len(PREFIX)).expand(len(keep), -1)
-    text = torch.from_numpy(places(layout)).expand(len(keep), -1) + len(PREFIX) + TOKENS
+    text = torch.from_numpy(places(layout)).expand(len(keep), -1) + len(PREFIX) + tokens
     return torch.cat([front, keep + len(PREFIX), text], 1)
 
 
@@ -197,7 +200,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, front: int, layout
     q = (q * width**-0.5).reshape(size * groups, share, length, width)
     k, v = k.flatten(0, 1), v.flatten(0, 1)
     kf, vf = k[:, :front].contiguous(), v[:, :front].contiguous()
-    causal = torch.full((front, front), -1e4, dtype=q.dtype).triu(1)
+    causal = torch.full((front, front), -1e4, dtype=q.dtype, device=q.device).triu(1)
     scores = (q[:, :, :front].reshape(-1, share * front, width) @ kf.mT).view(-1, share, front, front) + causal
     if hide is not None:
         extra = hide.to(q.dtype).repeat_interleave(groups, 0)[:, None, None]
@@ -214,7 +217,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, front: int, layout
         mine = slice(front + at, front + end)
         qs = q[:, :, mine].reshape(-1, share, count, slot, width).transpose(1, 2).reshape(-1, share * slot, width)
         ks, vs = (x[:, mine].reshape(-1, slot, width) for x in (k, v))
-        order = torch.full((slot, slot), -1e4, dtype=q.dtype).triu(1)
+        order = torch.full((slot, slot), -1e4, dtype=q.dtype, device=q.device).triu(1)
         own = (qs @ ks.mT).view(-1, count, share, slot, slot) + order
         seen = torch.cat([to_front[:, :, at:end].reshape(-1, share, count, slot, front).transpose(1, 2), own], -1)
         seen = seen.softmax(-1)
@@ -283,7 +286,7 @@ def run_layers(
         positions from there on, as `attend`'s `hide`.
     """
     language, dtype = model.model.language_model, tokens.dtype
-    begin = language.embed_tokens(torch.tensor(PREFIX)).expand(len(ids), -1, -1).to(dtype)
+    begin = language.embed_tokens(torch.tensor(PREFIX, device=ids.device)).expand(len(ids), -1, -1).to(dtype)
     hidden = torch.cat([begin, tokens, language.embed_tokens(ids).to(dtype)], 1)
     rope = tuple(r[:, None].to(dtype) for r in language.rotary_emb(hidden, places))
     front, hide = len(PREFIX) + tokens.shape[1], None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from foveate.tiny.drawing import GLYPHS, PATCH
 from foveate.tiny.questions import cover
-from foveate.tiny.scenes import GRID, SIZE, TOKENS, TRAINING_STREAM, Scene, Thing, make_scene
+from foveate.tiny.scenes import GRID, SIZE, TRAINING_STREAM, Scene, Style, Thing, make_scene
 from foveate.tiny.vocabulary import COLOURS, KINDS, SIZES
 
 IGNORE = -1  # the label of a patch that is asked nothing
@@ -20,20 +21,20 @@ LABELS = ("kind", "colour", "size", "glyph", "place", "more", "centre")
 _COLOURS = tuple(COLOURS)
 
 
-def patch_labels(objects: list[Thing]) -> np.ndarray:
+def patch_labels(objects: list[Thing], grid: int = GRID) -> np.ndarray:
     """What each patch shows.
 
     Returns
     -------
     numpy.ndarray
-        int8 (7, 256), rows as in `LABELS`; 0 is "nothing", -1 "ask nothing here" (a patch barely touched).
+        int8 (7, grid²), rows as in `LABELS`; 0 is "nothing", -1 "ask nothing here" (a patch barely touched).
         `glyph`, `place` (1-6) and `more` (1: another character follows, 2: the last one) are for the
         characters of signs.
     """
-    out = np.zeros((len(LABELS), TOKENS), dtype=np.int8)
-    best = np.zeros(TOKENS)
+    out = np.zeros((len(LABELS), grid**2), dtype=np.int8)
+    best = np.zeros(grid**2)
     for thing in objects:
-        covered = cover([thing.box])
+        covered = cover([thing.box], grid)
         x0, y0, x1, y1 = thing.box
         share = covered * PATCH**2 / ((x1 - x0) * (y1 - y0))
         mine = ((covered >= 0.3) | (share >= 0.3)) & (covered > best)
@@ -45,18 +46,18 @@ def patch_labels(objects: list[Thing]) -> np.ndarray:
         out[2, mine] = SIZES.index(thing.size) + 1 if thing.size else 0
         out[3:6, mine] = 0
         for index, name in enumerate(thing.glyphs):
-            patch = int(cover([thing.glyph_box(index)]).argmax())
+            patch = int(cover([thing.glyph_box(index)], grid).argmax())
             out[3, patch] = GLYPHS.index(name) + 1
             out[4, patch] = index + 1 if index < len(thing.text) else IGNORE
             out[5, patch] = (2 if index == len(thing.text) - 1 else 1) if index < len(thing.text) else IGNORE
         x, y = thing.centre
-        out[6, int(y // PATCH) * GRID + int(x // PATCH)] = 1
+        out[6, int(y // PATCH) * grid + int(x // PATCH)] = 1
     return out
 
 
 @dataclass
 class Pool:
-    """Scenes: `images` (N, 256, 256, 3) uint8, `labels` (N, 7, 256) int8, `objects` one list a scene.
+    """Scenes: `images` (N, side, side, 3) uint8, `labels` (N, 7, grid²) int8, `objects` one list a scene.
 
     `images` is None once they are deleted to free the disk: the language stage needs them no more.
     """
@@ -68,9 +69,15 @@ class Pool:
     def __len__(self) -> int:
         return len(self.objects)
 
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return math.isqrt(self.labels.shape[2])
+
     def scene(self, index: int) -> Scene:
         """The scene with this number; without its image where the pool has lost it."""
-        image = np.zeros((SIZE, SIZE, 3), np.uint8) if self.images is None else self.images[index]
+        side = self.grid * PATCH
+        image = np.zeros((side, side, 3), np.uint8) if self.images is None else self.images[index]
         return Scene(image, self.objects[index])
 
 
@@ -88,23 +95,27 @@ def render_pool(
     seed: int,
     stream: int = TRAINING_STREAM,
     progress: Callable[[int], None] | None = None,
+    side: int = SIZE,
 ) -> Pool:
     """Render `count` scenes into `folder`, or open them where they are there already.
 
-    Scene `i` depends on the stream, the seed and on `i` alone.
+    Scene `i` depends on the stream, the seed, the side in pixels and on `i` alone.
     """
     what = {"count": count, "seed": seed, "stream": stream}
+    if side != SIZE:
+        what["side"] = side
+    grid = side // PATCH
     done = folder / "pool.json"
     if done.is_file() and json.loads(done.read_text()) == what:
         return read_pool(folder)
     folder.mkdir(parents=True, exist_ok=True)
     done.unlink(missing_ok=True)
-    images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=(count, SIZE, SIZE, 3))
-    labels = np.zeros((count, len(LABELS), TOKENS), dtype=np.int8)
+    images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=(count, side, side, 3))
+    labels = np.zeros((count, len(LABELS), grid**2), dtype=np.int8)
     with open(folder / "objects.jsonl", "w") as file:
         for index in range(count):
-            scene = make_scene(np.random.default_rng([stream, seed, index]))
-            images[index], labels[index] = scene.image, patch_labels(scene.objects)
+            scene = make_scene(np.random.default_rng([stream, seed, index]), Style(side=side))
+            images[index], labels[index] = scene.image, patch_labels(scene.objects, grid)
             file.write(json.dumps([asdict(thing) for thing in scene.objects]) + "\n")
             if progress:
                 progress(index + 1)

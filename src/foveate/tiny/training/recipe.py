@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from foveate.tiny.drawing import PATCH
 from foveate.tiny.model import Shape
+from foveate.tiny.scenes import SIZE
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,8 @@ class Recipe:
     scenes: int = 24000
     held_out_scenes: int = 800
     shape: Shape = field(default_factory=Shape)
+    side: int = SIZE
+    """Of the pictures, in pixels."""
     # stage A: the vision part, on what each patch shows
     steps_vision: int = 2000
     batch_vision: int = 24
@@ -45,6 +49,11 @@ class Recipe:
     check_every: int = 250
     check_scenes: int = 192
 
+    @property
+    def grid(self) -> int:
+        """Patches along a side of a picture."""
+        return self.side // PATCH
+
     def lasting(self, steps: int) -> Recipe:
         """The same course of stage B in another number of steps."""
         part = steps / self.steps_language
@@ -56,3 +65,19 @@ class Recipe:
             led_until=round(part * self.led_until),
             phases=tuple((round(part * until), most, visual) for until, most, visual in self.phases),
         )
+
+
+RECIPES = {
+    "shipped": Recipe(),
+    "unled": replace(Recipe(), led_until=0),
+    "large": Recipe(
+        side=384,
+        shape=Shape(layers=16),
+        top_layers=7,
+        led_layers=(12, 13),
+        phases=((600, 4, 72), (1500, 6, 144), (2800, 9, 288), (0, 99, 576)),
+    ),
+}
+"""Named recipes: that of the shipped weights; its control, without a loss that leads attention; and one with
+24 x 24 = 576 visual tokens and 16 decoder layers (7.9 million parameters, 15.7 MB in half precision), for a GPU. That
+one has not been trained; its rates and steps are the shipped one's."""

@@ -21,6 +21,7 @@ class Run:
     folder: Path
     recipe: Recipe
     checkpoint_seconds: float = 180.0
+    device: str = "cpu"
     started: float = field(default_factory=time.time)
     _saved: float = field(default_factory=time.time)
 

@@ -23,8 +23,8 @@ __all__ = ["Recipe", "export", "train"]
 
 def export(model: torch.nn.Module, folder: Path) -> None:
     """Write float16 weights, configs, processor and tokenizer, all that `from_pretrained` wants."""
-    model.half().save_pretrained(folder)
-    processor().save_pretrained(folder)
+    model.cpu().half().save_pretrained(folder)
+    processor(model.config.vision_config.image_size).save_pretrained(folder)
     model.float()
 
 
@@ -35,8 +35,9 @@ def train(
     threads: int = 1,
     checkpoint_seconds: float = 180.0,
     progress: Progress | None = None,
+    device: str = "cpu",
 ) -> Path:
-    """Train from scratch or continue where a run stopped, on a CPU.
+    """Train from scratch or continue where a run stopped.
 
     Parameters
     ----------
@@ -54,6 +55,8 @@ def train(
         Time between checkpoints.
     progress
         Called with the stage, the step, the steps and a short text.
+    device
+        That the two models are trained on; a run keeps to one.
 
     Returns
     -------
@@ -71,15 +74,17 @@ def train(
     if not resume and any((folder / name).exists() for name in ("vision.pt", "language.pt", "log.jsonl")):
         raise FileExistsError(f"{folder} holds a run already; resume it or choose another folder")
     with with_threads(threads), own_randomness():
-        run = Run(folder, recipe, checkpoint_seconds)
+        run = Run(folder, recipe, checkpoint_seconds, device)
         run.log(stage="start", threads=threads, torch=torch.__version__, recipe=asdict(recipe))
-        held_out = render_pool(folder / "held_out", recipe.held_out_scenes, recipe.seed, POOL_CHECK_STREAM)
+        held_out = render_pool(
+            folder / "held_out", recipe.held_out_scenes, recipe.seed, POOL_CHECK_STREAM, side=recipe.side
+        )
 
         def rendered(count: int) -> None:
             if progress:
                 progress("scenes", count, recipe.scenes, "")
 
-        pool = render_pool(folder / "scenes", recipe.scenes, recipe.seed, progress=rendered)
+        pool = render_pool(folder / "scenes", recipe.scenes, recipe.seed, progress=rendered, side=recipe.side)
         model = train_vision(run, pool, held_out, progress)
         amplify_texture(model, recipe.texture_gain)
         tokens = [cache_tokens(model, p, folder / f"{name}.pt") for name, p in (("tokens", pool), ("held", held_out))]

@@ -8,6 +8,7 @@ background as on the objects, and a reconstruction head keeps the coarse colours
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -18,7 +19,7 @@ from torch import nn
 
 from foveate.tiny.drawing import GLYPHS, PATCH
 from foveate.tiny.model import build
-from foveate.tiny.scenes import GRID, Thing
+from foveate.tiny.scenes import Thing
 from foveate.tiny.training.optimisers import FAST, optimisers, set_rate
 from foveate.tiny.training.pool import IGNORE, LABELS, PLACES, Pool
 from foveate.tiny.training.run import Run
@@ -82,7 +83,8 @@ def start_tower(model: nn.Module, axes: torch.Tensor, variance: torch.Tensor) ->
     scale = 0.5 / torch.sqrt(variance[:width] + 0.02 * variance[20])
     weight.copy_((axes[:, :width] * scale).T.reshape(weight.shape))
     frequency = 30.0 ** -(torch.arange(width // 4) / (width // 4))
-    y, x = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")
+    grid = math.isqrt(len(embeddings.position_embedding.weight) - 1)
+    y, x = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
     waves = [f(v.reshape(-1, 1) * frequency) for v in (y, x) for f in (torch.sin, torch.cos)]
     embeddings.position_embedding.weight[1:] = 0.5 * torch.cat(waves, 1)
     model.model.language_model.embed_tokens.weight[:, -TEXTURE:] = 0
@@ -141,13 +143,13 @@ class PatchHeads(nn.Module):
     """What stage A asks of the visual tokens."""
 
     def __init__(
-        self, width: int, pooled: int, mean: torch.Tensor, axes: torch.Tensor, variance: torch.Tensor
+        self, width: int, pooled: int, grid: int, mean: torch.Tensor, axes: torch.Tensor, variance: torch.Tensor
     ) -> None:
         super().__init__()
         self.nothing = nn.Parameter(torch.randn(6, width) * 0.1)
         self.more = nn.Parameter(torch.randn(2, width) * 0.1)
         self.centre = nn.Linear(width, 2)
-        self.row, self.column = nn.Linear(width, GRID), nn.Linear(width, GRID)
+        self.row, self.column = nn.Linear(width, grid), nn.Linear(width, grid)
         self.pixels = nn.Linear(width, COEFFICIENTS)
         self.present = nn.Linear(pooled, len(KINDS) * len(COLOURS))
         self.register_buffer("mean", mean)
@@ -174,9 +176,9 @@ class PatchHeads(nn.Module):
         words
             The word embeddings, (vocabulary, D).
         pixels
-            The images, (B, 3, 256, 256).
+            The images, (B, 3, side, side).
         labels
-            long (B, 7, 256), see `patch_labels`.
+            long (B, 7, grid²), see `patch_labels`.
         present
             See `presence`.
         """
@@ -194,8 +196,9 @@ class PatchHeads(nn.Module):
                 logs[name] = (logits.argmax(1) == truth)[shown].float().mean()
         weight = torch.tensor([0.2, 1.0], device=flat.device)
         loss = loss + 0.5 * F.cross_entropy(self.centre(flat).float(), labels[:, -1].flatten(), weight=weight)
-        place = torch.arange(GRID, device=flat.device)
-        rows, columns = place.repeat_interleave(GRID), place.repeat(GRID)
+        grid = self.row.out_features
+        place = torch.arange(grid, device=flat.device)
+        rows, columns = place.repeat_interleave(grid), place.repeat(grid)
         for head, truth in ((self.row, rows), (self.column, columns)):
             loss = loss + 0.3 * F.cross_entropy(head(flat).float(), truth.repeat(len(tokens)))
         with torch.no_grad():
@@ -225,10 +228,11 @@ def batch_of(pool: Pool, chosen: np.ndarray) -> tuple[torch.Tensor, torch.Tensor
 def check_vision(model: nn.Module, heads: PatchHeads, pool: Pool, scenes: int = 128) -> dict[str, float]:
     """The figures of stage A on held-out scenes."""
     totals: dict[str, list[float]] = {}
+    place = next(model.parameters()).device
     words = model.model.language_model.embed_tokens.weight
     for first in range(0, min(len(pool), scenes), 32):
-        pixels, labels, present = batch_of(pool, np.arange(first, min(first + 32, len(pool))))
-        with torch.autocast("cpu", torch.bfloat16, enabled=FAST is torch.bfloat16):
+        pixels, labels, present = (v.to(place) for v in batch_of(pool, np.arange(first, min(first + 32, len(pool)))))
+        with torch.autocast(place.type, torch.bfloat16, enabled=FAST is torch.bfloat16):
             _, logs = heads(*see(model, pixels), words, pixels, labels, present)
         for name, value in logs.items():
             totals.setdefault(name, []).append(float(value))
@@ -240,9 +244,10 @@ def train_vision(run: Run, pool: Pool, held_out: Pool, progress: Progress | None
     recipe = run.recipe
     torch.manual_seed(recipe.seed)
     basis = principal_patches(np.asarray(pool.images[: min(400, len(pool))]))
-    model = build(recipe.shape)
+    model = build(recipe.shape, recipe.side)
     start_tower(model, *basis[1:])
-    heads = PatchHeads(recipe.shape.hidden, recipe.shape.vision_hidden, *basis)
+    heads = PatchHeads(recipe.shape.hidden, recipe.shape.vision_hidden, recipe.grid, *basis)
+    model, heads = model.to(run.device), heads.to(run.device)
     tower = [
         *model.model.vision_tower.named_parameters(),
         *model.model.multi_modal_projector.named_parameters("projector"),
@@ -257,8 +262,8 @@ def train_vision(run: Run, pool: Pool, held_out: Pool, progress: Progress | None
         chosen = np.random.default_rng([5, recipe.seed, step]).choice(
             len(pool), min(recipe.batch_vision, len(pool)), replace=False
         )
-        pixels, labels, present = batch_of(pool, np.sort(chosen))
-        with torch.autocast("cpu", torch.bfloat16, enabled=FAST is torch.bfloat16):
+        pixels, labels, present = (v.to(run.device) for v in batch_of(pool, np.sort(chosen)))
+        with torch.autocast(torch.device(run.device).type, torch.bfloat16, enabled=FAST is torch.bfloat16):
             loss, logs = heads(*see(model, pixels), words, pixels, labels, present)
         loss.backward()
         for opt in opts:
