@@ -101,11 +101,8 @@ def image_samples(
         return dataclasses.replace(found, items=found.items[:number]), found.items[number:]
     if suite not in SUITES:
         raise TrainingDataError(f"no suite '{suite}' to train on; there are {', '.join(SUITES)}")
-    given, apart = (
-        SUITES[suite](many, own, per_scene=1, progress=progress)
-        for many, own in ((number, seed), (held_out, seed + 1))
-    )
-    return given, apart.items
+    apart = SUITES[suite](held_out, seed + 1, per_scene=1, progress=progress)
+    return SUITES[suite](number, seed, per_scene=1, progress=progress), apart.items
 
 
 @own_randomness()
