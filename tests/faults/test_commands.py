@@ -68,6 +68,7 @@ NEEDED = {
     "train tiny": ["--out", "out"],
     "train glimpse": ["--out", "out", "--suite", "scenes"],
     "train glimpse-plus": ["plus.yaml", "--out", "out"],
+    "train ocvtp": ["--out", "out", "--suite", "scenes"],
 }
 INSTEAD = {
     "bench --rates": ["--predict"],
@@ -78,6 +79,7 @@ INSTEAD = {
     "train glimpse --dataset": ["--out", "out"],
     "train glimpse --images": ["--out", "out", "--data", "data.jsonl"],
     "train glimpse-plus": ["--out", "out"],  # its argument
+    "train ocvtp --images": ["--out", "out"],
 }
 # where the work of a command begins
 WORK = [
@@ -229,6 +231,9 @@ WRONG = [
     "train glimpse --out out",
     "train glimpse --out out --suite scenes --max-steps 0",
     "train glimpse-plus plus.yaml --out out --device meta",
+    "train ocvtp --out out",
+    "train ocvtp --out out --suite scenes --images folder",
+    "train ocvtp --out out --suite scenes --max-steps 0",
 ]
 
 
