@@ -69,6 +69,7 @@ NEEDED = {
     "train tiny": ["--out", "out"],
     "train glimpse": ["--out", "out", "--suite", "scenes"],
     "train glimpse-plus": ["plus.yaml", "--out", "out"],
+    "train ocvtp": ["--out", "out", "--suite", "scenes"],
 }
 INSTEAD = {
     "bench --rates": ["--predict"],
@@ -80,6 +81,7 @@ INSTEAD = {
     "train glimpse --images": ["--out", "out", "--data", "data.jsonl"],
     "train glimpse-plus": ["--out", "out"],  # its argument
     **{f"demo {option}": ["--page"] for option in ("--host", "--port", "--model", "--device", "--dtype")},
+    "train ocvtp --images": ["--out", "out"],
 }
 # where the work of a command begins
 WORK = [
@@ -236,6 +238,9 @@ WRONG = [
     "train glimpse --out out",
     "train glimpse --out out --suite scenes --max-steps 0",
     "train glimpse-plus plus.yaml --out out --device meta",
+    "train ocvtp --out out",
+    "train ocvtp --out out --suite scenes --images folder",
+    "train ocvtp --out out --suite scenes --max-steps 0",
 ]
 
 

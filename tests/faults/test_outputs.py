@@ -36,6 +36,7 @@ TO_WRITE = [
     (["train", "tiny"], "--out"),
     (["train", "glimpse"], "--out"),
     (["train", "glimpse-plus", "none.yaml"], "--out"),
+    (["train", "ocvtp"], "--out"),
 ]
 
 

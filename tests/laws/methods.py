@@ -16,6 +16,7 @@ from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.pruners import Pruner, ScorePruner, Selection, VisualTokens
 from foveate.pruners.base import KeyOrValue
 from foveate.pruners.glimpseprune.modules import GlimpseConfig, GlimpseModules
+from foveate.pruners.ocvtp.modules import SlotConfig, SlotModules
 from tests.models import TINY
 from tests.models.build import UNSEEN, WITH_STATES
 from tests.models.sizes import LAYERS
@@ -94,6 +95,17 @@ def glimpse(**changes) -> GlimpseModules:
     return modules.eval()
 
 
+def slots(**changes) -> SlotModules:
+    """Random weights whose slots differ, and mostly take tokens of their own."""
+    torch.manual_seed(6)
+    modules = SlotModules(SlotConfig(**{"vision_layer": 1, "vision_size": 32, "size": 16, **changes}))
+    with torch.no_grad():
+        modules.log_std.zero_()
+        modules.attention.query.weight.mul_(3)
+        modules.attention.key.weight.mul_(3)
+    return modules.eval()
+
+
 METHODS: dict[str, Pruner] = {
     "random": Random(keep=0.3),
     "random mid": Random(keep=5, layer=3, seed=1),
@@ -162,6 +174,8 @@ FIELD: dict[str, Pruner] = {
     "sparsevlm": foveate.SparseVLM(keep=0.5),
     "sparsevlm recycling": foveate.SparseVLM(keep=0.4, version=1, schedule=64),
     "tome": foveate.ToMe(keep=0.3, layer=2),
+    "ocvtp": foveate.OCVTP(keep=0.4, weights=slots()),
+    "ocvtp untrained per image": foveate.OCVTP(keep=0.3, per="image"),
     "uniform": foveate.Uniform(keep=0.3, layer=1),
     "pool": foveate.Pool(keep=0.3, per="image"),
     "chain of vision": foveate.Chain(

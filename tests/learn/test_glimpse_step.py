@@ -9,8 +9,9 @@ import torch
 
 from foveate.families import family_of
 from foveate.learn.data import from_scenes
-from foveate.learn.glimpse.step import GlimpseForTraining, Looking, Places, Weighing, collate
+from foveate.learn.glimpse.step import GlimpseForTraining, Places, Weighing, collate
 from foveate.learn.glimpse.targets import localisation_loss, target_masks
+from foveate.learn.looking import Looking
 from foveate.measure.loading import LoadedModel, load_model
 from foveate.pruners.glimpseprune.modules import GlimpseConfig, GlimpseModules, Segments
 from tests.laws.methods import glimpse
@@ -80,7 +81,7 @@ def whole_loss(model, weights, batch):
     finally:
         for handle in handles:
             handle.remove()
-    looking = Looking(config=weights.config)
+    looking = Looking(layer=weights.config.layer, vision=weights.config.vision_layers)
     prompt = {
         name: value[:, :start] if value.shape == batch["labels"].shape else value for name, value in batch.items()
     }

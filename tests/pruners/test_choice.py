@@ -63,6 +63,7 @@ ELSEWHERE = {
             "dart",
             "ivcprune",
             "mmtok",
+            "ocvtp",
             "prunesid",
             "scope",
             "sparsevlm",

@@ -245,6 +245,61 @@ def _show(result: dict[str, Any], files: dict[str, Path]) -> None:
         say(f"{name}: {path}")
 
 
+def ocvtp(
+    out: Annotated[Path, folder_option("Folder for foveate.load.")],
+    model: Annotated[str, typer.Option(help="A Hub id, a folder, or `tiny`, the embedded model.")] = "tiny",
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of images to learn from; they need no labels.")
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Suite whose images are learned from: scenes or scenes-hard.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Number of images, drawn at random.")] = 2_000,
+    held_out: Annotated[int, typer.Option(min=1, help="Number of images held out for evaluation.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed for images, initial weights and order.")] = 42,
+    epochs: Annotated[float, typer.Option(help="Passes over the images.")] = 30.0,
+    max_steps: Annotated[
+        int, typer.Option(help="Number of updates, overriding the epochs; -1 follows the epochs.")
+    ] = -1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per update.")] = 12,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of AdamW, with a cosine schedule.")] = 1e-3,
+    vision_layer: Annotated[
+        int | None, typer.Option(min=0, help="Vision block that is read, from 0; by default a third of the depth.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=1, help="Width of the slots.")] = 512,
+    json_file: JsonFile = None,
+    device: Device = "auto",
+    dtype: DType = "auto",
+) -> None:
+    """Experimental: train OC-VTP's slots to rebuild the vision encoder's features; the model stays frozen."""
+    from foveate.learn.errors import TrainingDataError
+    from foveate.learn.ocvtp.train import SlotSettings, image_samples, train_slots
+    from foveate.measure.loading import check_place, load_model
+    from foveate.pruners.ocvtp.modules import slots_for
+
+    if sum(one is not None for one in (images, suite)) != 1:
+        raise TrainingDataError("give one of --images DIR and --suite NAME")
+    settings = SlotSettings(batch_size, epochs, max_steps, learning_rate, seed=seed)
+    check_place(device, dtype)
+    with console(stderr=True).status(f"loading {model}"):
+        quiet_loading()
+        loaded = load_model(model, device, dtype)
+    with progress() as bar:
+        task = bar.add_task("preparing", total=None)
+
+        def advance(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        given, apart = image_samples(images, suite, samples, held_out, seed, advance)
+        config = slots_for(loaded.model, vision_layer=vision_layer, size=size)
+        result = train_slots(loaded, given, apart, settings, out, config, advance)
+    found = result["held_out"]
+    say(f"loss on {found['images']} held-out images: {found['loss before']} before, {found['loss after']} after")
+    say(f"pruner: foveate.load({str(out)!r})")
+    if json_file:
+        write_json(json_file, result)
+
+
 def tiny(
     out: Annotated[Path, folder_option("Folder for scenes, checkpoints, log, curve and weights.")],
     seed: Annotated[int, typer.Option(min=0, help="Random seed for scenes, questions and initial weights.")] = 0,

@@ -59,6 +59,10 @@ class EncoderPruner(SingleStagePruner):
         kind = type(type(self).__name__, (_MadeUp, type(self)), {})
         return kind(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
 
+    def made_up_width(self, tokens: VisualTokens) -> int:
+        """How wide the outputs of a block are that `for_bench` makes up."""
+        return tokens.features.shape[-1]
+
     def at(self, depth: int) -> int:
         """The block, counted from 0, in an encoder of `depth` blocks."""
         block = -1 if self.block is None else self.block
@@ -78,5 +82,7 @@ class _MadeUp(EncoderPruner):
         draw = torch.rand(tokens.valid.shape[1], generator=torch.Generator().manual_seed(0))
         attention = to_device(draw, tokens.valid.device).expand(tokens.valid.shape)
         both = (attention, attention)
-        made = dataclasses.replace(tokens, received=both, class_received=both, vision=(tokens.features,))
+        width, wide = self.made_up_width(tokens), tokens.features.shape[-1]
+        vision = tokens.features if width == wide else tokens.features.new_ones(*tokens.valid.shape, width)
+        made = dataclasses.replace(tokens, received=both, class_received=both, vision=(vision,))
         return super().choose(made, k)

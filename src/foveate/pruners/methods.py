@@ -21,6 +21,7 @@ from foveate.pruners.hiprune import HiPrune as HiPrune
 from foveate.pruners.holov import HoloV as HoloV
 from foveate.pruners.ivcprune import IVCPrune as IVCPrune
 from foveate.pruners.mmtok import MMTok as MMTok
+from foveate.pruners.ocvtp.method import OCVTP as OCVTP
 from foveate.pruners.pool import Pool as Pool
 from foveate.pruners.prunesid import PruneSID as PruneSID
 from foveate.pruners.pyramiddrop import PyramidDrop as PyramidDrop

@@ -6,9 +6,9 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,32 +19,11 @@ from foveate.families import Parts, family_of
 from foveate.learn.data import Box, GroundedSample
 from foveate.learn.errors import refuse_states
 from foveate.learn.glimpse.targets import kept_share, localisation_loss, recall, shown_targets
+from foveate.learn.looking import Looking, as_model
 from foveate.measure.eval.scoring import IGNORE
 from foveate.measure.loading import LoadedModel
-from foveate.pruners import GlimpsePrune, Pruner, VisualTokens
+from foveate.pruners import GlimpsePrune, VisualTokens
 from foveate.pruners.glimpseprune.modules import GlimpseConfig, GlimpseModules
-
-
-@dataclass(frozen=True, kw_only=True)
-class Looking(Pruner):
-    """Remembers the visual tokens that reach layer K, and cuts nothing."""
-
-    name: ClassVar[str] = "looking"
-    paper: ClassVar[str] = "none"
-    summary: ClassVar[str] = "remembers the visual tokens"
-
-    config: GlimpseConfig
-    seen: list[VisualTokens] = field(default_factory=list, compare=False, repr=False)
-
-    def layers(self, depth: int) -> tuple[int, ...]:
-        return (self.config.layer,)
-
-    def vision_layers(self, depth: int) -> tuple[int, ...]:
-        return self.config.vision_layers
-
-    def select(self, tokens: VisualTokens) -> Tensor:
-        self.seen.append(tokens)
-        return tokens.valid
 
 
 @dataclass(frozen=True)
@@ -100,7 +79,7 @@ class GlimpseForTraining(nn.Module):
         The prompt does not see the glimpse token, so that it goes through the model once without gradients; glimpse
         token and answer follow on its cache.
         """
-        inputs = {name: _as_model(value, self.base) for name, value in inputs.items()}
+        inputs = {name: as_model(value, self.base) for name, value in inputs.items()}
         return self.answer(read_prompt(self.base, self.learned.config, inputs, start), inputs, start, placed, labels)
 
     def answer(
@@ -171,7 +150,7 @@ def read_prompt(model: Any, config: GlimpseConfig, inputs: dict[str, Any], start
         name: value[:, :start] if isinstance(value, Tensor) and value.shape == shape else value
         for name, value in inputs.items()
     }
-    looking = Looking(config=config)
+    looking = Looking(layer=config.layer, vision=config.vision_layers)
     with looking(model), positions_of(family_of(model).parts(model)) as positions:
         cache = cache_of(model(**prompt, use_cache=True))
     return ReadPrompt(cache, positions[0][..., -1:], looking.seen[0] if looking.seen else None)
@@ -255,9 +234,3 @@ def _eos(loaded: LoadedModel) -> int:
     known = loaded.model.generation_config.eos_token_id
     first = known[0] if isinstance(known, list) and known else known
     return int(loaded.processor.tokenizer.eos_token_id if first is None else first)
-
-
-def _as_model(value: Any, model: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    return value.to(model.device, model.dtype if value.is_floating_point() else None)

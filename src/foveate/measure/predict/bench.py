@@ -151,14 +151,12 @@ def _weightless(config: Any) -> Any:
 
 def _here(pruner: Any, rates: Rates) -> Any:
     """The pruner, its random weights, if it has any, on the device of the rates."""
-    from foveate.pruners.glimpseprune.modules import GlimpseModules
-
     weights = getattr(pruner, "weights", None)
     if weights is None or not any(weight.is_meta for weight in weights.parameters()):
         return pruner
     with own_randomness():
         torch.manual_seed(0)
-        made = GlimpseModules(weights.config)
+        made = type(weights)(weights.config)
     if rates.here:
         made = made.to(rates.device, rates.torch_dtype)
     return dataclasses.replace(pruner, weights=made.eval())

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from foveate import select
 from foveate.errors import BudgetError, IncompatibleWeightsError
+from foveate.pruners import learned
 from foveate.pruners.base import AttentionForm, PromptRows, Pruner, VisualTokens, depth_of, option
 from foveate.pruners.budget import check_keep, keep_behind, tokens_to_keep
-from foveate.pruners.glimpseprune import authors_checkpoint, checkpoint
-from foveate.pruners.glimpseprune.modules import GlimpseModules, Segments, default_layer
+from foveate.pruners.glimpseprune import authors_checkpoint
+from foveate.pruners.glimpseprune.modules import GlimpseConfig, GlimpseModules, Segments, default_layer
 from foveate.pruners.glimpseprune.sizes import sizes_for
 from foveate.pruners.saving import find
 from foveate.torch_state import own_randomness
@@ -211,7 +212,11 @@ class GlimpsePrune(Pruner):
         return found & (tokens.grid >= 0) & tokens.valid
 
     def save_weights(self, folder: Path) -> dict[str, Any]:
-        return {} if self.weights is None else checkpoint.save(self.weights, folder)
+        if self.weights is None:
+            return {}
+        sizes = self.weights.config
+        cut = f"A cut before decoder layer {sizes.layer} of {sizes.depth}."
+        return learned.save(self.weights, folder, "GlimpsePrune predictor", cut)
 
     @classmethod
     def recognises(cls, config: Any) -> bool:
@@ -223,7 +228,9 @@ class GlimpsePrune(Pruner):
 
     @classmethod
     def load_weights(cls, config: dict[str, Any], name: str) -> dict[str, Any]:
-        return {"weights": checkpoint.load(config, name)} if "weights" in config else {}
+        if "weights" not in config:
+            return {}
+        return {"weights": learned.load(config, name, lambda sizes: GlimpseModules(GlimpseConfig(**sizes)))}
 
 
 @dataclass(frozen=True, kw_only=True)

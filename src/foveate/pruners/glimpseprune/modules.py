@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from foveate.errors import IncompatibleWeightsError
 from foveate.pruners.base import VisualTokens
+from foveate.pruners.learned import Learned
 
 THETA = 1e4
 EPS = 1e-6
@@ -197,29 +198,13 @@ class Predictor(nn.Module):
         return self.out(x)[:, 0]
 
 
-class GlimpseModules(nn.Module):
-    """Glimpse and predictor together: what is trained, saved and loaded; equal to others of the same numbers.
-
-    Attributes
-    ----------
-    about
-        Plain data for the model card: the base model, how it was trained, what was measured.
-    """
+class GlimpseModules(Learned):
+    """Glimpse and predictor together: what is trained, saved and loaded."""
 
     def __init__(self, config: GlimpseConfig, about: dict[str, Any] | None = None) -> None:
-        super().__init__()
-        self.config, self.about = config, dict(about or {})
+        super().__init__(config, about)
         self.glimpse = Glimpse(config)
         self.predictor = Predictor(config) if config.blocks else None
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, GlimpseModules) or self.config != other.config:
-            return False
-        theirs = other.state_dict()
-        return all(torch.equal(mine.cpu(), theirs[name].cpu()) for name, mine in self.state_dict().items())
-
-    def __hash__(self) -> int:
-        return hash(self.config)
 
     def check(self, model: Any) -> None:
         """Raise unless the modules fit the model.
