@@ -116,6 +116,7 @@ def evaluate(
     progress: Callable[[str, int, int], None] | None = None,
     processes: Processes | None = None,
     examples: Sequence[Example] | None = None,
+    enough: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Answer every question with every arm and return the result; a run that was stopped continues.
 
@@ -135,6 +136,9 @@ def evaluate(
         They share the batches; the result is that of one. It is made by the main one.
     examples
         The questions, where they are loaded already.
+    enough
+        Asked after each batch; once it says so, the result is of the questions that every arm has answered, as if
+        there were no others. The same call goes on with the others.
 
     Returns
     -------
@@ -179,11 +183,16 @@ def evaluate(
             done += len(indices)
             if progress:
                 progress(arm.label, done, total)
+        if enough is not None and enough():
+            break
     processes.together(None)  # all have written
     if not processes.main:
         return {}
     journal.read()
-    answered = [(arm, journal.arm(arm.label)) for arm in arms]
+    there = [at for at in range(len(examples)) if not any(journal.missing(arm.label, [at]) for arm in arms)]
+    if len(there) < len(examples):
+        shared |= {"samples": len(there), "questions": _fingerprint([examples[at] for at in there])}
+    answered = [(arm, journal.arm(arm.label, there)) for arm in arms]
     if settings.gallery:
         write_gallery(folder, loaded, examples, [(arm.label, rows) for arm, rows in answered], settings.gallery)
     result = {
@@ -303,7 +312,7 @@ def _configuration(loaded: LoadedModel, settings: EvalSettings, examples: Sequen
         "suite": settings.suite if settings.data is None else settings.data.short_name,
         "samples": len(examples),
         "seed": settings.seed,
-        "questions": examples.fingerprint if isinstance(examples, OwnQuestions) else suite_fingerprint(examples),
+        "questions": _fingerprint(examples),
         "batch_size": settings.batch_size,
         "max_new_tokens": settings.max_new_tokens,
         "budget": settings.budget,
@@ -313,6 +322,10 @@ def _configuration(loaded: LoadedModel, settings: EvalSettings, examples: Sequen
         "code": environment.code_fingerprint(),
         "versions": environment.versions(),
     }
+
+
+def _fingerprint(examples: Sequence[Example]) -> str:
+    return examples.fingerprint if isinstance(examples, OwnQuestions) else suite_fingerprint(list(examples))
 
 
 def _answer(loaded: LoadedModel, settings: EvalSettings, arm: EvalArm, batch: Batch, seed: int) -> list[Answer]:
