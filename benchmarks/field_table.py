@@ -88,6 +88,11 @@ class Run:
         return cls(result, {arm["arm"]: list(journal.arm(arm["arm"], range(number))) for arm in result["arms"]})
 
     @property
+    def seed(self) -> int:
+        """Of the bootstrap, so that intervals are those of the result."""
+        return int(self.result["bootstrap"]["seed"])
+
+    @property
     def questions(self) -> int:
         return int(self.result["configuration"]["samples"])
 
@@ -136,7 +141,7 @@ def name_of(method: str) -> str:
 def kept(run: Run, method: str, keep: float | None, group: str = "all", first: int | None = None) -> str:
     """Accuracy kept on a group of tasks, with its interval."""
     right, dense = run.right(method, keep, group, first), run.right("dense", 1.0, group, first)
-    return figure(accuracy_kept(right, dense).to_dict()) if right else "–"
+    return figure(accuracy_kept(right, dense, seed=run.seed).to_dict()) if right else "–"
 
 
 def row_of(run: Run, method: str, first: int | None = None) -> list[str]:
@@ -214,7 +219,8 @@ def gaps(run: Run, method: str, others: dict[str, tuple[Run, str]], first: int |
         cells = []
         for keep in KEEPS:
             own, theirs = run.right(method, keep, first=first), other.right(spec, keep, first=first)
-            cells.append(figure(accuracy_gap(own, theirs).to_dict(), "+.1f") if own and theirs else "–")
+            gap = accuracy_gap(own, theirs, seed=run.seed).to_dict() if own and theirs else None
+            cells.append("–" if gap is None else figure(gap, "+.1f"))
         rows.append([name, *cells])
     return table(["minus", *(f"{keep:g}" for keep in KEEPS)], rows)
 
