@@ -6,8 +6,9 @@
 answers every question with every method twice: with `keep` of the tokens behind one cut (before layer 2 for what looks
 into the language model, before layer 0 for what does not), and, where a cut in another place or several cost
 otherwise, with `keep` as the mean share over the layers. It is two runs of `foveate eval`; a stopped one continues.
-`--part` does one of them (two processes side by side), `--minutes` stops after so many and makes the tables of the
-questions that every method has answered: the first so many of all, the tasks in turn.
+`--part` does one of them (two processes side by side), `--minutes` stops after so many and gives the result of the
+questions that every method has answered. Several processes share the batches, as those of `foveate eval` do:
+`python -m torch.distributed.run --nproc_per_node 2 benchmarks/field.py …`.
 
 It writes what `foveate eval` writes, to OUT and OUT_mean.
 """
@@ -24,6 +25,7 @@ import torch
 from foveate.measure.eval.evaluate import RESULT, TABLES, EvalSettings, evaluate
 from foveate.measure.eval.tables import markdown
 from foveate.measure.loading import load_model
+from foveate.measure.processes import current
 from foveate.pruners.spec import parse_methods
 
 KEEPS = (0.5, 0.33, 0.22, 0.11, 0.05)
@@ -109,8 +111,10 @@ def run(part: str, args: argparse.Namespace, folder: Path) -> None:
     def enough() -> bool:
         return time.monotonic() - begun > 60 * args.minutes
 
-    loaded = load_model("tiny", "cpu", "float32")
-    result = evaluate(loaded, settings_of(part, args), folder, progress=told, enough=enough)
+    loaded, processes = load_model("tiny", "cpu", "float32"), current()
+    result = evaluate(loaded, settings_of(part, args), folder, progress=told, processes=processes, enough=enough)
+    if not processes.main:
+        return
     (folder / RESULT).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     (folder / TABLES).write_text(markdown(result), encoding="utf-8")
 

@@ -72,11 +72,14 @@ class Run:
     result
         What `foveate eval` wrote.
     rows
-        Of each arm the answers, in the order of the questions.
+        Of each arm the answers.
+    there
+        The questions that every arm has answered.
     """
 
     result: dict[str, Any]
-    rows: dict[str, list[dict[str, Any]]]
+    rows: dict[str, dict[int, dict[str, Any]]]
+    there: list[int]
 
     @classmethod
     def read(cls, folder: Path) -> Run:
@@ -84,28 +87,28 @@ class Run:
         path = folder / "answers.jsonl"
         with path.open(encoding="utf-8") as file:
             asked = json.loads(file.readline())["configuration"]
-        journal, number = Journal(path, asked, asked["samples"]), result["configuration"]["samples"]
-        return cls(result, {arm["arm"]: list(journal.arm(arm["arm"], range(number))) for arm in result["arms"]})
+        journal, arms = Journal(path, asked, asked["samples"]), [arm["arm"] for arm in result["arms"]]
+        there = [at for at in range(asked["samples"]) if not any(journal.missing(arm, [at]) for arm in arms)]
+        return cls(result, {arm: dict(zip(there, journal.arm(arm, there), strict=True)) for arm in arms}, there)
 
     @property
     def seed(self) -> int:
         """Of the bootstrap, so that intervals are those of the result."""
         return int(self.result["bootstrap"]["seed"])
 
-    @property
-    def questions(self) -> int:
-        return int(self.result["configuration"]["samples"])
-
     def arm(self, method: str, keep: float | None) -> dict[str, Any] | None:
         """The arm of a method at a budget, if there is one."""
         found = (arm for arm in self.result["arms"] if (arm["method"], arm["keep"]) == (method, keep))
         return next(found, None)
 
-    def right(self, method: str, keep: float | None, group: str = "all", first: int | None = None) -> list[bool]:
-        """Which answers to questions of a group of tasks are right, of the first so many questions."""
+    def right(
+        self, method: str, keep: float | None, group: str = "all", among: Sequence[int] | None = None
+    ) -> list[bool]:
+        """Which answers to questions of a group of tasks are right, of all or `among` these."""
         arm = self.arm(method, keep)
-        rows = [] if arm is None else self.rows[arm["arm"]][:first]
-        return [row["correct"] for row in rows if row["task"] in GROUPS[group]]
+        rows = {} if arm is None else self.rows[arm["arm"]]
+        asked = self.there if among is None else among
+        return [rows[at]["correct"] for at in asked if at in rows and rows[at]["task"] in GROUPS[group]]
 
     def methods(self) -> list[str]:
         """The methods, and a smaller image, in the order of the run."""
@@ -138,23 +141,23 @@ def name_of(method: str) -> str:
     return f"{name}, before layer {place}" if place else name
 
 
-def kept(run: Run, method: str, keep: float | None, group: str = "all", first: int | None = None) -> str:
+def kept(run: Run, method: str, keep: float | None, group: str = "all", among: Sequence[int] | None = None) -> str:
     """Accuracy kept on a group of tasks, with its interval."""
-    right, dense = run.right(method, keep, group, first), run.right("dense", 1.0, group, first)
+    right, dense = run.right(method, keep, group, among), run.right("dense", 1.0, group, among)
     return figure(accuracy_kept(right, dense, seed=run.seed).to_dict()) if right else "–"
 
 
-def row_of(run: Run, method: str, first: int | None = None) -> list[str]:
+def row_of(run: Run, method: str, among: Sequence[int] | None = None) -> list[str]:
     """A method at every budget, and what it costs at one of them."""
     own = run.arm(method, None)
-    cells = [kept(run, method, None if own else keep, first=first) for keep in KEEPS]
+    cells = [kept(run, method, None if own else keep, among=among) for keep in KEEPS]
     arm = own or run.arm(method, AT)
     cost = "–" if arm is None else share(arm["measured"]["flops_share"])
     return [name_of(method), *cells, cost]
 
 
-def best_first(run: Run, methods: Iterable[str], first: int | None = None) -> list[str]:
-    return sorted(methods, key=lambda one: sum(run.right(one, AT, first=first)), reverse=True)
+def best_first(run: Run, methods: Iterable[str], among: Sequence[int] | None = None) -> list[str]:
+    return sorted(methods, key=lambda one: sum(run.right(one, AT, among=among)), reverse=True)
 
 
 def same_cut(run: Run) -> list[str]:
@@ -189,7 +192,7 @@ def groups_of_tasks(run: Run) -> list[str]:
 
 def same_mean(cut: Run, mean: Run) -> list[str]:
     """All methods at each mean, on the questions of the second run."""
-    number = mean.questions
+    both = [at for at in mean.there if at in set(cut.there)]
     entries = [(mean, method) for method in mean.methods()]
     before = [one for one in cut.methods() if f"layer={LAYER}" not in one and one not in mean.methods()]
     entries += [(cut, method) for method in before]
@@ -198,12 +201,12 @@ def same_mean(cut: Run, mean: Run) -> list[str]:
     for run, method in entries:
         if method in vtw:
             continue
-        rows.append((sum(run.right(method, AT, first=number)), row_of(run, method, number)))
-    cells = [kept(mean, one, None, first=number) if mean.arm(one, None) else "–" for one in vtw]
+        rows.append((sum(run.right(method, AT, among=both)), row_of(run, method, both)))
+    cells = [kept(mean, one, None, among=both) if mean.arm(one, None) else "–" for one in vtw]
     arm = mean.arm(f"vtw:keep={AT:g}", None)
     rows.append(
         (
-            sum(mean.right(f"vtw:keep={AT:g}", None)),
+            sum(mean.right(f"vtw:keep={AT:g}", None, among=both)),
             ["VTW", *cells, "–" if arm is None else share(arm["measured"]["flops_share"])],
         )
     )
@@ -212,13 +215,13 @@ def same_mean(cut: Run, mean: Run) -> list[str]:
     return table(head, [row for _, row in rows])
 
 
-def gaps(run: Run, method: str, others: dict[str, tuple[Run, str]], first: int | None = None) -> list[str]:
+def gaps(run: Run, method: str, others: dict[str, tuple[Run, str]], among: Sequence[int] | None = None) -> list[str]:
     """The method's accuracy minus that of others, in points, at each budget."""
     rows = []
     for name, (other, spec) in others.items():
         cells = []
         for keep in KEEPS:
-            own, theirs = run.right(method, keep, first=first), other.right(spec, keep, first=first)
+            own, theirs = run.right(method, keep, among=among), other.right(spec, keep, among=among)
             gap = accuracy_gap(own, theirs, seed=run.seed).to_dict() if own and theirs else None
             cells.append("–" if gap is None else figure(gap, "+.1f"))
         rows.append([name, *cells])
@@ -275,7 +278,7 @@ def page(cut: Run, mean: Run) -> str:
         "",
         "Points of all questions, paired.",
         "",
-        *gaps(mean, BTP, others, mean.questions),
+        *gaps(mean, BTP, others, [at for at in mean.there if at in set(cut.there)]),
         "## Not in the tables",
         "",
         f"* {video}: choose among the frames of a video; images stay whole, and the embedded model sees images alone.",
