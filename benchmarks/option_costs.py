@@ -12,6 +12,9 @@ It takes about 15 minutes on an idle core. The result is written after each case
 same code, goes on where one was stopped.
 
     python benchmarks/option_costs.py --out benchmarks/results/option_costs.json
+    python benchmarks/option_costs.py --defaults --visual 2880 --text 64 --out benchmarks/results/method_costs.json
+
+The second is the quick look at every method with its defaults alone, at the visual tokens of a LLaVA-NeXT prompt.
 """
 
 from __future__ import annotations
@@ -230,7 +233,7 @@ def page(result: dict[str, Any]) -> str:
     """The tables."""
     settings, machine = result["settings"], result["machine"]
     lines = [
-        "# What options cost",
+        "# What methods cost" if settings["defaults"] else "# What options cost",
         "",
         "Made by `option_costs.py`; do not edit.",
         "",
@@ -277,6 +280,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--visual", type=int, default=16000)
     parser.add_argument("--text", type=int, default=6000)
+    parser.add_argument("--defaults", action="store_true", help="no options, and no long text")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -287,7 +291,7 @@ def main() -> None:
         before = json.loads(args.out.read_text())
         if (before["settings"], before["code"]) == (settings, environment.code_fingerprint()):
             found = before["cases"]
-    todo = [case for case in cases() if fits(case)]
+    todo = [case for case in cases() if fits(case) and not (args.defaults and (case.options or case.long_text))]
     todo.sort(key=lambda case: (case.method != "fastv", bool(case.options), case.method in LAST))
     names = [f"{case.method} {case.name}, {case.shape}, text {args.text if case.long_text else 64}" for case in todo]
     read: list[dict[str, Any]] = []

@@ -47,6 +47,17 @@ def test_an_interrupted_run_continues_to_the_same_result(loaded, tmp_path):
     assert half.count("\n") < (tmp_path / "whole" / JOURNAL).read_text().count("\n")
 
 
+def test_a_run_that_has_enough_gives_the_result_of_what_is_answered_and_continues(loaded, tmp_path):
+    asked = iter([False, True])
+    part = evaluate(loaded, SETTINGS, tmp_path / "parts", enough=lambda: next(asked))
+    assert without_date(part) == {
+        **without_date(evaluate(loaded, dataclasses.replace(SETTINGS, samples=4), tmp_path / "four")),
+        "settings": part["settings"],
+    }
+    whole = evaluate(loaded, SETTINGS, tmp_path / "whole")
+    assert without_date(evaluate(loaded, SETTINGS, tmp_path / "parts")) == without_date(whole)
+
+
 def test_a_finished_run_asks_nothing_again(loaded, tmp_path, monkeypatch):
     first = evaluate(loaded, SETTINGS, tmp_path)
     monkeypatch.setattr(module, "_answer", lambda *_: pytest.fail("asked again"))

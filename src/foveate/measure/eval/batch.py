@@ -1,4 +1,4 @@
-"""One batch of questions and what its arms share: the processed prompts and the dense model's answers."""
+"""One batch of questions and what its arms share: the processed prompts, the encoded images and the dense answers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from foveate.measure.eval.answers import Answer, answer_batch, batch_inputs, spent_on
 from foveate.measure.eval.scoring import Forced, after_prompts, answer_words, compare, likeliest_letter
+from foveate.measure.eval.shared_vision import SharedVision
 from foveate.measure.eval.suites import Example
 from foveate.measure.loading import InputError, LoadedModel
 
@@ -61,6 +62,7 @@ class Batch:
     ) -> None:
         self.loaded, self.examples, self.way = loaded, examples, way
         self._dense = dense
+        self._vision = SharedVision(loaded.model)
 
     @cached_property
     def inputs(self) -> Any:
@@ -69,7 +71,12 @@ class Batch:
 
     def answer(self, pruner: Any, shrink: float | int = 1.0) -> list[Answer]:
         """Return the answers of an arm; of the dense one with the ids of their first tokens, where they are scored."""
-        inputs = self.inputs if shrink == 1 and not isinstance(shrink, int) else self._smaller(shrink)
+        if shrink != 1 or isinstance(shrink, int):
+            return self._answer(self._smaller(shrink), pruner)
+        with self._vision.sharing(pruner):
+            return self._answer(self.inputs, pruner)
+
+    def _answer(self, inputs: Any, pruner: Any) -> list[Answer]:
         dense = pruner is None and inputs is self.inputs
         way = self.way
         if way.mode == "generate" or (dense and self._dense is None):

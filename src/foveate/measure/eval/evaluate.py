@@ -17,7 +17,7 @@ from foveate.measure.eval.gallery import write_gallery
 from foveate.measure.eval.journal import Journal, JournalMismatch
 from foveate.measure.eval.latency import clock_of, measure_latency
 from foveate.measure.eval.metrics import MetricError, Metrics, check_mode, scores
-from foveate.measure.eval.suites import Example, is_correct, load_suite, suite_named
+from foveate.measure.eval.suites import Example, is_correct, load_suite, suite_fingerprint, suite_named
 from foveate.measure.eval.summary import summarise
 from foveate.measure.loading import LoadedModel
 from foveate.measure.processes import Processes
@@ -123,6 +123,7 @@ def evaluate(
     progress: Callable[[str, int, int], None] | None = None,
     processes: Processes | None = None,
     examples: Sequence[Example] | None = None,
+    enough: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Answer every question with every arm and return the result; a run that was stopped continues.
 
@@ -142,6 +143,9 @@ def evaluate(
         They share the batches; the result is that of one. It is made by the main one.
     examples
         The questions, where they are loaded already; a plain sequence is those of the only suite, or of the data.
+    enough
+        Asked after each batch; once it says so, the result is of the questions that every arm has answered, as if
+        there were no others. The same call goes on with the others.
 
     Returns
     -------
@@ -185,11 +189,16 @@ def evaluate(
             done += len(indices)
             if progress:
                 progress(arm.label, done, total)
+        if enough is not None and enough():
+            break
     processes.together(None)  # all have written
     if not processes.main:
         return {}
     journal.read()
-    answered = [(arm, journal.arm(arm.label)) for arm in arms]
+    there = [at for at in range(len(asked)) if not any(journal.missing(arm.label, [at]) for arm in arms)]
+    if len(there) < len(asked):
+        shared |= {"samples": len(there), "questions": suite_fingerprint([asked[at] for at in there])}
+    answered = [(arm, journal.arm(arm.label, there)) for arm in arms]
     if settings.gallery:
         write_gallery(folder, loaded, asked, [(arm.label, rows) for arm, rows in answered], settings.gallery)
     result = {
