@@ -15,7 +15,7 @@ from foveate.engine import attach
 from foveate.engine.arguments import cache_of, with_cache
 from foveate.engine.cache import AnyPrunedLayer, holds_state
 from foveate.engine.cache_layers import GUARDED
-from foveate.errors import UnsupportedCacheError
+from foveate.errors import UnsupportedCacheError, UnsupportedModelError
 from foveate.testing.uneven import Uneven
 from tests.models.build import FAMILIES, WITH_STATES, build, decoder, inputs
 
@@ -229,3 +229,70 @@ def test_a_crop_that_a_window_refuses_crops_no_layer():
         with pytest.raises(UnsupportedCacheError, match="left the sliding window"):
             cache.crop(-1 if NEW_CROP else cache.get_seq_length() - 1)
     same(content(cache), before)
+
+
+def turn_of(family, batch, past, **more):
+    """The arguments of a turn that begins after `past` tokens, for a batch whose positions are counted on."""
+    rows, length = batch["input_ids"].shape
+    mask = torch.cat([torch.ones(rows, past, dtype=torch.long), batch["attention_mask"]], 1)
+    positions = torch.arange(past, past + length).expand(rows, -1)
+    if family == "qwen3_5":
+        positions = positions.expand(4, -1, -1)
+    return {**batch, "attention_mask": mask, "position_ids": positions, **more}
+
+
+STATES = [family for family in ("qwen3_5", "lfm2_vl", "minicpmv4_6") if family in WITH_STATES]
+
+
+@pytest.mark.parametrize("per", ["prompt", "image"])
+@pytest.mark.parametrize("family", STATES)
+def test_samples_that_will_keep_different_numbers_are_refused_before_a_state_has_seen_them(family, per):
+    """With a budget for each image the number is not known before it was chosen."""
+    model, batch = build(family), inputs(family, [[3, None, 2], [3, None, 2]])  # of two sizes
+    words = torch.tensor([[5, 6, 7], [8, 9, 3]])
+    says = "keep different numbers of visual tokens" if per == "prompt" else "random finds its number only then"
+    with Random(keep=0.3, layer=3, per=per)(model), torch.no_grad():
+        cache, untouched = (cache_of(model(input_ids=words, use_cache=True)) for _ in range(2))
+        before = content(cache)
+        with pytest.raises(UnsupportedCacheError, match=says):
+            model(**turn_of(family, batch, 3), **with_cache(model, cache))
+        same(content(cache), before)
+        after, right = (
+            model(input_ids=torch.tensor([[4], [4]]), **with_cache(model, one)).logits for one in (cache, untouched)
+        )
+    assert torch.equal(after, right)
+
+
+UNKNOWN = {
+    "cu_seq_lens_q": ("packed sequences", lambda length: torch.tensor([0, length])),
+    "weight_of_each_token": ("one entry a token", lambda length: torch.ones(1, length)),
+}
+
+
+@pytest.mark.parametrize("name", list(UNKNOWN))
+@pytest.mark.parametrize("family", KINDS)
+def test_an_argument_that_cannot_be_cut_is_refused_before_the_first_layer(family, name):
+    model, batch = build(family), inputs(family, "one image")
+    length = batch["input_ids"].shape[1]
+    says, value = UNKNOWN[name]
+    with Random(keep=0.3, layer=3)(model), torch.no_grad():
+        cache = cache_of(model(input_ids=torch.tensor([[5, 6, 7]]), use_cache=True))
+        before = content(cache)
+        with pytest.raises(UnsupportedModelError, match=says):
+            model(**turn_of(family, batch, 3, **{name: value(length)}), **with_cache(model, cache))
+        same(content(cache), before)
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("turn", ["words", "image"])
+def test_a_static_cache_without_room_is_refused_before_the_first_layer(layer, compact, turn):
+    model, batch = build("llava"), inputs("llava", "one image")
+    length = batch["input_ids"].shape[1]
+    more = {"input_ids": torch.full((1, 6), 7)} if turn == "words" else turn_of("llava", batch, length)
+    with Random(keep=0.3, layer=layer, compact_cache=compact)(model), torch.no_grad():
+        cache = prefill(model, "llava", StaticCache(config=model.config.get_text_config(), max_cache_len=length + 4))
+        before = content(cache)
+        with pytest.raises(UnsupportedCacheError, match=f"was made for {length + 4} tokens, the conversation now has"):
+            model(**more, **with_cache(model, cache))
+        same(content(cache), before)

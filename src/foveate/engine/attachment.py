@@ -105,6 +105,7 @@ class Attachment:
             self.notes += tuple(NO_CLASS_TOKEN.format(one.name) for one in self.method.members if one.by_class_token)
         self.group = [sum(stage <= layer for stage in self.stages) for layer in range(self.depth)]
         self.base_takes = inspect.signature(self.parts.base.forward).parameters
+        self.decoder_takes = inspect.signature(self.parts.decoder.forward).parameters
         self.scales: dict[int, Callable[[Tensor], Tensor]] = {}
         self.history = History()
         self.pauses: weakref.WeakSet[Pause] = weakref.WeakSet()  # a block that was interrupted lets go of its own
@@ -154,6 +155,11 @@ class Attachment:
         if self.vision is not None:
             self.vision.close()
         close_taps({*self.parts.attention, *(self.vision.attention.values() if self.vision else ())} - {None})
+
+    @property
+    def switched_off(self) -> bool:
+        """Whether the method keeps every token: `keep=1.0`."""
+        return getattr(self.method, "keep", None) == 1.0
 
     @property
     def cuts_earlier_caches(self) -> bool:

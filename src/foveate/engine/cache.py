@@ -77,6 +77,25 @@ def check_cache(cache: Any, depth: int, readers: Collection[int] = ()) -> None:
         )
 
 
+def check_room(cache: Cache, coming: int) -> None:
+    """Raise where a static cache has no room for the `coming` tokens that the dense run would put there.
+
+    Pruned layers may have it: the masks end where the dense run's cache does.
+
+    Raises
+    ------
+    UnsupportedCacheError
+        Before any layer has taken them.
+    """
+    sizes = [
+        getattr(layer, "dense_max", layer.max_cache_len) for layer in cache.layers if isinstance(layer, StaticLayer)
+    ]
+    if sizes and (total := int(cache.get_seq_length()) + coming) > min(sizes):
+        raise UnsupportedCacheError(
+            f"this static KV cache was made for {min(sizes)} tokens, the conversation now has {total}"
+        )
+
+
 def _describe(kind: type) -> str:
     """What a cache layer of this kind, which cannot hold a length of its own, is called."""
     if issubclass(kind, QUANTISED):

@@ -392,17 +392,7 @@ class PrunedStaticLayer(StaticLayer):
         return slots.shape[1]
 
     def expect(self, slots: Tensor, dense_length: int, padded: bool, stay: int) -> None:
-        """Announce all slots, (B, size), as they will be after the coming `update`.
-
-        Raises
-        ------
-        UnsupportedCacheError
-            When the dense run would not fit: here there may be room, but the masks end where its cache does.
-        """
-        if dense_length > self.dense_max:
-            raise UnsupportedCacheError(
-                f"this static KV cache was made for {self.dense_max} tokens, the conversation now has {dense_length}"
-            )
+        """Announce all slots, (B, size), as they will be after the coming `update`."""
         self.coming, self.placed = (slots, dense_length, padded), True
 
     # -- an answer

@@ -82,7 +82,7 @@ class LayerHooks:
         source = here.sources[number]
         cached = None if cache is None else cache_layer(cache, source)
         if here.parts.attention[number] is None:
-            return pick_state_inputs(given, names, forward, hidden, cached)
+            return pick_state_inputs(given, names, forward, hidden)
         if hidden.shape[-2] == 1 and isinstance(cached, PrunedStaticLayer):
             return None  # `static_step` sees to it
         if forward.kept is None and not isinstance(cached, AnyPrunedLayer):

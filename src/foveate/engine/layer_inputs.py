@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from foveate.engine.arguments import NAMES, Arguments
-from foveate.engine.cache import AnyPrunedLayer, PrunedStaticLayer, has_state
-from foveate.engine.forward_pass import ForwardPass
+from foveate.engine.cache import AnyPrunedLayer, PrunedStaticLayer
+from foveate.engine.forward_pass import ForwardPass, Prompt
 from foveate.engine.masks import pick_mask
 from foveate.engine.shared_kv import Keys
 from foveate.errors import BudgetError, UnsupportedCacheError, UnsupportedModelError
@@ -133,16 +133,21 @@ def _inside(length: int, forward: ForwardPass, index: Tensor) -> Tensor:
 
 def _pick_tokens(name: str, value: Tensor, axis: int, forward: ForwardPass, dense_positions: Tensor) -> Tensor:
     """The entries of an argument for the tokens that are there; zeros for those that the method added."""
-    given, length = value.shape[axis], forward.length if forward.newest is None else forward.newest
-    if given != length:  # the dense model may stop at that; after a cut nobody would see it
-        raise UnsupportedModelError(
-            f"{name!r} must have one entry a token for the decoder layers, but has {given} for {length} tokens"
-        )
+    check_tokens(name, value, axis, forward.length if forward.newest is None else forward.newest)
     if forward.extra:
         shape = list(value.shape)
         shape[axis] = forward.extra
         value = torch.cat([value.new_zeros(shape), value], axis)
     return gather_positions(value, _inside(value.shape[axis], forward, dense_positions), axis)
+
+
+def check_tokens(name: str, value: Tensor, axis: int, length: int) -> None:
+    """Refuse an argument of another length: the dense model may stop at that; after a cut nobody would see it."""
+    given = value.shape[axis]
+    if given != length:
+        raise UnsupportedModelError(
+            f"{name!r} must have one entry a token for the decoder layers, but has {given} for {length} tokens"
+        )
 
 
 def refuse_unknown(kwargs: dict[str, Any], length: int, tokens: Collection[str] = ()) -> None:
@@ -172,7 +177,7 @@ def static_step(
 
 
 def pick_state_inputs(
-    kwargs: dict[str, Any], names: Arguments, forward: ForwardPass, hidden: Tensor, cached: Any
+    kwargs: dict[str, Any], names: Arguments, forward: ForwardPass, hidden: Tensor
 ) -> dict[str, Any]:
     """The arguments of a layer with a state, for the tokens that are there.
 
@@ -184,28 +189,58 @@ def pick_state_inputs(
         What the layer calls them.
     hidden
         (B, n, D), the tokens that are there.
-    cached
-        The layer of the cache; None without one.
 
     Raises
     ------
-    UnsupportedCacheError
-        Where padding would come after a state that is not zero: samples that kept different numbers of tokens, in a
-        later turn.
     UnsupportedModelError
         Where the mask is none of (B, L).
     """
     if forward.kept is None:
         return kwargs
     refuse_unknown(kwargs, forward.length)
-    if forward.valid is not None and cached is not None and has_state(cached):
-        raise UnsupportedCacheError(
-            "in a later turn, samples of a batch that keep different numbers of visual tokens cannot go through "
-            "linear attention or convolutions: run each alone, or keep a fixed number of tokens"
-        )
     mask = kwargs.get(names.mask)
     picked = forward.once("state mask", mask, lambda: _pick_mask(mask, forward, hidden))
     return {**kwargs, names.mask: picked}
+
+
+UNEVEN = (
+    "in a later turn, samples of a batch that keep different numbers of {} cannot go through linear attention or "
+    "convolutions{}: run each alone, or keep a fixed number of tokens"
+)
+
+
+def check_even(prompt: Prompt, method: Pruner, stages: Sequence[int], always: bool) -> None:
+    """Refuse a batch whose samples will not have the same number of tokens in layers whose state is not zero.
+
+    Padding would come after that state and make it fade. It is asked before any layer runs, so a method must know how
+    many tokens it keeps without looking at them.
+
+    Parameters
+    ----------
+    method
+        The method, resolved.
+    stages
+        The layers before which it cuts, of those before the last layer with such a state.
+    always
+        Whether the prompt's own padding is taken out also where every visual token stays.
+
+    Raises
+    ------
+    UnsupportedCacheError
+        Saying what to do.
+    """
+    dense, text, present = (torch.tensor(one) for one in (prompt.record.visual, prompt.record.text, prompt.counts))
+    for stage in stages:
+        if len(present) == 1 or not bool(present.any()):
+            return
+        one = method.member(stage)
+        known = one.kept(stage, dense, present)
+        if known is None:
+            raise UnsupportedCacheError(UNEVEN.format("tokens", f", and {one.name} finds its number only then"))
+        left = torch.where(dense < one.min_visual, present, known)
+        if (always or not torch.equal(left, present)) and len((text + left).unique()) > 1:
+            raise UnsupportedCacheError(UNEVEN.format("visual tokens", ""))
+        present = left
 
 
 def check_state_masks(mask: Any, kinds: Collection[str]) -> None:

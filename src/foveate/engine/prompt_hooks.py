@@ -11,12 +11,12 @@ from transformers.cache_utils import Cache
 
 from foveate.engine.arguments import cache_of, refuse_unknown_cache
 from foveate.engine.attachment import Attachment
-from foveate.engine.cache import AnyPrunedLayer, check_cache, check_lengths, guard, lengths_held
+from foveate.engine.cache import AnyPrunedLayer, check_cache, check_lengths, check_room, guard, has_state, lengths_held
 from foveate.engine.cache_layers import WHILE_PAUSED, home_of
 from foveate.engine.compat import check_backend, hooks_around_checkpoints
 from foveate.engine.cut import at_dense_length
 from foveate.engine.forward_pass import ForwardPass, Prompt
-from foveate.engine.layer_inputs import check_state_masks
+from foveate.engine.layer_inputs import check_even, check_state_masks, check_tokens, refuse_unknown
 from foveate.engine.prompt import LABELLED, read_prompt
 from foveate.errors import UnsupportedCacheError, UnsupportedModelError
 from foveate.families.vision_encoder import keep_sizes
@@ -63,7 +63,7 @@ class PromptHooks:
         """
         here = self.attachment
         ids = torch.tensor(here.parts.visual_ids, device=input_ids.device)
-        prunes = here.cuts_earlier_caches and getattr(here.method, "keep", None) != 1.0 and not here.paused
+        prunes = here.cuts_earlier_caches and not here.switched_off and not here.paused
         if prunes and bool(torch.isin(input_ids, ids).any()):
             raise UnsupportedModelError(PROPOSALS.format(here.method.name))
         here.thread.asked = input_ids if len(input_ids) == 1 else None  # transformers refuses more, after this
@@ -122,13 +122,11 @@ class PromptHooks:
                 raise UnsupportedCacheError(DECODER_ALONE)
             return None
         if forward.prompt is not None:
-            refuse_unknown_cache(kwargs)
-            check_state_masks(kwargs.get("attention_mask"), here.state_kinds)
-            if cache is not None:
-                check_cache(cache, here.depth, here.readers)
-                forward.held = lengths_held(cache, here.depth)
+            self._check_prompt(forward, forward.prompt, cache, kwargs)
         if forward.length > 1:
             check_backend(here.text_config, forward, cache, pruned)
+            if pruned or (forward.prompt is not None and cache is not None):
+                check_room(cache, forward.length)
         # 2. nothing to prune
         if forward.prompt is None:
             text_only = forward.record is not None and not any(forward.record.visual)
@@ -146,6 +144,29 @@ class PromptHooks:
         forward.whole.enter_context(hooks_around_checkpoints(here.parts.layers))
         kwargs, forward.additions = here.family.take_additions(kwargs)
         return args, kwargs
+
+    def _check_prompt(self, forward: ForwardPass, prompt: Prompt, cache: Any, kwargs: Mapping[str, Any]) -> None:
+        """Refuse a prompt that the layers after a stage could not go on with, before the first layer runs."""
+        here = self.attachment
+        refuse_unknown_cache(kwargs)
+        check_state_masks(kwargs.get("attention_mask"), here.state_kinds)
+        if not here.switched_off:  # what the decoder does not name it hands on to every layer
+            more = {name: value for name, value in kwargs.items() if name not in here.decoder_takes}
+            refuse_unknown(more, forward.length, here.family.token_inputs)
+            for name, axis in here.family.token_inputs.items():
+                if isinstance(kwargs.get(name), Tensor):
+                    check_tokens(name, kwargs[name], axis, forward.length)
+        if cache is None:
+            return
+        check_cache(cache, here.depth, here.readers)
+        forward.held = lengths_held(cache, here.depth)
+        states = [
+            number
+            for number, layer in enumerate(cache.layers[: here.depth])
+            if here.parts.attention[number] is None and has_state(layer)
+        ]
+        stages = [stage for stage in here.stages if stage <= max(states, default=-1)]
+        check_even(prompt, here.method, stages, here.always_gather or here.extra is not None)
 
     def _notes(self, prompt: Prompt) -> list[str]:
         wanted = any(one.uses_grids for one in self.attachment.method.members)
