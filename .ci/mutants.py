@@ -1,33 +1,42 @@
 """Small faults put into engine, select and pruners one at a time: do the tests see them? Started by hand, not in CI.
 
     pip install -c constraints.txt cosmic-ray
-    python .ci/mutants.py --sample 200 --log mutants.jsonl
+    python .ci/mutants.py --sample 200 --log mutants.jsonl --out mutants.json
 
 cosmic-ray says what can be changed and changes it: an operator, a comparison, a number, `and`, a branch of a loop. Its
 own runner starts Python for every change, and importing torch takes longer than most tests here; this one works on a
 copy of the repository, loads torch once and forks. A place is drawn with equal chance, then one change to it. Each
-change meets the tests that TESTS names for its module, in that order, up to the first that fails; a time limit counts
-as seen. Type annotations are left out, as nothing runs them.
+change meets the tests that TESTS names for its module, in that order, up to the first that fails or takes too long,
+which is counted in processor time. At the end the tests that failed run without any change: they must pass.
+
+No place is what nothing runs or tells apart: type annotations, f-strings in a `raise`, `==` for `is` with None, the
+decorator of a cache. A drawn change that EQUIVALENT holds is not run and counts neither as seen nor as unseen.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
+import importlib
+import importlib.metadata
 import json
+import math
 import os
 import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 os.environ.update(HF_HUB_OFFLINE="1", TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
@@ -47,6 +56,9 @@ FOLDERS = ("engine", "select", "pruners")
 # layers that read the keys of others and go on with the last tokens only
 FAMILIES = ("llava", "qwen2_5_vl", "gemma3", "gemma4_e2b")
 MEMORY = 12 * 2**30  # bytes that a change may take
+LIMIT = 40  # seconds of the processor that one test may take
+TOO_LONG = 72  # exit status
+EQUIVALENT = Path(__file__).with_name("equivalent.json")  # path, line before and after, and why nothing differs
 
 # The tests of a module, most telling first; the first pattern that fits counts. "engine/x" is tests/engine/test_x.py.
 LAWS = tuple(
@@ -68,7 +80,23 @@ METHODS = {  # by the file with their tests
     "merging_methods": "apet pool tome uniform",
     "encoder_methods": "encoder fastervlm hiprune holov visionzip vispruner",
     "video_methods": "evs vidcom2",
-    **{name: name for name in ("anchorprune", "cdpruner", "chain", "dart", "scope", "sparsevlm", "v2drop", "vtw")},
+    **{
+        name: name
+        for name in (
+            *(
+                "agilepruner",
+                "anchorprune",
+                "cdpruner",
+                "chain",
+                "dart",
+                "greedyprune",
+                "ivcprune",
+                "mmtok",
+                "prunesid",
+            ),
+            *("scope", "sparsevlm", "v2drop", "vlmpruner", "vtw"),
+        )
+    },
 }
 TESTS = {
     "engine/vision_features.py": "engine/vision_attention engine/vision engine/vision_calls",
@@ -88,7 +116,10 @@ TESTS = {
     "select/nms.py": "select/suppression select/errors",
     "select/dpp.py": "select/dpp select/errors",
     "select/diversity.py": "select/diversity select/errors | pruners/choice",
-    "select/*": "select/errors select/top_k select/rebalance select/suppression select/diversity select/dpp",
+    "select/checks.py": "select/errors select/top_k select/suppression select/diversity select/dpp",
+    "select/likest.py": "select/likest | pruners/merging_methods pruners/vlmpruner",
+    "select/density.py": "pruners/sparsevlm",
+    "select/*": "select/diversity select/dpp select/suppression select/errors",
     "pruners/btp/*": "pruners/btp pruners/options | pruners/choice",
     "pruners/glimpseprune/*": "pruners/glimpseprune pruners/glimpse_modules pruners/glimpse_authors | pruners/choice",
     "pruners/spec.py": "pruners/spec | pruners/choice",
@@ -114,7 +145,7 @@ class Change:
 def changes(path: Path) -> Iterator[tuple[tuple[int, ...], Change]]:
     """Every change to a file, with its place."""
     source = path.read_text(encoding="utf-8")
-    spans = annotations(source)
+    spans = untold(source)
     operators = {}
     for name in cosmic_ray.plugins.operator_names():
         if not name.endswith(("NoOp", "VariableReplacer", "VariableInserter")):
@@ -124,7 +155,8 @@ def changes(path: Path) -> Iterator[tuple[tuple[int, ...], Change]]:
         for name, operator in operators.items():
             for begin, end in operator.mutation_positions(node):
                 number, seen[name] = seen[name], seen[name] + 1
-                if not any(first <= begin and end <= last for first, last in spans):
+                nothing = name.endswith(("Is_Eq", "IsNot_NotEq")) and is_none(node)
+                if not nothing and not any(first <= begin and end <= last for first, last in spans):
                     yield (*begin, *end), Change(str(path.relative_to(ROOT)), begin[0], name, number)
 
 
@@ -135,15 +167,21 @@ def nodes(tree: Any) -> Iterator[Any]:
         yield from nodes(child)
 
 
-def annotations(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Begin and end of every type annotation."""
-    found = []
+def is_none(node: Any) -> bool:
+    """Whether an `is` is one with None, with which no tensor is equal."""
+    return node.parent is not None and node.parent.children[-1].get_code().strip() == "None"
+
+
+def untold(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Begin and end of every type annotation, f-string of a `raise` and decorator that only remembers."""
+    found: list[Any] = []
     for node in ast.walk(ast.parse(source)):
-        for name in ("annotation", "returns"):
-            one = getattr(node, name, None)
-            if one is not None:
-                found.append(((one.lineno, one.col_offset), (one.end_lineno, one.end_col_offset)))
-    return found
+        found += [getattr(node, name, None) for name in ("annotation", "returns")]
+        if isinstance(node, ast.Raise):
+            found += [inner for inner in ast.walk(node) if isinstance(inner, ast.JoinedStr)]
+        if isinstance(node, ast.FunctionDef):
+            found += [one for one in node.decorator_list if "cache" in ast.unparse(one)]
+    return [((one.lineno, one.col_offset), (one.end_lineno, one.end_col_offset)) for one in found if one is not None]
 
 
 def draw(number: int, seed: int, only: str) -> list[Change]:
@@ -169,7 +207,9 @@ def tests_of(path: str) -> list[tuple[str, ...]]:
     """The tests that a module's changes meet, fork by fork: pytest collects all of a fork before it runs any."""
     local = str(Path(path).relative_to(SOURCE))
     names = next(tests for pattern, tests in TESTS.items() if fnmatch(local, pattern))
-    return [LAWS if one.strip() == "laws" else tuple(map(file_of, one.split())) for one in names.split("|")]
+    first = "pruners/declared " if local.startswith("pruners/") else ""
+    groups = (first + names).split("|")
+    return [LAWS if one.strip() == "laws" else tuple(map(file_of, one.split())) for one in groups]
 
 
 def file_of(name: str) -> str:
@@ -178,12 +218,16 @@ def file_of(name: str) -> str:
 
 
 class Few:
-    """Leaves out the other families, and the search for smaller examples of what fails."""
+    """Leaves out the other families, and the search for smaller examples of what fails; ends a test that goes on."""
+
+    def __init__(self, failed: Path) -> None:
+        self.failed, self.running, self.late = failed, "", False
 
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
         hypothesis.settings.register_profile("mutants", hypothesis.settings.default, phases=phases)
         hypothesis.settings.load_profile("mutants")
+        signal.signal(signal.SIGPROF, self.end)
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         def wanted(item: pytest.Item) -> bool:
@@ -192,10 +236,31 @@ class Few:
 
         items[:] = [item for item in items if wanted(item)]
 
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.running = nodeid
+        signal.setitimer(signal.ITIMER_PROF, LIMIT)
 
-def run(copy: Path, tests: tuple[str, ...], limit: float, said: Path) -> tuple[str, float]:
-    """ "passed", "failed" or "too long", and seconds, of tests in a fork of this process."""
-    begin = time.monotonic()
+    def pytest_runtest_logfinish(self) -> None:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed.write_text(report.nodeid)
+            self.late = "Failed: Timeout" in report.longreprtext  # of pytest-timeout: one that waits
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.failed.write_text(report.nodeid)
+
+    def end(self, number: int, frame: FrameType | None) -> None:
+        self.failed.write_text(self.running)
+        os._exit(TOO_LONG)
+
+
+def run(copy: Path, tests: Sequence[str], said: Path, *options: str) -> tuple[str, str]:
+    """ "passed", "failed" or "too long", and the test that did not pass, of tests in a fork of this process."""
+    failed = said.with_name("failed")
+    failed.write_text("")
     child = os.fork()
     if not child:
         code = 70
@@ -208,25 +273,34 @@ def run(copy: Path, tests: tuple[str, ...], limit: float, said: Path) -> tuple[s
             os.environ["PYTHONPATH"] = f"{copy / 'src'}:{copy}"
             sys.path[:0] = [str(copy / "src"), str(copy)]
             resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-            options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "-m", "not slow and not gpu"]
-            code = int(pytest.main([*options, *tests], plugins=[Few()]))
+            fixed = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "-m", "not slow and not gpu"]
+            few = Few(failed)
+            code = int(pytest.main([*fixed, *options, *tests], plugins=[few]))
+            if few.late:
+                code = TOO_LONG
+            if "--collect-only" in options:
+                others = [name for name in sys.modules if not name.startswith(("foveate", "tests", "conftest"))]
+                said.write_text("\n".join(others))
             import foveate
 
             if not str(foveate.__file__).startswith(str(copy)):
                 code = 71  # another foveate than the copy was tested
         finally:
             os._exit(code)
-    while time.monotonic() - begin < limit:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            code = os.waitstatus_to_exitcode(status)
-            if code in (5, 71):
-                raise RuntimeError(f"no test was run on the copy: {said.read_text()[-2000:]}")
-            return ("passed" if code == 0 else "failed"), time.monotonic() - begin
-        time.sleep(0.05)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return "too long", limit
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code in (5, 71):
+        raise RuntimeError(f"no test was run on the copy: {said.read_text()[-2000:]}")
+    return {0: "passed", TOO_LONG: "too long"}.get(code, "failed"), failed.read_text()
+
+
+def load_ahead(copy: Path, said: Path) -> None:
+    """What the tests import, but for foveate: a fork finds it loaded."""
+    every = sorted({file for tests in TESTS for group in tests_of(f"{SOURCE}/{tests}") for file in group})
+    run(copy, [file for file in every if "::" not in file], said, "--collect-only")
+    for name in said.read_text().splitlines():
+        with contextlib.suppress(ImportError, AttributeError):  # of parts that cannot be imported by themselves
+            importlib.import_module(name)
 
 
 def main() -> None:
@@ -234,10 +308,13 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=200, help="changes in all")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--only", default="", help="part of the path of the modules to change")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after these no change is begun")
     parser.add_argument("--log", type=Path, default=Path("mutants.jsonl"), help="one line of JSON a change")
     parser.add_argument("--again", type=Path, help="the changes that this log calls unseen, instead of a draw")
+    parser.add_argument("--out", type=Path, help="the result, in JSON")
     given = parser.parse_args()
 
+    end = time.monotonic() + 60 * given.minutes
     torch.set_num_threads(1)
     for name in ("Llava", "Qwen2_5_VL", "Gemma3", "LlavaNext", "Qwen3VL"):  # what the tests would load each time
         getattr(transformers, f"{name}ForConditionalGeneration")
@@ -246,57 +323,101 @@ def main() -> None:
         drawn = [Change(**one["change"]) for one in logged if one["outcome"] == "unseen"]
     else:
         drawn = draw(given.sample, given.seed, given.only)
+    equivalent = {(one["path"], one["before"], one["after"]): one["why"] for one in json.loads(EQUIVALENT.read_text())}
+    done = []
     with tempfile.TemporaryDirectory() as folder:
         copy, said = Path(folder) / "copy", Path(folder) / "said"
         ignored = shutil.ignore_patterns(".git", "__pycache__", ".venv", ".hypothesis", "*.jsonl")
         shutil.copytree(ROOT, copy, ignore=ignored)
-        usual: dict[tuple[str, ...], float] = {}
-        outcomes: Counter[tuple[str, str]] = Counter()
+        load_ahead(copy, said)
         with given.log.open("w", encoding="utf-8") as log:
             for change in drawn:
-                outcomes[folder_of(change), one(change, copy, usual, said, log)] += 1
-    for folder in FOLDERS:
-        seen, unseen = outcomes[folder, "seen"], outcomes[folder, "unseen"]
-        if seen + unseen:
-            print(f"{folder}: {seen} of {seen + unseen} seen, {seen / (seen + unseen):.1%}")
-    seen = sum(number for (_, outcome), number in outcomes.items() if outcome == "seen")
-    print(f"in all: {seen} of {outcomes.total()} seen, {seen / outcomes.total():.1%}")
+                if time.monotonic() > end:
+                    break
+                done.append(one(change, copy, said, equivalent))
+                log.write(json.dumps(done[-1]) + "\n")
+                log.flush()
+        killers = sorted({one["by"] for one in done if one["outcome"] == "seen"})
+        for options, tests in (((), [by for by in killers if "::" in by]), (("--collect-only",), killers)):
+            if tests and run(copy, [*tests], said, *options)[0] != "passed":
+                raise SystemExit(f"without a change, one of the tests that failed does, too:\n{said.read_text()}")
+    result = told(done, given.seed, len(drawn))
+    print(json.dumps(result["share"], indent=1))
+    if given.out:
+        given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def one(change: Change, copy: Path, usual: dict[tuple[str, ...], float], said: Path, log: Any) -> str:
-    """Make one change in the copy, run its tests, undo it; "seen" or "unseen".
-
-    `usual`: seconds that the tests take without a change.
-    """
+def one(change: Change, copy: Path, said: Path, equivalent: dict[tuple[str, str, str], str]) -> dict[str, Any]:
+    """Make one change in the copy, run its tests, undo it; what came of it, in words for the log."""
     local = Path(change.path)
     source = (ROOT / local).read_text(encoding="utf-8")
     changed = mutate_code(source, cosmic_ray.plugins.get_operator(change.operator)(), change.occurrence)
     before, after = difference(source, changed)
+    told = {"change": asdict(change), "before": before, "after": after}
+    if why := equivalent.get((change.path, before, after)):
+        return told | {"outcome": "equivalent", "why": why}
+    begin, how, by = time.monotonic(), "passed", ""
     write(copy / local, changed)
-    how, seconds = "passed", 0.0
     for tests in tests_of(change.path):
-        if tests not in usual:
-            write(copy / local, source)
-            how, usual[tests] = run(copy, tests, 600, said)
-            if how != "passed":
-                raise SystemExit(f"without a change, {' '.join(tests)}: {how}\n{said.read_text()}")
-            print(f"   {usual[tests]:.0f} s: {' '.join(tests)}", flush=True)
-            write(copy / local, changed)
-        how, more = run(copy, tests, 30 + 4 * usual[tests], said)
-        seconds += more
+        how, by = run(copy, tests, said)
         if how != "passed":
             break
     write(copy / local, source)
-    outcome = "unseen" if how == "passed" else "seen"
-    by = next(
-        (line for line in said.read_text(errors="replace").splitlines() if line.startswith(("FAILED", "ERROR"))), ""
-    )
-    written = {"change": asdict(change), "outcome": outcome, "how": how, "seconds": round(seconds, 1), "by": by}
-    log.write(json.dumps(written | {"before": before, "after": after}) + "\n")
-    log.flush()
-    if outcome == "unseen":
-        print(f"UNSEEN {local}:{change.line}\n  - {before}\n  + {after}", flush=True)
-    return outcome
+    outcome, seconds = "unseen" if how == "passed" else "seen", round(time.monotonic() - begin)
+    print(f"{outcome} {seconds} s {local}:{change.line}\n  - {before}\n  + {after}\n  {by}", flush=True)
+    return told | {"outcome": outcome, "how": how, "seconds": seconds, "by": by}
+
+
+def told(done: list[dict[str, Any]], seed: int, drawn: int) -> dict[str, Any]:
+    """The result of a run, with what repeats it."""
+    sys.path.insert(0, str(ROOT / "src"))
+    from foveate.measure import environment
+
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    kept = {
+        outcome: [
+            {name: one[name] for name in ("before", "after", "why") if name in one} | {"path": where(one)}
+            for one in done
+            if one["outcome"] == outcome
+        ]
+        for outcome in ("unseen", "equivalent")
+    }
+    return {
+        "command": environment.command(),
+        "commit": git.stdout.strip(),
+        "code": environment.code_fingerprint(),
+        "versions": environment.versions() | {"cosmic-ray": importlib.metadata.version("cosmic-ray")},
+        "seed": seed,
+        "drawn": drawn,
+        "run": len(done),
+        "share": {folder: share(done, folder) for folder in (*FOLDERS, "")},
+        **kept,
+    }
+
+
+def where(one: dict[str, Any]) -> str:
+    return f"{one['change']['path']}:{one['change']['line']}"
+
+
+def share(done: list[dict[str, Any]], folder: str) -> dict[str, Any]:
+    """Changes seen by a test that failed or took too long, and the share of those seen with Wilson's 95 % interval."""
+    told = [one for one in done if one["change"]["path"].startswith(f"{SOURCE}/{folder}")]
+    count = Counter(one.get("how", "equivalent") for one in told)
+    seen, number = count["failed"] + count["too long"], len(told) - count["equivalent"]
+    if not number:
+        return {"changes": 0}
+    z, p = 1.959964, seen / number
+    middle, half = p + z * z / (2 * number), z * math.sqrt(p * (1 - p) / number + (z / (2 * number)) ** 2)
+    scale = 1 + z * z / number
+    return {
+        "changes": number,
+        "failed": count["failed"],
+        "too long": count["too long"],
+        "unseen": count["passed"],
+        "equivalent, not run": count["equivalent"],
+        "seen": round(p, 4),
+        "interval": [round((middle - half) / scale, 4), round((middle + half) / scale, 4)],
+    }
 
 
 def write(path: Path, source: str) -> None:
@@ -310,10 +431,6 @@ def difference(source: str, changed: str) -> tuple[str, str]:
     """The first line that differs, before and after."""
     pairs = zip(source.splitlines(), changed.splitlines(), strict=False)
     return next(((old.strip(), new.strip()) for old, new in pairs if old != new), ("", ""))
-
-
-def folder_of(change: Change) -> str:
-    return Path(change.path).relative_to(SOURCE).parts[0]
 
 
 if __name__ == "__main__":
