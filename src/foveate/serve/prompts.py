@@ -190,7 +190,7 @@ class Prompts:
     def _process(self, texts: list[str], images: list[Any], videos: list[Any]) -> Any:
         processor = self.loaded.processor
         start = getattr(processor.tokenizer, "bos_token", None)
-        given = {"images": images} if any(images) else {}
+        given: dict[str, Any] = {"images": images} if any(images) else {}
         if any(videos):
             # frames are drawn already
             films = [np.stack([np.asarray(frame) for frame in film]) for own in videos for film in own]
