@@ -11,15 +11,21 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from tests.serve.conftest import data_uri, running, turn, uri
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "serve.md"
 LIMITS = {
-    **{"keep": 0.3, "least_keep": 0.1, "most_keep": 1.0, "keys": ("secret",), "max_images": 2, "max_body": 200_000},
-    **{"max_pixels": 10_000, "max_image_bytes": 100_000, "max_new_tokens": 100},
+    "keep": 0.3,
+    "least_keep": 0.1,
+    "most_keep": 1.0,
+    "keys": ("secret",),
+    "max_images": 2,
+    "max_body": 200_000,
+    "max_pixels": 10_000,
+    "max_image_bytes": 100_000,
+    "max_new_tokens": 100,
 }
 
 
