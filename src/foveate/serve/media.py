@@ -107,14 +107,14 @@ def _decode_container(data: bytes, container: str, settings: Settings) -> list[I
         ) from None
     broken = bad("a video is broken or truncated", "messages", "invalid_video")
     try:
-        with av.open(io.BytesIO(data), format=container) as file:
+        with av.open(io.BytesIO(data), "r", format=container) as file:
             stream = file.streams.video[0]
             if stream.codec_context.name not in CODECS:
                 raise bad(f"a video is of no codec that is taken: {', '.join(CODECS)}", "messages", "invalid_video")
             most = LONGEST * settings.max_frames
             number = sum(packet.size > 0 for packet in itertools.islice(file.demux(stream), most + 1))
         wanted = _places(number, settings)
-        with av.open(io.BytesIO(data), format=container) as file:
+        with av.open(io.BytesIO(data), "r", format=container) as file:
             stream = file.streams.video[0]
             _check_pixels(stream.width, stream.height, settings, number)
             frames = [_image(frame, settings) for frame in _taken(file.decode(stream), wanted)]
