@@ -150,7 +150,7 @@ def test_the_answer_is_that_of_the_library(tmp_path, join):
             found = ask(model="tiny", temperature=0, max_tokens=8, messages=messages)
             assert found.choices[0].message.content == expected[words]
             assert found.usage.model_extra["visual_tokens"] == kept[words]
-        for name in ("truncated", "too long", "another codec"):
+        for name in ("truncated", "one frame", "another codec"):
             broken = {"type": "video_url", "video_url": {"url": data_uri(WRONG[name][0])}}
             with pytest.raises(openai.BadRequestError):
                 ask(model="tiny", messages=[{"role": "user", "content": [broken]}])
