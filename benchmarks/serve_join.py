@@ -2,7 +2,7 @@
 
 Three ways to batch, in turn, block by block: batches by arrival window; requests that join what runs (`--join`); two
 workers, each with a copy of the model and batches by window. The embedded model, made to answer at the length that is
-asked for. First clients that ask for long answers without a pause while short ones are asked for now and then: how
+asked for. First two clients ask for long answers without a pause, and two for short ones with a pause after each: how
 long do the short ones take? Then eight clients without a pause, of mixed lengths: how many tokens a second? Every
 answer is held against the one that its request got alone.
 
@@ -43,7 +43,8 @@ from foveate.serve.settings import Settings
 
 RESULTS = Path(__file__).parent / "results"
 KEEP, QUESTIONS, SHORT, LONG, MIXED = 0.22, 8, 4, 96, (4, 8, 16, 32)
-LONG_CLIENTS, BUSY_CLIENTS, PAUSE = 2, 8, 0.3  # seconds between two short requests, on average
+LONG_CLIENTS, SHORT_CLIENTS, BUSY_CLIENTS, PAUSE = 2, 2, 8, 0.2  # seconds after a short answer
+LENGTHS = {"short": (SHORT,), "long": (LONG,), "mixed": MIXED}
 ARMS = {"window": {}, "join": {"join": True}, "two workers": {}}
 
 
@@ -107,37 +108,27 @@ class Clients:
             self.tokens += length
             self.other += tokens != self.expected[number][:length]
 
-    def without_pause(self, kind: str, seed: int) -> None:
+    def ask_on(self, kind: str, seed: int) -> None:
         rng = random.Random(seed)
         while time.monotonic() < self.end:
-            self.one(kind, rng.randrange(QUESTIONS), LONG if kind == "long" else rng.choice(MIXED))
-
-    def now_and_then(self, pool: ThreadPoolExecutor) -> None:
-        rng = random.Random(0)
-        while time.monotonic() < self.end:
-            time.sleep(min(rng.expovariate(1 / PAUSE), 3.0))
-            pool.submit(self.one, "short", rng.randrange(QUESTIONS), SHORT)
+            self.one(kind, rng.randrange(QUESTIONS), rng.choice(LENGTHS[kind]))
+            time.sleep(rng.random() * 2 * PAUSE if kind == "short" else 0)
 
 
-def beside_long(clients: Clients) -> None:
-    with ThreadPoolExecutor(64) as pool:
-        for number in range(LONG_CLIENTS):
-            pool.submit(clients.without_pause, "long", number)
-        clients.now_and_then(pool)
-
-
-def busy(clients: Clients) -> None:
-    with ThreadPoolExecutor(BUSY_CLIENTS) as pool:
-        for number in range(BUSY_CLIENTS):
-            pool.submit(clients.without_pause, "mixed", number)
+def run(clients: Clients, **numbers: int) -> None:
+    """So many clients of each kind."""
+    with ThreadPoolExecutor(16) as pool:
+        kinds = [kind for kind, number in numbers.items() for _ in range(number)]
+        for done in [pool.submit(clients.ask_on, kind, seed) for seed, kind in enumerate(kinds)]:
+            done.result()
 
 
 def measure(server: Server, expected: dict[int, list[int]], seconds: float) -> dict[str, Any]:
     clients = Clients(server, expected, seconds)
-    beside_long(clients)
+    run(clients, long=LONG_CLIENTS, short=SHORT_CLIENTS)
     both = Clients(server, expected, seconds)
     begin = time.monotonic()
-    busy(both)
+    run(both, mixed=BUSY_CLIENTS)
     return {
         "short": clients.times["short"],
         "long": clients.times["long"],

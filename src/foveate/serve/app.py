@@ -249,8 +249,9 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]  # its message and place, never the value
-        place = ".".join(str(step) for step in first["loc"][1:] if len(str(step)) <= 64)[:200]
-        message = str(first["msg"]) if first["type"] != "json_invalid" else "the body is not valid JSON"
+        place, message = ".".join(str(step) for step in first["loc"][1:] if len(str(step)) <= 64)[:200], first["msg"]
+        if first["type"] == "json_invalid":
+            place, message = "", "the body is not valid JSON"
         wrong = ApiError(400, f"{place}: {message}" if place else message, "invalid_request", param=place or None)
         return JSONResponse(wrong.body(), wrong.status)
 

@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -189,9 +190,11 @@ class Prompts:
     def _process(self, texts: list[str], images: list[Any], videos: list[Any]) -> Any:
         processor = self.loaded.processor
         start = getattr(processor.tokenizer, "bos_token", None)
-        given = {"images": images} if any(images) else {}
+        given: dict[str, Any] = {"images": images} if any(images) else {}
         if any(videos):
-            given |= {"videos": [one for own in videos for one in own]}
+            # frames are drawn already
+            films = [np.stack([np.asarray(frame) for frame in film]) for own in videos for film in own]
+            given |= {"videos": films, "do_sample_frames": False}
         try:
             with self._lock:
                 return processor(
