@@ -25,7 +25,6 @@ from foveate.serve.page.html import CSS, OWN, shown
 
 TASKS = ("colour", "read", "count", "spell", "colours", "row", "compare", "follow")  # of the examples; half are long
 WAITING = 32  # questions that may wait
-KEPT_FOR = 3600  # seconds after which an upload is deleted
 FINEST = 0.01  # step of the slider
 # a browser loads nothing from elsewhere and sends nothing there, whatever Gradio's page asks for
 POLICY = (
@@ -105,9 +104,7 @@ def _examples(seed: int) -> list[Example]:
 
 def _blocks(sides: SideBySide, method: str, keep: float, examples: list[Example], folder: Path) -> gradio.Blocks:
     """Return the page's components, and what happens when."""
-    with gradio.Blocks(
-        title="foveate: dense beside pruned", analytics_enabled=False, delete_cache=(60, KEPT_FOR)
-    ) as blocks:
+    with gradio.Blocks(title="foveate: dense beside pruned", analytics_enabled=False) as blocks:
         gradio.Markdown(_head(sides))
         with gradio.Row():
             with gradio.Column(scale=2, min_width=280):
