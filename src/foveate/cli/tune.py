@@ -24,7 +24,7 @@ MOST_LAYERS = 1000  # that no model has
 def tune(
     out: Annotated[Path, folder_option("Folder for answers, result and winner; a stopped run continues there.")],
     model: Annotated[str, typer.Option(help="A Hub id, a folder, or `tiny`, the embedded model.")] = "tiny",
-    suite: Annotated[str, typer.Option(help="Suite of questions: scenes or scenes-hard.")] = "scenes",
+    suite: Annotated[str, typer.Option(help="Suite of questions, see `foveate list suites`.")] = "scenes",
     data: Annotated[
         str | None, typer.Option(metavar="DATA", help="Own questions, instead of a suite; as for `foveate eval`.")
     ] = None,
