@@ -10,7 +10,7 @@ import pytest
 from foveate.measure.eval.suites import load_suite, suite_fingerprint
 from foveate.tiny.drawing import GLYPHS, PATCH
 from foveate.tiny.questions import LONG_TASKS, SHORT_TASKS, TASKS, Question, ask, cover, evidence_tokens, held_out
-from foveate.tiny.scenes import GRID, LAYOUTS, SIZE, follow, make_scene, random_text
+from foveate.tiny.scenes import GRID, LAYOUTS, SIZE, Style, follow, make_scene, random_text
 from foveate.tiny.vocabulary import COLOURS, KINDS, PLURALS, WORD_ID, pieces, processor, text_ids, tokenizer
 
 
@@ -269,3 +269,20 @@ def test_the_suite_gives_each_task_its_evidence():
         assert example.image.size == (SIZE, SIZE)
         assert example.image.tobytes() == scene.image.tobytes()
         assert example.evidence.tolist() == np.flatnonzero(evidence_tokens(question)).tolist()
+
+
+def test_a_larger_picture_is_used_whole():
+    """Boxes, evidence and the middle that "top left" goes by are those of 384 pixels."""
+    items = list(held_out(3 * len(TASKS), 5, Style(side=384)))
+    boxes = np.array([thing.box for scene, _ in items for thing in scene.objects])
+    assert 0 <= boxes.min() < boxes.max() <= 384
+    assert (boxes[:, :2].max(0) > 256).all()
+    for scene, question in items:
+        assert scene.image.shape == (384, 384, 3)
+        shown = evidence_tokens(question, 24)
+        assert shown.shape == (576,)
+        assert shown.any() == bool(question.boxes)
+        if question.task == "position":
+            x0, y0, x1, y1 = question.boxes[0]
+            down, right = (y0 + y1) / 2 > 192, (x0 + x1) / 2 > 192
+            assert question.answer == f"{'bottom' if down else 'top'} {'right' if right else 'left'}"

@@ -17,10 +17,10 @@ from foveate.tiny.questions import LONG_TASKS, TASKS, cover, held_out
 from foveate.tiny.scenes import LAYOUTS, TOKENS, Style, make_scene
 from foveate.tiny.training.check import answer_right, attention_of, make_items, selections, verdict
 from foveate.tiny.training.check import check as check_model
-from foveate.tiny.training.language_stage import Batches, evidence_loss, start_layers
+from foveate.tiny.training.language_stage import Batches, as_tensors, evidence_loss, start_layers
 from foveate.tiny.training.optimisers import set_rate
 from foveate.tiny.training.packing import FEW_OBJECTS, LAYOUT, NO_TARGET, PREFIX, pack, positions, run_layers, written
-from foveate.tiny.training.pool import IGNORE, LABELS, Pool, patch_labels
+from foveate.tiny.training.pool import IGNORE, LABELS, Pool, patch_labels, read_pool
 from foveate.tiny.training.recipe import RECIPES, Recipe
 from foveate.tiny.training.run import Run
 from foveate.tiny.training.train import train
@@ -299,6 +299,10 @@ def test_the_larger_recipe_trains_and_is_checked(tmp_path):
     assert (large.grid, large.phases[-1][2]) == (24, 576)
     fewer = replace(MINUTE, side=large.side, phases=((2, 8, 216), (0, 99, 576)))
     weights = train(tmp_path / "run", fewer)
+    pool = read_pool(tmp_path / "run" / "scenes")
+    packed = pack(np.random.default_rng(0), pool, np.arange(2))
+    where = as_tensors(torch.zeros(24, 576, 64), np.arange(2), packed, pool, "cpu")[2]
+    assert where[0, [1, 2, 577, 578]].tolist() == [1, 2, 577, 578], "the text comes after all visual tokens"
     trained = LlavaForConditionalGeneration.from_pretrained(weights, dtype=torch.float32).eval()
     assert trained.config.image_seq_length == 576
     scene, question = next(held_out(1, 1, Style(side=large.side)))
