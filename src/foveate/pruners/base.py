@@ -1,4 +1,4 @@
-"""What a pruning method is given and what it must return; the engine knows methods only through this file."""
+"""What a pruning method is: the engine knows methods, and what they are shown and return, only through this file."""
 
 from __future__ import annotations
 
