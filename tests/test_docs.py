@@ -91,6 +91,21 @@ def test_every_method_has_a_page():
         assert (ROOT / "docs" / "methods" / f"{name}.md").is_file(), name
 
 
+def test_every_method_says_what_it_was_compared_with():
+    """A row each, with the test that has its reference, and a column for the paper's figures."""
+    page = ROOT / "docs" / "methods" / "compared.md"
+    rows = [line.strip("| \n").split(" | ") for line in page.read_text(encoding="utf-8").splitlines() if "|" in line]
+    head, _, *rows = rows
+    assert head[3].startswith("paper says")
+    assert [re.match(r"\[`(\w+)`\]", row[0])[1] for row in rows] == [*METHODS]
+    for name, code, compared, figures in rows:
+        assert code.startswith(("yes", "no", "a baseline")), name
+        assert figures, name
+        files = [(page.parent / link).resolve() for link in re.findall(r"\((\S+\.py)\)", compared)]
+        method = METHODS[re.match(r"\[`(\w+)`\]", name)[1]].__name__
+        assert method in "".join(file.read_text(encoding="utf-8") for file in files), name
+
+
 def test_the_two_commands():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = [block.strip() for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)]

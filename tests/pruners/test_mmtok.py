@@ -12,6 +12,7 @@ import foveate
 from foveate.errors import BudgetError
 from foveate.families import Grid
 from foveate.pruners import mmtok
+from foveate.select import cover
 from tests.models.build import build, generate, inputs
 from tests.pruners.encoder_tokens import encoder_tokens, kept
 
@@ -26,8 +27,9 @@ def softmax(row: list[float]) -> list[float]:
 @pytest.mark.parametrize("options", [{}, {"alpha": 0.0}, {"alpha": 3.0, "text_temperature": 0.5}])
 @pytest.mark.parametrize(("keep", "crowd"), [(2, 64), (9, 5), (20, 64), (20, 1)])
 def test_it_keeps_what_covers_most(keep, crowd, options, monkeypatch):
-    monkeypatch.setattr(mmtok, "CROWD", crowd)
-    monkeypatch.setattr(mmtok, "ROWS", 7)
+    monkeypatch.setattr(cover, "CROWD", crowd)
+    for module in (cover, mmtok):
+        monkeypatch.setattr(module, "ROWS", 7)
     tokens = encoder_tokens([[Grid(6, 8)], [Grid(4, 6)]])
     there = torch.arange(5) < torch.tensor(TEXT)[:, None]
     tokens = dataclasses.replace(tokens, text=torch.randn(2, 5, 8).masked_fill(~there[..., None], 0))
@@ -52,15 +54,15 @@ def test_it_keeps_what_covers_most(keep, crowd, options, monkeypatch):
             assert int(found[sample].sum()) == keep
             continue
         chosen: list[int] = []
-        cover = [0.0] * len(rows)
+        covered = [0.0] * len(rows)
         while len(chosen) < keep:
             gain = {
-                one: sum(max(0.0, row[one] - so_far) for row, so_far in zip(rows, cover, strict=True))
+                one: sum(max(0.0, row[one] - so_far) for row, so_far in zip(rows, covered, strict=True))
                 for one in range(number)
                 if one not in chosen
             }
             chosen.append(max(gain, key=gain.get))
-            cover = [max(so_far, row[chosen[-1]]) for row, so_far in zip(rows, cover, strict=True)]
+            covered = [max(so_far, row[chosen[-1]]) for row, so_far in zip(rows, covered, strict=True)]
         assert kept(found, sample) == sorted(chosen)
 
 

@@ -11,6 +11,7 @@ import foveate
 from foveate.errors import BudgetError
 from foveate.families import Grid
 from foveate.pruners import scope
+from foveate.select import cover
 from tests.pruners.encoder_tokens import encoder_tokens, kept
 
 HOW = ("multiply", "add")
@@ -46,13 +47,13 @@ def test_a_batch_in_blocks_gives_what_its_samples_give(add, monkeypatch):
     features[:, 50:60] = features[:, 40:50]
     saliency[:, 50:60] = saliency[:, 40:50]
     valid = torch.arange(90) < torch.tensor([90, 70])[:, None]
-    monkeypatch.setattr(scope, "CROWD", 90)
+    monkeypatch.setattr(cover, "CROWD", 90)
     alone = [
         scope.covering(*(one[row : row + 1, :number] for one in (features, saliency)), k[row : row + 1], there, add)
         for row, (number, there) in enumerate((n, torch.ones(1, n, dtype=torch.bool)) for n in (90, 70))
     ]
     for name, small in {"CROWD": 4, "PICKS": 2, "ROWS": 16}.items():
-        monkeypatch.setattr(scope, name, small)
+        monkeypatch.setattr(cover, name, small)
     together = scope.covering(features, saliency, k, valid, add)
     assert together.sum(-1).tolist() == k.tolist()
     for row, one in enumerate(alone):

@@ -12,7 +12,8 @@ from torch import Tensor
 from foveate.tensors import to_device
 
 if TYPE_CHECKING:
-    from foveate.pruners.base import Selection, VisualTokens
+    from foveate.pruners.selection import Selection
+    from foveate.pruners.visual_tokens import VisualTokens
 
 DIMENSIONS = {"attention": 3, "keys": 2, "values": 2, "previous": 1}  # of the tokens in what may be None
 OF_SAMPLE = ("query", "mean_text", "extra", "text_keys", "text_values", "text", "carried")

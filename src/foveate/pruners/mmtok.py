@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from foveate import select
 from foveate.pruners.base import VisualTokens, option
 from foveate.pruners.encoder import EncoderPruner
-from foveate.tensors import take_rows, to_device
+from foveate.tensors import take_rows
 
-CROWD = 64  # columns whose gains are brought in date at a time
-PICKS = 16  # from one crowd at most
 ROWS = 256  # of the cosines at a time
 
 
@@ -79,7 +77,7 @@ class MMTok(EncoderPruner):
             image = (self._logits(take_rows(unit, index), unit) - whole[:, None]).exp().nan_to_num() * share[:, None]
             return torch.cat([take_rows(given.mT, index), image], -1)
 
-        return covering(column, torch.minimum(k, tokens.present), valid)
+        return select.covering(column, lambda added, _: added, torch.minimum(k, tokens.present), valid)
 
     def _logits(self, rows: Tensor, unit: Tensor) -> Tensor:
         return torch.bmm(rows, unit.mT) / self.image_temperature
@@ -87,45 +85,3 @@ class MMTok(EncoderPruner):
 
 def _unit(states: Tensor) -> Tensor:
     return torch.nn.functional.normalize(states.float(), dim=-1)
-
-
-def covering(column: Callable[[Tensor], Tensor], k: Tensor, valid: Tensor) -> Tensor:
-    """The tokens (B, N) bool that the greedy rule takes, of equal ones the first.
-
-    What a token adds only ever falls, so an earlier gain is a bound. The columns of a small crowd, those with the
-    highest bounds, are made anew, and as long as its best exceeds all bounds outside that is the next pick.
-
-    Parameters
-    ----------
-    column
-        Gives for tokens (B, c) how far each covers what is to be covered, (B, c, R), at least 0.
-    k
-        (B,) long on the CPU, at most the valid tokens.
-    """
-    everyone = torch.arange(valid.shape[1], device=valid.device).expand(valid.shape)
-    parts = [column(part).sum(-1) for part in everyone.split(ROWS, 1)]
-    bound = torch.cat(parts, 1).masked_fill(~valid, -torch.inf)
-    left, keep = to_device(k, valid.device)[:, None].clone(), torch.zeros_like(valid)
-    cover = bound.new_zeros(len(bound), 1, 1)
-    crowded = min(CROWD, valid.shape[1])
-    while bool((left > 0).any()):  # one look at the device for a crowd
-        # 1. the crowd, and the best of what is not in it
-        crowd, first = bound.topk(crowded).indices, bound.argmax(-1, keepdim=True)
-        crowd[:, -1:] = torch.where((crowd == first).any(-1, keepdim=True), crowd[:, -1:], first)
-        crowd = crowd.sort(dim=-1).values
-        outside = bound.scatter(1, crowd, -torch.inf)
-        rival = outside.argmax(-1, keepdim=True)
-        limit = outside.gather(1, rival)
-        covers, gone = column(crowd), bound.gather(1, crowd) == -torch.inf
-        # 2. picks from it
-        for _ in range(PICKS):
-            worth = (covers - cover).clamp(min=0).sum(-1).masked_fill(gone, -torch.inf)
-            best, at = worth.max(-1, keepdim=True).values, worth.argmax(-1, keepdim=True)
-            pick = crowd.gather(1, at)
-            taken = ((best > limit) | (best == limit) & (pick < rival)) & (left > 0) & (best > -torch.inf)
-            keep = keep.scatter(1, pick, keep.gather(1, pick) | taken)
-            cover = torch.where(taken[..., None], torch.maximum(cover, take_rows(covers, at)), cover)
-            gone = gone.scatter(1, at, gone.gather(1, at) | taken)
-            left = left - taken.long()
-        bound = bound.scatter(1, crowd, (covers - cover).clamp(min=0).sum(-1).masked_fill(gone, -torch.inf))
-    return keep

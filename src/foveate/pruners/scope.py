@@ -9,15 +9,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from foveate import select
 from foveate.pruners.base import VisualTokens, option
 from foveate.pruners.encoder import EncoderPruner
 from foveate.select.cosine import unit_rows
-from foveate.tensors import take_rows, to_device
-
-CROWD = 64  # tokens whose gains are brought in date at a time
-PICKS = 16  # from one crowd at most
-CROWDS = 8  # between two looks at a device whether all is picked
-ROWS = 256  # of the cosines at a time
+from foveate.tensors import take_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +50,7 @@ class SCOPE(EncoderPruner):
         k, valid = torch.minimum(k, tokens.present), tokens.valid
         saliency, add = tokens.class_received[0].nan_to_num(0, 0, 0).pow(self.alpha), self.combine == "add"
         if valid.device.type != "cpu":
-            return covering(tokens.vision[0], saliency, to_device(k, valid.device), valid, add)
+            return covering(tokens.vision[0], saliency, k, valid, add)
         keep = torch.zeros_like(valid)  # on a CPU one after another, each without its padding
         for row, there in enumerate(valid):
             real = there.nonzero()[:, 0]
@@ -66,10 +62,6 @@ class SCOPE(EncoderPruner):
 def covering(features: Tensor, saliency: Tensor, k: Tensor, valid: Tensor, add: bool) -> Tensor:
     """The tokens (B, N) bool that the greedy rule takes.
 
-    What a token adds only ever falls, so an earlier gain is a bound. The cosines of a small crowd, those with the
-    highest bounds, are made anew, and as long as its best exceeds all bounds outside that is the next pick. Beside
-    the unit vectors memory is O(B N).
-
     Parameters
     ----------
     features
@@ -80,37 +72,12 @@ def covering(features: Tensor, saliency: Tensor, k: Tensor, valid: Tensor, add: 
         (B,) long, at most the valid tokens.
     """
     unit = unit_rows(features.float()).masked_fill_(~valid[..., None], 0)
-    on_cpu, crowded = unit.device.type == "cpu", min(CROWD, unit.shape[1])
-    cover, keep, left = torch.zeros_like(saliency), torch.zeros_like(valid), k[:, None].clone()
 
-    def gain(cosine: Tensor, own: Tensor) -> Tensor:
-        added = (cosine - cover[:, None]).clamp_(min=0).sum(-1)
+    def column(index: Tensor) -> Tensor:
+        return torch.bmm(take_rows(unit, index), unit.mT)
+
+    def worth(added: Tensor, index: Tensor) -> Tensor:
+        own = saliency.gather(1, index)
         return added + own if add else added * own
 
-    parts = [*zip(unit.split(ROWS, 1), saliency.split(ROWS, 1), strict=True)]
-    bound = torch.cat([gain(torch.bmm(part, unit.mT), own) for part, own in parts], 1).masked_fill_(~valid, -torch.inf)
-    while bool((left > 0).any()):
-        for _ in range(1 if on_cpu else CROWDS):
-            # 1. the crowd, and the best of what is not in it; of equal ones the first
-            crowd, first = bound.topk(crowded).indices, bound.argmax(-1, keepdim=True)
-            crowd[:, -1:] = torch.where((crowd == first).any(-1, keepdim=True), crowd[:, -1:], first)
-            crowd = crowd.sort(dim=-1).values
-            outside = bound.scatter(1, crowd, -torch.inf)
-            rival = outside.argmax(-1, keepdim=True)
-            limit = outside.gather(1, rival)
-            cosine, own = torch.bmm(take_rows(unit, crowd), unit.mT), saliency.gather(1, crowd)
-            gone = bound.gather(1, crowd) == -torch.inf
-            # 2. picks from it
-            for _ in range(PICKS):
-                worth = gain(cosine, own).masked_fill_(gone, -torch.inf)
-                best, at = worth.max(-1, keepdim=True).values, worth.argmax(-1, keepdim=True)
-                pick = crowd.gather(1, at)
-                taken = ((best > limit) | (best == limit) & (pick < rival)) & (left > 0)
-                if on_cpu and not bool(taken.any()):
-                    break
-                keep.scatter_(1, pick, keep.gather(1, pick) | taken)
-                cover = torch.where(taken, torch.maximum(cover, take_rows(cosine, at)[:, 0]), cover)
-                gone = gone.scatter(1, at, gone.gather(1, at) | taken)
-                left = left - taken.long()
-            bound.scatter_(1, crowd, worth.masked_fill_(gone, -torch.inf))
-    return keep
+    return select.covering(column, worth, k, valid)
