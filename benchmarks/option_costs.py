@@ -77,7 +77,7 @@ class Case:
 
     @property
     def plain(self) -> bool:
-        """With no options but GlimpsePrune's weights, which it needs for what it was published to do, and a short text."""
+        """With a short text and no options but GlimpsePrune's weights, without which it has no predictor."""
         return not self.long_text and self.options in ((), (("weights", "as published"),))
 
     @property
