@@ -207,7 +207,8 @@ def same_mean(cut: Run, mean: Run) -> list[str]:
     for run, method in entries:
         if method in vtw:
             continue
-        rows.append((sum(run.right(method, AT, among=both)), row_of(run, method, both)))
+        keep = None if run.arm(method, None) else AT
+        rows.append((sum(run.right(method, keep, among=both)), row_of(run, method, both)))
     cells = [kept(mean, one, None, among=both) if mean.arm(one, None) else "–" for one in vtw]
     arm = mean.arm(f"vtw:keep={AT:g}", None)
     rows.append(
