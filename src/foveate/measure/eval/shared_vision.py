@@ -2,6 +2,7 @@
 
 A block is only skipped if it is given, to the bit, what it was given before, so no answer changes; hooks on the block
 still run, so methods that look at it see the same. A method that looks at the attention inside a block has it run.
+Timing (`--time`) goes past this: there every arm encodes its images.
 """
 
 from __future__ import annotations
