@@ -98,7 +98,7 @@ def _same(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(_same(value, other[name]) for name, value in one.items())
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(_same, one, other))
-    return isinstance(one, (bool, int, float, str)) and bool(one == other)
+    return isinstance(one, (int, float, str)) and bool(one == other)
 
 
 def _bytes(output: Any) -> int:
