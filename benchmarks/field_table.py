@@ -25,6 +25,7 @@ from foveate.tiny.questions import LONG_TASKS, SHORT_TASKS
 READING = ("read", "number", "spell")  # what a sign says, letter by letter where the answer is long
 GROUPS = {"all": (*SHORT_TASKS, *LONG_TASKS), "short": SHORT_TASKS, "long": LONG_TASKS, "reading": READING}
 AT = 0.22  # the budget of the tables that have one
+COSTS = (f"FLOPs at {AT:g}, %", f"left behind the last cut at {AT:g}, %")
 GREEDY = "greedyprune:layer=2"
 HALVES = {
     "attention of the text alone": (
@@ -152,8 +153,13 @@ def row_of(run: Run, method: str, among: Sequence[int] | None = None) -> list[st
     own = run.arm(method, None)
     cells = [kept(run, method, None if own else keep, among=among) for keep in KEEPS]
     arm = own or run.arm(method, AT)
-    cost = "–" if arm is None else share(arm["measured"]["flops_share"])
-    return [name_of(method), *cells, cost]
+    return [name_of(method), *cells, *costs(arm)]
+
+
+def costs(arm: dict[str, Any] | None) -> list[str]:
+    """FLOPs, and the visual tokens that are left behind the last cut."""
+    measured = {} if arm is None else arm["measured"]
+    return [share(measured.get("flops_share")), share(measured.get("visual_tokens_share"))]
 
 
 def best_first(run: Run, methods: Iterable[str], among: Sequence[int] | None = None) -> list[str]:
@@ -166,7 +172,7 @@ def same_cut(run: Run) -> list[str]:
     for method in run.methods():
         place = next((one for one in groups if one in method), "layer=0")
         groups[place].append(method)
-    head = ["accuracy kept, % of dense [95 %]", *(f"keep {keep:g}" for keep in KEEPS), f"FLOPs at {AT:g}, %"]
+    head = ["accuracy kept, % of dense [95 %]", *(f"keep {keep:g}" for keep in KEEPS), *COSTS]
     titles = {
         f"layer={LAYER}": f"### Before layer {LAYER}: what looks into the language model, and its baselines",
         "layer=0": "### Before layer 0, in front of the language model",
@@ -201,17 +207,18 @@ def same_mean(cut: Run, mean: Run) -> list[str]:
     for run, method in entries:
         if method in vtw:
             continue
-        rows.append((sum(run.right(method, AT, among=both)), row_of(run, method, both)))
+        keep = None if run.arm(method, None) else AT
+        rows.append((sum(run.right(method, keep, among=both)), row_of(run, method, both)))
     cells = [kept(mean, one, None, among=both) if mean.arm(one, None) else "–" for one in vtw]
     arm = mean.arm(f"vtw:keep={AT:g}", None)
     rows.append(
         (
             sum(mean.right(f"vtw:keep={AT:g}", None, among=both)),
-            ["VTW", *cells, "–" if arm is None else share(arm["measured"]["flops_share"])],
+            ["VTW", *cells, *costs(arm)],
         )
     )
     rows.sort(key=lambda row: -row[0])
-    head = ["accuracy kept, % of dense [95 %]", *(f"mean {keep:g}" for keep in KEEPS), f"FLOPs at {AT:g}, %"]
+    head = ["accuracy kept, % of dense [95 %]", *(f"mean {keep:g}" for keep in KEEPS), *COSTS]
     return table(head, [row for _, row in rows])
 
 

@@ -76,6 +76,11 @@ class Case:
     long_text: bool = False
 
     @property
+    def plain(self) -> bool:
+        """With a short text and no options but GlimpsePrune's weights, without which it has no predictor."""
+        return not self.long_text and self.options in ((), (("weights", "as published"),))
+
+    @property
     def name(self) -> str:
         """As one reads it."""
         return ", ".join(f"{name}={value}" for name, value in self.options) or "defaults"
@@ -280,7 +285,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--visual", type=int, default=16000)
     parser.add_argument("--text", type=int, default=6000)
-    parser.add_argument("--defaults", action="store_true", help="no options, and no long text")
+    parser.add_argument(
+        "--defaults", action="store_true", help="no options but GlimpsePrune's weights, and no long text"
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -291,7 +298,7 @@ def main() -> None:
         before = json.loads(args.out.read_text())
         if (before["settings"], before["code"]) == (settings, environment.code_fingerprint()):
             found = before["cases"]
-    todo = [case for case in cases() if fits(case) and not (args.defaults and (case.options or case.long_text))]
+    todo = [case for case in cases() if fits(case) and (case.plain or not args.defaults)]
     todo.sort(key=lambda case: (case.method != "fastv", bool(case.options), case.method in LAST))
     names = [f"{case.method} {case.name}, {case.shape}, text {args.text if case.long_text else 64}" for case in todo]
     read: list[dict[str, Any]] = []

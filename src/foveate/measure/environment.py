@@ -22,7 +22,7 @@ DECIDING_CODE = (
     "kernels/**/*.py",
     "select/**/*.py",
     "tensors.py",
-    *(f"measure/eval/{name}.py" for name in ("answers", "arms", "oracle", "suites")),
+    *(f"measure/eval/{name}.py" for name in ("answers", "arms", "batch", "shared_vision", "suites")),
     "measure/loading.py",
 )
 
