@@ -69,15 +69,15 @@ class EvalResult:
         try:
             for part in [path, *sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"))]:  # of several processes
                 first, *lines = part.read_text(encoding="utf-8").splitlines()
-                journal = json.loads(first)["configuration"]
+                journal = dict(json.loads(first)["configuration"])
                 rows += [json.loads(line) for line in lines]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            found: dict[str, dict[int, dict[str, Any]]] = {}
+            for row in rows:
+                found.setdefault(row["arm"], {})[row["index"]] = row
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ReportError(f"{path} is not a journal of foveate eval") from error
         if journal.get("questions") != self.data["configuration"].get("questions"):
             raise ReportError(f"{path} holds answers to other questions than {self.path}")
-        found: dict[str, dict[int, dict[str, Any]]] = {}
-        for row in rows:
-            found.setdefault(row["arm"], {})[row["index"]] = row
         return found
 
 
@@ -127,5 +127,5 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ReportError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ReportError(f"{path} is not JSON: {error}") from error
