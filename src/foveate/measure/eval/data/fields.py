@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import reprlib
 import math
 import re
+import reprlib
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
