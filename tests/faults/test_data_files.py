@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -19,8 +20,10 @@ from foveate.errors import BudgetError
 from foveate.learn.data.readers import from_jsonl
 from foveate.learn.errors import TrainingDataError, TrainingError
 from foveate.learn.glimpse_plus.config import read_settings
-from foveate.measure.eval.evaluate import JOURNAL
+from foveate.measure.eval.evaluate import JOURNAL, RESULT
+from foveate.measure.eval.tables import result_notes, result_tables
 from foveate.measure.predict.rates import Rates, RatesError
+from foveate.measure.report.export import as_csv
 from foveate.measure.report.read import EvalResult, ReportError, read_results
 from tests.faults.test_commands import refused
 from tests.measure.folders import picture
@@ -275,3 +278,38 @@ def test_brackets_in_brackets_are_no_overflow_of_the_stack(name, tmp_path):
         read(tmp_path)
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 2000
+
+
+def places(value: object, path: tuple = ()) -> Iterator[tuple]:
+    """The path to everything in plain data; of a list, to its first item alone."""
+    if path:
+        yield path
+    inside = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    for key, one in inside:
+        yield from places(one, (*path, key))
+
+
+@pytest.mark.parametrize("bad", [..., None, "x", [], 5], ids=str)
+def test_a_damaged_result_is_refused_or_shown(bad, tmp_path):
+    """Wherever it is damaged; `...` takes the place away."""
+    file = write_result(tmp_path) / RESULT
+    whole, refusals = json.loads(file.read_text()), []
+    for path in list(places(whole)):
+        data = json.loads(json.dumps(whole))
+        *way, last = path
+        at = functools.reduce(lambda inner, key: inner[key], way, data)
+        if bad is ...:
+            del at[last]
+        else:
+            at[last] = bad
+        file.write_text(json.dumps(data))
+        try:
+            found = read_results([tmp_path])
+        except ReportError as error:
+            refusals.append(str(error))
+            continue
+        assert result_tables(found[0].data), path
+        result_notes(found[0].data)
+        assert as_csv(found), path
+    assert len(refusals) > 20
+    assert not any("\n" in one for one in refusals)

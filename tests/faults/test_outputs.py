@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -92,6 +93,7 @@ TWO = [
     ["run", "-p", "what?", "--overlay", "same.png", "--json", "same.png"],
     ["demo", "--picture", "same.png", "--json", "./same.png"],
     ["bench", "--plot", "same.png", "--json", "same.png"],
+    ["eval", "--out", "same", "--json", "same"],
     ["bench", "--predict", "--rates", "same.json", "--json", "same.json"],
     ["report", "one", "--html", "folder/../same.html", "--csv", "same.html"],
 ]
@@ -103,7 +105,7 @@ def test_two_results_do_not_go_to_one_file(command, tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 2, result.output
-    assert "writes to that file, too" in result.stderr
+    assert "writes there, too" in result.stderr
     assert result.stderr.count("\n") == 1
     assert [one.name for one in tmp_path.iterdir()] == ["folder"]
 
@@ -216,3 +218,23 @@ def test_a_closed_pipe_ends_quietly():
         f'"{sys.executable}" -m foveate list | head -n 1', shell=True, capture_output=True, timeout=120, check=False
     )
     assert b"Traceback" not in found.stderr
+
+
+def test_an_address_that_is_taken_is_refused_before_the_model_is_loaded(monkeypatch):
+    pytest.importorskip("uvicorn")
+    monkeypatch.setattr("foveate.measure.loading.load_model", lambda *_: pytest.fail("a model was loaded"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(app, ["serve", "--port", str(port)])
+    assert result.exit_code == 2, result.output
+    assert f"cannot listen on 127.0.0.1, port {port}: " in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_host_of_urls_is_a_name():
+    pytest.importorskip("uvicorn")
+    result = CliRunner().invoke(app, ["serve", "--urls", "--url-host", "http://example.org/a"])
+    assert result.exit_code == 2, result.output
+    assert "a host of URLs is a name such as example.org" in result.stderr

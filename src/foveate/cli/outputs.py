@@ -39,6 +39,7 @@ def json_to_write(context: typer.Context, parameter: typer.CallbackParam, path: 
 def folder_to_write(context: typer.Context, parameter: typer.CallbackParam, path: Path) -> Path:
     """The same for a folder."""
     _check(path, _name(parameter), folder=True)
+    _alone(context, path, _name(parameter))
     return path
 
 
@@ -78,7 +79,7 @@ def _alone(context: typer.Context, path: Path, option: str) -> None:
     others: dict[Path, str] = context.meta.setdefault(__name__, {})
     other = others.setdefault(path.resolve(), option)
     if other != option:
-        raise OutputError(f"{option} {path}: {other} writes to that file, too")
+        raise OutputError(f"{option} {path}: {other} writes there, too")
 
 
 def spare(inputs: Iterable[str | Path], *outputs: Path | None) -> None:

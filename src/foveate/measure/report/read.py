@@ -10,6 +10,7 @@ from typing import Any
 from foveate.errors import FoveateError
 from foveate.measure.eval.evaluate import JOURNAL, RESULT
 from foveate.measure.eval.gallery import ENTRIES, GALLERY
+from foveate.measure.report.shape import damage
 
 FORMAT = "foveate-eval-"
 
@@ -112,9 +113,12 @@ def _read(path: Path) -> EvalResult:
     if missing or not data["arms"]:
         raise ReportError(f"{file} is not whole: it has no {missing[0] if missing else 'arms'}")
     # what earlier releases did not write yet
-    data.setdefault("out_of_reach", [])
-    data.setdefault("notes", [])
-    data["configuration"].setdefault("budget", "after")
+    data = {"out_of_reach": [], "notes": [], **data}
+    if isinstance(data["configuration"], dict):
+        data["configuration"].setdefault("budget", "after")
+    wrong = damage(data)
+    if wrong:
+        raise ReportError(f"{file} is damaged: {wrong}")
     for arm in data["arms"]:
         arm.setdefault("keep_is_mean", False)
     entries = file.parent / GALLERY / ENTRIES
