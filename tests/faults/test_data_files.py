@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
 import pytest
 from PIL import Image
 
+import foveate
 from foveate.cli.app import app
+from foveate.errors import BudgetError
+from foveate.learn.data.readers import from_jsonl
+from foveate.learn.errors import TrainingDataError, TrainingError
+from foveate.learn.glimpse_plus.config import read_settings
+from foveate.measure.eval.evaluate import JOURNAL, RESULT
+from foveate.measure.eval.tables import result_notes, result_tables
+from foveate.measure.predict.rates import Rates, RatesError
+from foveate.measure.report.export import as_csv
+from foveate.measure.report.read import EvalResult, ReportError, read_results
 from tests.faults.test_commands import refused
 from tests.measure.folders import picture
 from tests.measure.own_data import data_uri, png, write_jsonl
+from tests.measure.results import write_result
 
 GOOD = {"image": "a.png", "question": "what?", "answer": "red"}
 HEAD = "image,question,answer\n"
@@ -116,6 +128,10 @@ FILES: dict[str, tuple[Make, str]] = {
     "an answer that is true": (line(answer=True), "line 2: the field 'answer' holds no text"),
     "two fields of answers": (line(answers=["red"]), "line 2: it has both"),
     "an answer that is no choice": (line(choices=["a", "b"]), "line 2: the answer 'red' is none of the choices"),
+    "choices of brackets in brackets": (
+        line(choices="[" * 100_000),
+        "line 2",
+    ),
     "one choice": (line(choices=["red"]), "line 2: the field 'choices' holds 2 to"),
     "a box of three numbers": (line(boxes=[[1, 2, 3]]), "line 2: a box is four numbers"),
     "a box beyond the image": (line(boxes=[[0, 0, 900, 900]]), "line 2: a box of"),
@@ -208,11 +224,102 @@ def test_rows_that_are_all_bad_are_refused_when_skipped_too(call, tmp_path):
         (("--data", "good.jsonl", "--metric", "choice"), "it has no choices"),
         (("--data", "good.jsonl", "--mode", "score", "--metric", "f1"), "generates no answers"),
         (("--data", "good.jsonl", "--bad-rows", "maybe"), "'fail' or 'skip'"),
+        (("--data", "good.jsonl", "--metric", "chart=f1"), "no row is of the task 'chart'; there are"),
+        (("--data", "good.jsonl", "--suite", "scenes"), "--suite goes without --data"),
+        (("--data", "good.jsonl", "--json", "folder/../good.jsonl"), "is read by this command, and would be lost"),
+        (("--frames", "8"), "--frames goes with --data"),
+        (("--score-tokens", "8"), "--score-tokens goes with --data"),
         (("--metric", "f1"), "--data"),
         (("--field", "question=query"), "--data"),
         (("--bad-rows", "skip"), "--data"),
     ],
 )
 def test_options_of_data_that_make_no_sense(arguments, says, call, tmp_path):
+    (tmp_path / "folder").mkdir()
     write_jsonl(tmp_path / "good.jsonl", [{**GOOD, "image": data_uri(Image.new("RGB", (4, 4)))}])
     assert says in refused(call(*arguments))
+
+
+DEEP = "[" * 100_000
+GROUNDED = {"image": "a.png", "question": "what?", "answer": "red", "boxes": [[0.0, 0.0, 0.5, 0.5]]}
+
+
+def nested(folder: Path, name: str, given: str) -> Path:
+    (folder / name).write_text(given)
+    return folder / name
+
+
+def journal(folder: Path, line: str) -> EvalResult:
+    """A result whose journal of answers ends with another line."""
+    write_result(folder)
+    with (folder / JOURNAL).open("a") as file:
+        file.write(line + "\n")
+    return read_results([folder])[0]
+
+
+# what reads a file -> the reading of one that is not what it should be, and the error
+READ: dict[str, tuple[Callable[[Path], object], type[Exception]]] = {
+    "a pruner's config": (lambda folder: foveate.load(nested(folder, "config.json", DEEP).parent), BudgetError),
+    "a list of samples": (lambda folder: from_jsonl(nested(folder, "a.json", DEEP)), TrainingDataError),
+    "a sample a line": (
+        lambda folder: from_jsonl(nested(folder, "a.jsonl", '{"image":' + DEEP), images=folder),
+        TrainingDataError,
+    ),
+    "boxes in a text": (
+        lambda folder: from_jsonl(nested(folder, "a.jsonl", json.dumps({**GROUNDED, "boxes": [DEEP]}))),
+        TrainingDataError,
+    ),
+    "rates": (lambda folder: Rates.load(nested(folder, "a.json", DEEP)), RatesError),
+    "settings in JSON": (lambda folder: read_settings(nested(folder, "a.json", DEEP)), TrainingError),
+    "settings in YAML": (lambda folder: read_settings(nested(folder, "a.yaml", DEEP)), TrainingError),
+    "a result": (lambda folder: read_results([nested(folder, "a.json", DEEP)]), ReportError),
+    "answers": (lambda folder: journal(folder, DEEP).answers(), ReportError),
+    "an answer of no arm": (lambda folder: journal(folder, '{"index": 0}').answers(), ReportError),
+    "an answer that is a number": (lambda folder: journal(folder, "7").answers(), ReportError),
+}
+
+
+@pytest.mark.parametrize("name", list(READ))
+def test_brackets_in_brackets_are_no_overflow_of_the_stack(name, tmp_path):
+    """json raises RecursionError for them, which is no ValueError."""
+    read, error = READ[name]
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(error) as raised:
+        read(tmp_path)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 2000
+
+
+def places(value: object, path: tuple = ()) -> Iterator[tuple]:
+    """The path to everything in plain data; of a list, to its first item alone."""
+    if path:
+        yield path
+    inside = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    for key, one in inside:
+        yield from places(one, (*path, key))
+
+
+@pytest.mark.parametrize("bad", [..., None, "x", [], 5], ids=str)
+def test_a_damaged_result_is_refused_or_shown(bad, tmp_path):
+    """Wherever it is damaged; `...` takes the place away."""
+    file = write_result(tmp_path) / RESULT
+    whole, refusals = json.loads(file.read_text()), []
+    for path in list(places(whole)):
+        data = json.loads(json.dumps(whole))
+        *way, last = path
+        at = functools.reduce(lambda inner, key: inner[key], way, data)
+        if bad is ...:
+            del at[last]
+        else:
+            at[last] = bad
+        file.write_text(json.dumps(data))
+        try:
+            found = read_results([tmp_path])
+        except ReportError as error:
+            refusals.append(str(error))
+            continue
+        assert result_tables(found[0].data), path
+        result_notes(found[0].data)
+        assert as_csv(found), path
+    assert len(refusals) > 20
+    assert not any("\n" in one for one in refusals)

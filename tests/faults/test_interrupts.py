@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 import threading
@@ -17,11 +18,14 @@ from foveate import FastV
 from foveate.engine import attach
 from foveate.engine import attachment as engine
 from foveate.engine import attention_rows as rows
+from foveate.engine.hooks import Hooks
 from foveate.errors import AlreadyAttachedError
 from tests.laws.methods import METHODS
 from tests.models.build import build, inputs
 from tests.vision_probe import Look
 
+SWEEP = bool(os.environ.get("FOVEATE_SWEEP"))
+pytestmark = pytest.mark.timeout(0 if SWEEP else 300)
 ENGINE = str(Path(engine.__file__).parent)
 ORIGINAL = AttentionInterface.get_interface
 
@@ -52,8 +56,8 @@ class Interrupt:
 
 
 def points(lines: int, number: int = 60) -> range:
-    """The lines at which to interrupt: `FOVEATE_SWEEP=1` takes every one, which is long."""
-    return range(1, lines + 1, 1 if os.environ.get("FOVEATE_SWEEP") else max(1, lines // number))
+    """The lines at which to interrupt: `FOVEATE_SWEEP=1` takes every one, some 14,000 in ten minutes of one core."""
+    return range(1, lines + 1, 1 if SWEEP else max(1, lines // number))
 
 
 def traces(model):
@@ -127,6 +131,45 @@ def test_while_attaching_or_detaching(name):
     assert torch.equal(answer(model, batch), expected)
     with attach(model, make()):  # and it can be used again
         answer(model, batch)
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "while that is undone"])
+@pytest.mark.parametrize("kind", ["register_forward_pre_hook", "register_forward_hook"])
+def test_between_a_hook_and_the_note_of_it(kind, twice, monkeypatch):
+    """The hook is on no list then; an interruption of the undoing, too, leaves it to `foveate.detach(model)`."""
+    model, real = build("llava"), getattr(torch.nn.Module, kind)
+    before, places = traces(model), 0
+
+    def attach_interrupted(at: int) -> bool:
+        count = itertools.count(1)
+
+        def register(module, *args, **options):
+            handle = real(module, *args, **options)
+            if next(count) == at:
+                raise KeyboardInterrupt
+            return handle
+
+        def interrupted(hooks):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.nn.Module, kind, register)
+            if twice:
+                patch.setattr(Hooks, "remove", interrupted)
+            try:
+                attach(model, PRUNERS["attention"]())
+            except KeyboardInterrupt:
+                return True
+        return False
+
+    while attach_interrupted(places + 1):
+        places += 1
+        if twice:
+            foveate.detach(model)
+        assert traces(model) == before, places
+    foveate.detach(model)
+    assert places > 1
+    assert traces(model) == before
 
 
 def test_while_pausing():

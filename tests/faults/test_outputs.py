@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,10 +13,13 @@ from typing import Any
 
 import pytest
 import typer
+from PIL import Image
 from typer.testing import CliRunner
 
 from foveate.cli.app import app
 from foveate.cli.outputs import OutputError, write_json, written
+from foveate.measure.eval.evaluate import RESULT
+from tests.measure.results import write_result
 
 # every option of every command that names a file or folder to write
 TO_WRITE = [
@@ -37,7 +41,9 @@ TO_WRITE = [
     (["train", "glimpse"], "--out"),
     (["train", "glimpse-plus", "none.yaml"], "--out"),
     (["train", "ocvtp"], "--out"),
+    *((["report", "one"], option) for option in ("--html", "--png", "--csv", "--latex", "--json")),
 ]
+WRITES = ("overlay", "picture", "plot", "rates", "out", "html", "png", "csv", "latex")
 
 
 def wrong_names(folder: Path, option: str) -> list[Path]:
@@ -73,7 +79,7 @@ def test_every_option_that_writes_is_among_them():
         (path, max(parameter.opts, key=len))
         for path, command in commands(typer.main.get_command(app))
         for parameter in command.params
-        if parameter.name in ("overlay", "picture", "plot", "rates", "out")
+        if parameter.name in WRITES
     }
     tried = {
         (tuple(word for word in command if word.isalpha() or word == "glimpse-plus")[:2], option)
@@ -82,6 +88,58 @@ def test_every_option_that_writes_is_among_them():
     }
     assert {option for _, option in there} == {option for _, option in tried}
     assert len(there) == len(tried)
+
+
+TWO = [
+    ["run", "-p", "what?", "--overlay", "same.png", "--json", "same.png"],
+    ["demo", "--picture", "same.png", "--json", "./same.png"],
+    ["bench", "--plot", "same.png", "--json", "same.png"],
+    ["eval", "--out", "same", "--json", "same"],
+    ["bench", "--predict", "--rates", "same.json", "--json", "same.json"],
+    ["report", "one", "--html", "folder/../same.html", "--csv", "same.html"],
+]
+
+
+@pytest.mark.parametrize("command", TWO, ids=" ".join)
+def test_two_results_do_not_go_to_one_file(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2, result.output
+    assert "writes there, too" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert [one.name for one in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("option", ["--html", "--csv", "--latex", "--json"])
+def test_a_report_does_not_take_the_place_of_its_result(option, tmp_path):
+    file = write_result(tmp_path / "one") / RESULT
+    before = file.read_bytes()
+    result = CliRunner().invoke(app, ["report", str(tmp_path / "one"), option, str(file)])
+    assert result.exit_code == 2, result.output
+    assert "is read by this command, and would be lost" in result.stderr
+    assert file.read_bytes() == before
+
+
+def test_an_overlay_does_not_take_the_place_of_the_image(tmp_path):
+    image = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(image)
+    before = image.read_bytes()
+    result = CliRunner().invoke(app, ["run", "-p", "what?", "-i", str(image), "--overlay", str(image)])
+    assert result.exit_code == 2, result.output
+    assert "would be lost" in result.stderr
+    assert image.read_bytes() == before
+
+
+def test_an_evaluation_whose_result_cannot_be_written_is_shown(tmp_path, monkeypatch):
+    found = json.loads((write_result(tmp_path / "one") / RESULT).read_text())
+    (tmp_path / "out" / RESULT).mkdir(parents=True)
+    monkeypatch.setattr("foveate.measure.loading.load_model", lambda *_: None)
+    monkeypatch.setattr("foveate.measure.eval.evaluate.evaluate", lambda *_: {**found, "skipped_rows": []})
+    result = CliRunner().invoke(app, ["eval", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2, result.output
+    assert "cannot write" in result.stderr
+    assert "fastv" in result.stdout
 
 
 def test_json_is_whole_or_not_there(tmp_path, monkeypatch):
@@ -161,3 +219,23 @@ def test_a_closed_pipe_ends_quietly():
         f'"{sys.executable}" -m foveate list | head -n 1', shell=True, capture_output=True, timeout=120, check=False
     )
     assert b"Traceback" not in found.stderr
+
+
+def test_an_address_that_is_taken_is_refused_before_the_model_is_loaded(monkeypatch):
+    pytest.importorskip("uvicorn")
+    monkeypatch.setattr("foveate.measure.loading.load_model", lambda *_: pytest.fail("a model was loaded"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(app, ["serve", "--port", str(port)])
+    assert result.exit_code == 2, result.output
+    assert f"cannot listen on 127.0.0.1, port {port}: " in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_host_of_urls_is_a_name():
+    pytest.importorskip("uvicorn")
+    result = CliRunner().invoke(app, ["serve", "--urls", "--url-host", "http://example.org/a"])
+    assert result.exit_code == 2, result.output
+    assert "a host of URLs is a name such as example.org" in result.stderr

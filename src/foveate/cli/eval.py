@@ -17,10 +17,11 @@ from foveate.cli.console import (
     show_table,
     warn,
 )
-from foveate.cli.outputs import JsonFile, folder_option, write_json, write_text
+from foveate.cli.outputs import JsonFile, check_data, folder_option, write_json, write_text
 
 
 def eval_(
+    context: typer.Context,
     methods: Annotated[
         str,
         typer.Option(
@@ -114,6 +115,7 @@ def eval_(
     from foveate.pruners.spec import parse_methods
 
     # 1. options
+    check_data(context, data, json_file)
     given: dict[str, Any] = {"fields": tuple(field or ()), "question": question, "split": split, "subset": subset}
     given |= {"allow_urls": allow_urls, "bad_rows": bad_rows, "frames": frames}
     settings: Any = EvalSettings(
@@ -161,15 +163,15 @@ def eval_(
             raise typer.Exit(130) from None
     if not processes.main:
         return
-    # 3. write, and show
-    write_json(out / RESULT, result)
-    write_text(out / TABLES, markdown(result))
+    # 3. show, and write
     for table in result_tables(result):
         show_table(table.title, table.columns, table.rows)
     for note in result_notes(result):
         (warn if note.startswith((NOT_PRUNED, OFF_BUDGET, OUT_OF_REACH)) else say)(note)
     for row in result["skipped_rows"]:
         warn(f"left out: {row}")
+    write_json(out / RESULT, result)
+    write_text(out / TABLES, markdown(result))
     say(f"result: {out / RESULT}, tables: {out / TABLES}")
     if json_file:
         write_json(json_file, result)

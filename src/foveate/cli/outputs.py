@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +26,7 @@ def file_to_write(context: typer.Context, parameter: typer.CallbackParam, path: 
     """Refuse a file that could not be written, before anything is computed; nothing is made."""
     if path is not None:
         _check(path, _name(parameter), folder=False)
+        _alone(context, path, _name(parameter))
     return path
 
 
@@ -38,6 +39,7 @@ def json_to_write(context: typer.Context, parameter: typer.CallbackParam, path: 
 def folder_to_write(context: typer.Context, parameter: typer.CallbackParam, path: Path) -> Path:
     """The same for a folder."""
     _check(path, _name(parameter), folder=True)
+    _alone(context, path, _name(parameter))
     return path
 
 
@@ -70,6 +72,40 @@ def _check(path: Path, option: str, folder: bool) -> None:
         if isinstance(error, OutputError):
             raise
         raise OutputError(f"{option}: no such name can be written: {_reason(error)}") from error
+
+
+def _alone(context: typer.Context, path: Path, option: str) -> None:
+    """Refuse a file that another option of this command writes, too: one of the two would be lost."""
+    others: dict[Path, str] = context.meta.setdefault(__name__, {})
+    other = others.setdefault(path.resolve(), option)
+    if other != option:
+        raise OutputError(f"{option} {path}: {other} writes there, too")
+
+
+def spare(inputs: Iterable[str | Path], *outputs: Path | None) -> None:
+    """Refuse an output that would take the place of a file that the command reads."""
+    read = {Path(one).resolve() for one in inputs if os.path.isfile(one)}
+    for path in outputs:
+        if path is not None and path.resolve() in read:
+            raise OutputError(f"{path} is read by this command, and would be lost: write to another file")
+
+
+def check_data(context: typer.Context, data: str | None, json_file: Path | None) -> None:
+    """Refuse options that say nothing with own questions, or without them, and a result in the place of those.
+
+    Raises
+    ------
+    DataError, OutputError
+        Naming the option.
+    """
+    from foveate.measure.eval.data.errors import DataError
+
+    for name in ("suite",) if data is not None else ("frames", "score_tokens"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = name.replace("_", "-")
+            raise DataError(f"--{option} goes {'without' if data is not None else 'with'} --data")
+    spare([] if data is None else [data], json_file)
 
 
 def _reason(error: Exception) -> str:

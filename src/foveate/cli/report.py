@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from foveate.cli.console import say, show_table
-from foveate.cli.outputs import JsonFile, file_option, write_json, write_text, written
+from foveate.cli.outputs import JsonFile, file_option, spare, write_json, write_text, written
 
 
 def report(
@@ -37,6 +37,7 @@ def report(
     if html or png:
         charts.need_matplotlib()
     found = read_results(results)
+    spare([result.path for result in found], html, png, csv, latex, json_file)
     comparison = compare_results(*found) if compare else None
     table = None if comparison is None else comparison_table(comparison)
     # 2. print

@@ -18,7 +18,7 @@ from foveate.cli.console import (
     show_table,
     warn,
 )
-from foveate.cli.outputs import JsonFile, file_option, write_json, written
+from foveate.cli.outputs import JsonFile, file_option, spare, write_json, written
 
 USUAL = 0.22  # budget where nothing says another
 
@@ -46,6 +46,7 @@ def run(
 
     pruner = make_pruner(method, keep, option or [], USUAL, budget)
     images = [open_image(source) for source in image or []]
+    spare(image or [], overlay, json_file)
     with console(stderr=True).status(f"loading {model}"):
         from foveate.measure.eval.answers import run_batch
         from foveate.measure.loading import load_model

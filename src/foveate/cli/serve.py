@@ -76,7 +76,7 @@ def serve(
     from foveate.pruners.spec import parse_options
     from foveate.serve.pruning import pruners
     from foveate.serve.service import Service
-    from foveate.serve.settings import MIB, ServeError, Settings, read_keys
+    from foveate.serve.settings import MIB, ServeError, Settings, check_address, read_keys
 
     if not on_ray and (replicas is not None or gpus is not None):
         raise ServeError("--replicas and --gpus go with --ray")
@@ -107,6 +107,7 @@ def serve(
         keys=read_keys(keys),
     )
     pruners(settings)  # before the model is loaded
+    check_address(host, port)
     if on_ray:
         from foveate.serve import scale_out
 

@@ -16,12 +16,13 @@ from foveate.cli.console import (
     show_table,
     warn,
 )
-from foveate.cli.outputs import JsonFile, folder_option, write_json
+from foveate.cli.outputs import JsonFile, check_data, folder_option, write_json
 
 MOST_LAYERS = 1000  # that no model has
 
 
 def tune(
+    context: typer.Context,
     out: Annotated[Path, folder_option("Folder for answers, result and winner; a stopped run continues there.")],
     model: Annotated[str, typer.Option(help="A Hub id, a folder, or `tiny`, the embedded model.")] = "tiny",
     suite: Annotated[str, typer.Option(help="Suite of questions, see `foveate list suites`.")] = "scenes",
@@ -94,6 +95,7 @@ def tune(
     from foveate.pruners.spec import parse_methods
 
     # 1. options
+    check_data(context, data, json_file)
     goal: Any = Goal(
         max_loss=None if max_loss is None else share_of("--max-loss", max_loss),
         min_speedup=min_speedup,

@@ -82,7 +82,7 @@ def load(name_or_folder: str | Path) -> Pruner:
         members = [str(folder) for folder in config["methods"]] if called == Chain.name else []
     except (BudgetError, IncompatibleWeightsError):
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BudgetError(f"{path} is not a pruner's config: {error!r}") from error
     if called == Chain.name:
         return Chain(methods=[load(f"{name}/{folder}") for folder in members], **options)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from foveate.errors import FoveateError
 from foveate.pruners.budget import check_keep
 
 MIB = 2**20
+HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+")  # a name or an IPv6 address, as a URL's hostname is given
+NUMERIC = socket.AI_PASSIVE | socket.AI_NUMERICHOST
 
 
 class ServeError(FoveateError, ValueError):
@@ -111,6 +115,30 @@ class Settings:
             raise ServeError(f"least_keep and most_keep are shares, the second not smaller, got {low} and {high}")
         if self.url_hosts and not self.urls:
             raise ServeError("hosts of URLs are named, but URLs are not allowed")
+        for one in self.url_hosts:
+            if not HOST.fullmatch(one):
+                raise ServeError(f"a host of URLs is a name such as example.org, got {one!r}")
+
+
+def check_address(host: str, port: int) -> None:
+    """Refuse an address on which nothing can listen, before a model is loaded; names are left to the server.
+
+    Raises
+    ------
+    ServeError
+        Another process listens there, the address is none of this machine, or the port is reserved.
+    """
+    numeric = "127.0.0.1" if host == "localhost" else host
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(numeric, port, type=socket.SOCK_STREAM, flags=NUMERIC)[0]
+    except (OSError, UnicodeError, ValueError):
+        return  # a name
+    try:
+        with socket.socket(family, kind) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except OSError as error:
+        raise ServeError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from None
 
 
 def read_keys(file: Path | None) -> tuple[str, ...]:

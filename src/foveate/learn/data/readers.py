@@ -70,7 +70,7 @@ def image_size(file: Any) -> Size:
 def _fields(given: Any) -> Mapping[str, Any]:
     try:
         fields = json.loads(given) if isinstance(given, str) else given
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TrainingDataError(f"this is no JSON: {error}") from error
     if not isinstance(fields, Mapping):
         raise TrainingDataError(f"a sample is a JSON object, not {type(fields).__name__}")
@@ -124,7 +124,7 @@ def _rows(path: Path) -> tuple[str, Iterator[tuple[int, Any]]]:
         text = path.read_text(encoding="utf-8-sig")
         if text.lstrip().startswith("["):
             return "item", enumerate(json.loads(text))
-    except ValueError as error:  # UnicodeDecodeError too
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError too
         raise TrainingDataError(f"{path} is neither JSON nor lines of JSON: {error}") from error
     return "line", ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
 

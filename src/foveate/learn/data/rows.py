@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,9 +45,9 @@ def four_numbers(value: Any) -> Box:
         x1, y1, x2, y2 = numbers
         if not any(isinstance(number, (bool, str)) for number in numbers):
             return float(x1), float(y1), float(x2), float(y2)
-    except (TypeError, ValueError):  # json's error is a ValueError
+    except (TypeError, ValueError, RecursionError):  # json's error is a ValueError
         pass
-    raise TrainingDataError(f"a box is four numbers x1, y1, x2, y2, not {value!r}")
+    raise TrainingDataError(f"a box is four numbers x1, y1, x2, y2, not {reprlib.repr(value)}")
 
 
 def checked(box: Box, said: Any) -> Box:

@@ -35,7 +35,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         read = json.loads(text) if path.suffix == ".json" else _yaml(text)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TrainingError(f"cannot read the settings {path}: {error}") from error
     if not isinstance(read, dict) or not all(isinstance(name, str) for name in read):
         raise TrainingError(f"{path} must hold settings by name, such as `model: tiny`")

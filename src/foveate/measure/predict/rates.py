@@ -244,7 +244,7 @@ class Rates:
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             if isinstance(error, RatesError):
                 raise RatesError(f"{path}: {error}") from None
             raise RatesError(f"{path} holds no rates: {error}") from None

@@ -10,6 +10,7 @@ from typing import Any
 from foveate.errors import FoveateError
 from foveate.measure.eval.evaluate import JOURNAL, RESULT
 from foveate.measure.eval.gallery import ENTRIES, GALLERY
+from foveate.measure.report.shape import damage
 
 FORMAT = "foveate-eval-"
 
@@ -69,15 +70,15 @@ class EvalResult:
         try:
             for part in [path, *sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"))]:  # of several processes
                 first, *lines = part.read_text(encoding="utf-8").splitlines()
-                journal = json.loads(first)["configuration"]
+                journal = dict(json.loads(first)["configuration"])
                 rows += [json.loads(line) for line in lines]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            found: dict[str, dict[int, dict[str, Any]]] = {}
+            for row in rows:
+                found.setdefault(row["arm"], {})[row["index"]] = row
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ReportError(f"{path} is not a journal of foveate eval") from error
         if journal.get("questions") != self.data["configuration"].get("questions"):
             raise ReportError(f"{path} holds answers to other questions than {self.path}")
-        found: dict[str, dict[int, dict[str, Any]]] = {}
-        for row in rows:
-            found.setdefault(row["arm"], {})[row["index"]] = row
         return found
 
 
@@ -112,9 +113,12 @@ def _read(path: Path) -> EvalResult:
     if missing or not data["arms"]:
         raise ReportError(f"{file} is not whole: it has no {missing[0] if missing else 'arms'}")
     # what earlier releases did not write yet
-    data.setdefault("out_of_reach", [])
-    data.setdefault("notes", [])
-    data["configuration"].setdefault("budget", "after")
+    data = {"out_of_reach": [], "notes": [], **data}
+    if isinstance(data["configuration"], dict):
+        data["configuration"].setdefault("budget", "after")
+    wrong = damage(data)
+    if wrong:
+        raise ReportError(f"{file} is damaged: {wrong}")
     for arm in data["arms"]:
         arm.setdefault("keep_is_mean", False)
     entries = file.parent / GALLERY / ENTRIES
@@ -127,5 +131,5 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ReportError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ReportError(f"{path} is not JSON: {error}") from error

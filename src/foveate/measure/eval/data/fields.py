@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import reprlib
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -155,7 +156,7 @@ def _listed(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return value
     return value
 
@@ -193,7 +194,7 @@ def _choices(value: Any) -> tuple[str, ...]:
             raise RowError(f"the field 'choices' has the letters {list(value)}, not A, B, C …")
         value = list(value.values())
     if not isinstance(value, list | tuple):
-        raise RowError(f"the field 'choices' is no list, but {value!r}")
+        raise RowError(f"the field 'choices' is no list, but {reprlib.repr(value)}")
     texts = tuple(_text(one, "choices") for one in value)
     if not 2 <= len(texts) <= len(LETTERS) or len(set(texts)) < len(texts):
         raise RowError(f"the field 'choices' holds 2 to {len(LETTERS)} different texts, not {list(texts)}")

@@ -7,7 +7,7 @@ import os
 import random
 import sys
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from foveate.measure.eval.data.errors import DataError, RowError
 from foveate.measure.eval.data.fields import Names, Row, parse_names, read_row
 from foveate.measure.eval.data.media import Media
 from foveate.measure.eval.data.tables import Table, open_table
-from foveate.measure.eval.metrics import METRICS, Metrics
+from foveate.measure.eval.metrics import ALL, METRICS, Metrics
 from foveate.measure.eval.suites import Example
 
 PATCH = 28**2  # pixels of a visual token, about: for the order of batches only
@@ -226,6 +226,14 @@ def _check_metrics(row: Row, named: tuple[str, ...]) -> None:
             raise RowError("it has no choices, and the metric 'choice' needs them")
 
 
+def _check_tasks(metrics: Metrics, tasks: Iterable[str]) -> None:
+    """Refuse metrics for a task that no row is of."""
+    for task in metrics.by_task:
+        if task not in {ALL, *tasks}:
+            there = ", ".join(f"'{one}'" for one in tasks)
+            raise DataError(f"--metric {task}=…: no row is of the task '{task}'; there are {there}")
+
+
 def load_questions(
     settings: DataSettings,
     metrics: Metrics | None = None,
@@ -299,6 +307,8 @@ def load_questions(
         raise DataError(
             f"{len(bad)} of {len(taken)} rows of {table.name} cannot be used{how}: {'; '.join(told[:NAMED])}{more}"
         )
+    if len(taken) == len(table) and not bad:  # else a task may be among what was left out
+        _check_tasks(metrics, tasks)
     kept = [at for at, place in enumerate(places) if place not in bad]
     return OwnQuestions(
         table,
