@@ -10,7 +10,8 @@ change meets the tests that TESTS names for its module, in that order, up to the
 which is counted in processor time. At the end the tests that failed run without any change: they must pass.
 
 No place is what nothing runs or tells apart: type annotations, f-strings in a `raise`, `==` for `is` with None, the
-decorator of a cache. A drawn change that EQUIVALENT holds is not run and counts neither as seen nor as unseen.
+decorator of a cache, a number of AT_A_TIME. A drawn change that EQUIVALENT holds is not run and counts neither as seen
+nor as unseen.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ FAMILIES = ("llava", "qwen2_5_vl", "gemma3", "gemma4_e2b")
 MEMORY = 12 * 2**30  # bytes that a change may take
 LIMIT = 40  # seconds of the processor that one test may take
 TOO_LONG = 72  # exit status
+AT_A_TIME = ("ROWS", "CROWD", "CROWDS", "PICKS", "LISTED", "ROUND", "WORTH", "BLOCK")  # how much is worked on at once
 EQUIVALENT = Path(__file__).with_name("equivalent.json")  # path, line before and after, and why nothing differs
 
 # The tests of a module, most telling first; the first pattern that fits counts. "engine/x" is tests/engine/test_x.py.
@@ -76,28 +78,15 @@ RUNS = (
     "engine/keys engine/report_view engine/removal engine/scoring engine/merging engine/text_rows engine/names "
     "engine/min_visual engine/paused engine/answers engine/arguments engine/fast_path engine/stopwatches"
 )
-METHODS = {  # by the file with their tests
+METHODS = {  # by the file with their tests, where these say what is chosen
     "merging_methods": "apet pool tome uniform",
     "encoder_methods": "encoder fastervlm hiprune holov visionzip vispruner",
     "video_methods": "evs vidcom2",
-    **{
-        name: name
-        for name in (
-            *(
-                "agilepruner",
-                "anchorprune",
-                "cdpruner",
-                "chain",
-                "dart",
-                "greedyprune",
-                "ivcprune",
-                "mmtok",
-                "prunesid",
-            ),
-            *("scope", "sparsevlm", "v2drop", "vlmpruner", "vtw"),
-        )
-    },
 }
+OWN = (  # those with such a file of their own
+    "agilepruner anchorprune cdpruner chain dart greedyprune ivcprune mmtok prunesid scope sparsevlm v2drop vlmpruner "
+    "vtw"
+)
 TESTS = {
     "engine/vision_features.py": "engine/vision_attention engine/vision engine/vision_calls",
     "engine/layout.py": "engine/report_view families/families families/grids",
@@ -124,10 +113,11 @@ TESTS = {
     "pruners/glimpseprune/*": "pruners/glimpseprune pruners/glimpse_modules pruners/glimpse_authors | pruners/choice",
     "pruners/spec.py": "pruners/spec | pruners/choice",
     **{
-        f"pruners/{name}.py": f"pruners/{tests} pruners/options | pruners/choice"
+        f"pruners/{name}.py": f"pruners/{tests} pruners/options"
         for tests, names in METHODS.items()
         for name in names.split()
     },
+    **{f"pruners/{name}.py": f"pruners/{name} pruners/options" for name in OWN.split()},
     "pruners/*": "pruners/options pruners/btp pruners/pyramiddrop engine/merging engine/min_visual | pruners/choice",
 }
 
@@ -173,12 +163,14 @@ def is_none(node: Any) -> bool:
 
 
 def untold(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Begin and end of every type annotation, f-string of a `raise` and decorator that only remembers."""
+    """Begin and end of what the module's docstring says is no place."""
     found: list[Any] = []
     for node in ast.walk(ast.parse(source)):
         found += [getattr(node, name, None) for name in ("annotation", "returns")]
         if isinstance(node, ast.Raise):
             found += [inner for inner in ast.walk(node) if isinstance(inner, ast.JoinedStr)]
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            found += [node.value for one in node.targets if isinstance(one, ast.Name) and one.id in AT_A_TIME]
         if isinstance(node, ast.FunctionDef):
             found += [one for one in node.decorator_list if "cache" in ast.unparse(one)]
     return [((one.lineno, one.col_offset), (one.end_lineno, one.end_col_offset)) for one in found if one is not None]
@@ -295,9 +287,10 @@ def run(copy: Path, tests: Sequence[str], said: Path, *options: str) -> tuple[st
 
 
 def load_ahead(copy: Path, said: Path) -> None:
-    """What the tests import, but for foveate: a fork finds it loaded."""
-    every = sorted({file for tests in TESTS for group in tests_of(f"{SOURCE}/{tests}") for file in group})
-    run(copy, [file for file in every if "::" not in file], said, "--collect-only")
+    """What most tests import, but for foveate: a fork finds it loaded."""
+    run(
+        copy, [*map(file_of, ("engine/keys", "engine/vision", "pruners/choice", "select/dpp"))], said, "--collect-only"
+    )
     for name in said.read_text().splitlines():
         with contextlib.suppress(ImportError, AttributeError):  # of parts that cannot be imported by themselves
             importlib.import_module(name)

@@ -135,6 +135,49 @@ def test_html_of_a_prefill():
     assert "note: <script>alert('x')</script> & \"more\"" in found.text
 
 
+def few(*kept: int, images: int = 1) -> Stage:
+    return Stage(
+        2, [torch.arange(count) for count in kept], [9] * len(kept), [[(1, 4)] * images] + [[]] * len(kept[1:])
+    )
+
+
+def test_one_is_not_counted_and_two_are():
+    assert repr(few(3)) == "<Stage before layer 2: 3 of 9 visual tokens kept>"
+    assert repr(few(3, images=2)) == "<Stage before layer 2: 3 of 9 visual tokens kept, 2 images>"
+    assert repr(few(3, 3)) == "<Stage before layer 2: 6 of 18 visual tokens kept in 2 samples (3 each)>"
+    assert repr(few(3, 4)) == "<Stage before layer 2: 7 of 18 visual tokens kept in 2 samples (3 to 4 each)>"
+    assert repr(prefill(1)).startswith("<Prefill, before layer 2: ")
+    assert repr(prefill(2)).startswith("<Prefill, 2 cuts from layer 2 on, the last before layer 3: ")
+    assert repr(prefill(0)).startswith("<Prefill, no cut, ")
+    assert repr(prefill(1, notes=["one", "two"])).endswith(", 2 notes>")
+    assert "FLOPs" not in repr(prefill(1, flops_dense=None))
+    assert "FLOPs 0%" in repr(prefill(1, flops_pruned=0.0))
+
+
+@pytest.mark.parametrize("count", [6, 7, 8])
+def test_of_more_than_six_the_last_are_shown(count):
+    assert repr(Report((prefill(),) * count)).startswith(
+        f"<Report, {count} prefills{', the last 6' if count > 6 else ''}:\n  {count - 6}: before layer 2: "
+    )
+    found = read(prefill(count, notes=[f"note {number}" for number in range(count)]))
+    cuts = [row[0].split(" in 8")[0] for row in found.rows[1:8]]
+    shown = [f"visual tokens before decoder layer {2 + at}" for at in range(count - 6, count)]
+    assert cuts[: len(shown) + (count > 6)] == ([f"{count - 6} earlier cuts"] if count > 6 else []) + shown
+    assert ("note 5" in found.text, "note 6" in found.text) == (True, False)
+    assert (f"and {count - 6} more" in found.text) == (count > 6)
+    several = read(Report((prefill(),) * count))
+    assert [row[0] for row in several.rows if row[0].isdigit()] == [str(count - 6 + at) for at in range(6)]
+    assert several.text.startswith(f"{count} prefills{', the last 6' if count > 6 else ''}:")
+
+
+def test_a_report_speaks_of_its_last_prefill():
+    assert Report((prefill(), prefill(kv_share=0.5), prefill(kv_share=0.25))).kv_share == 0.25
+    assert read(Report((prefill(), prefill(2)), seen=2)).text.count("The last one:") == 1
+    assert "The last one:" not in read(Report((prefill(),))).text
+    assert Report((prefill(),), seen=0).seen == 0
+    assert Report((prefill(),)).seen == 1
+
+
 def test_of_a_real_run():
     with Random(keep=0.3)(build("llava")) as pruned:
         generate(build("llava"), inputs("llava", "ragged"), 2)
