@@ -40,10 +40,10 @@ GREEDY = tuple(
     Comparison(
         f"GreedyPrune, keep {keep}, before layer 2",
         "first_methods",
-        ("tiny_methods",),
+        ("tiny_field",),
         keep,
         (
-            Row("GreedyPrune, the reviewed rule", "greedyprune:layer=2", "greedyprune:layer=2,objective=threshold"),
+            Row("GreedyPrune, the reviewed rule", "greedyprune:layer=2", "greedyprune:objective=threshold,layer=2"),
             Row("GreedyPrune, volume (default since)", "", "greedyprune:layer=2"),
             _same("diversity alone (DivPrune)", "divprune:layer=2"),
             _same("FastV", "fastv:layer=2"),
@@ -104,7 +104,7 @@ GLIMPSE = Comparison(
         Row(
             "its stand-in without training, at most 11.1 %",
             "glimpseprune:max_keep=0.111",
-            "glimpseprune:layer=10,max_keep=0.111",
+            "glimpseprune:max_keep=0.111,layer=10",
         ),
         _same("PyramidDrop", "pyramiddrop"),
         Row("FastV, before the same layer", "fastv:layer=8", "fastv:layer=10"),
