@@ -48,7 +48,7 @@ GREEDY = tuple(
             _same("diversity alone (DivPrune)", "divprune:layer=2"),
             _same("FastV", "fastv:layer=2"),
             _same("Random", "random:layer=2"),
-            _same("oracle: evidence first, then random", "evidence:layer=2"),
+            Row("oracle: evidence first, then random", "evidence:layer=2", "evidence"),
             _same(SHRUNK, "downsample"),
         ),
     )
@@ -104,7 +104,7 @@ GLIMPSE = Comparison(
         Row(
             "its stand-in without training, at most 11.1 %",
             "glimpseprune:max_keep=0.111",
-            "glimpseprune:layer=10,max_keep=0.111",
+            "glimpseprune:max_keep=0.111,layer=10",
         ),
         _same("PyramidDrop", "pyramiddrop"),
         Row("FastV, before the same layer", "fastv:layer=8", "fastv:layer=10"),
