@@ -149,7 +149,7 @@ def read_image(file: Path | None) -> Image.Image:
             raise too_large(LIMITS.max_image_bytes)
         data = file.read_bytes()
     except OSError:
-        raise PageError("the image was uploaded too long ago, and is deleted: choose it again") from None
+        raise PageError("the uploaded image is no longer there: choose it again") from None
     return decode_image(data, LIMITS)
 
 
