@@ -20,7 +20,7 @@ from foveate.cli import app as commands
 from foveate.errors import BudgetError, UnknownMethodError
 from foveate.measure.eval.answers import run_batch
 from foveate.pruners.registry import METHODS, SHIPPED
-from foveate.serve.page.answers import LIMITS, LONGEST, Asked, PageError, SideBySide
+from foveate.serve.page.answers import LIMITS, LONGEST, Asked, PageError, Seconds, SideBySide
 from foveate.serve.page.html import OWN, shown
 
 
@@ -113,6 +113,18 @@ def test_the_page_has_answers_then_times(sides, file, long):
         assert re.fullmatch(r"\d+ %", row[3])
     assert "Times are of this machine" in last.text["fv-small"]
     assert "answer of" in last.text["fv-small"]
+
+
+@pytest.mark.parametrize(
+    ("prefill", "total", "said"),
+    [(0.8, 1.2, "made the whole slower"), (1.1, 1.1, "made the prefill and the whole slower"), (0.8, 1.02, None)],
+)
+def test_a_loss_is_said(sides, file, long, monkeypatch, prefill, total, said):
+    times = {"prefill": Seconds(1.0, prefill, prefill), "total": Seconds(1.0, total, total)}
+    monkeypatch.setattr(sides, "time", lambda answers: times)
+    *_, page = shown(sides, file, long[1], "random", 0.25, False)
+    assert ("slower" in page) == (said is not None)
+    assert said is None or said in page
 
 
 def test_what_is_not_pruned_says_why(sides, file, monkeypatch):
