@@ -173,7 +173,7 @@ def test_every_option(command, option, call, tmp_path):
             assert len(refused(found)) < 2000, value
         elif command == "list":
             assert found[0] == 0
-            assert {"methods", "models"} == set(json.loads((tmp_path / value).read_text()))
+            assert {"methods", "models", "suites"} == set(json.loads((tmp_path / value).read_text()))
         else:
             assert found[0] is None, (value, found)
 

@@ -128,10 +128,12 @@ def _page(model: str, device: str, dtype: str, method: str, keep: str | None, se
     """Serve the page until it is interrupted."""
     from foveate.cli.run import make_pruner
     from foveate.pruners.budget import check_share, parse_keep
+    from foveate.serve.settings import check_address
 
     share = USUAL if keep is None else check_share(parse_keep(keep))
     make_pruner(method, keep, [], USUAL)
     need_gradio()
+    check_address(host, port)
     with console(stderr=True).status(f"loading {model}"):
         from foveate.measure.loading import load_model
 
