@@ -95,6 +95,7 @@ TESTS = {
     "engine/tap_hooks.py": f"{RUNS} | engine/attention engine/fused_rows engine/vision_attention | laws",
     "engine/cache*.py": f"{RUNS} | engine/refused_caches engine/chunked engine/sliding engine/static | laws",
     "engine/compat.py": f"{RUNS} | engine/refused_caches engine/continuous engine/flash | laws",
+    "engine/layer_hooks.py": f"{RUNS} | engine/chunked engine/continuous engine/extra_tokens engine/states | laws",
     "engine/layer_inputs.py": f"{RUNS} | laws | engine/states engine/chunked engine/sliding",
     "engine/masks.py": f"{RUNS} | laws | engine/states engine/chunked engine/sliding",
     "engine/shared_kv.py": f"{RUNS} | laws | engine/states engine/chunked engine/sliding",

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from foveate import select
+from foveate.engine import attach
 from foveate.engine.arguments import cache_of
+from foveate.errors import UnsupportedModelError
 from foveate.pruners import PromptRows, Pruner, VisualTokens
 from foveate.testing import NEVER, prompt_positions, reference_logits
 from tests.models import TINY
@@ -103,3 +105,12 @@ def test_reference_agrees():
     torch.testing.assert_close(torch.stack(out.logits, 1), expected, atol=1e-4, rtol=0)
     assert prompt_positions(model, batch, 0).shape[-1] == visual.shape[1]
     assert len(cache_of(out).layers) == LAYERS
+
+
+@pytest.mark.parametrize("family", [family for family in TINY if TINY[family].streams])
+def test_a_model_of_several_streams_takes_no_tokens_of_a_method(family):
+    model = build(family)
+    with pytest.raises(UnsupportedModelError, match="glimpse"):
+        attach(model, Glimpse())
+    with Glimpse(number=0)(model):
+        pass

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from foveate import BTP
+from foveate import BTP, FastV
 from foveate.engine import attach
 from foveate.engine import attention_rows as rows_of_attention
 from foveate.engine.attention_rows import row_logits
@@ -85,3 +85,4 @@ def test_summing_holds_a_few_rows_at_a_time(monkeypatch):
     torch.testing.assert_close(total, whole.sum(2, keepdim=True))
     assert BTP(query="mean_text").sums_rows(3)
     assert not BTP().sums_rows(3)
+    assert not FastV().sums_rows(1)  # what a method has that does not say

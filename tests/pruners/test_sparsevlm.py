@@ -17,6 +17,7 @@ from foveate.engine.tap_hooks import turns
 from foveate.errors import BudgetError, UnsupportedModelError
 from foveate.families import Grid, family_of
 from foveate.pruners import Selection
+from foveate.pruners.btp.stages import mean_tokens
 from foveate.pruners.sparsevlm import decay, raters
 from tests.laws.methods import Ladder
 from tests.models.build import build, inputs
@@ -245,3 +246,13 @@ def test_the_published_stages_and_a_mean(version):
         made.with_mean(0.01, config)
     mean = made.with_mean(0.5, config)
     assert mean.layers(6) == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("keep", [None, 1.0, 0.3])
+def test_scaled_stages(keep):
+    config = build("llava").config
+    depth = config.text_config.num_hidden_layers
+    made = foveate.SparseVLM(keep=keep)
+    before = foveate.SparseVLM(keep=None if keep == 1.0 else keep).stages(depth)
+    left = [dataclasses.replace(one, keep=0.8 * one.keep) for one in before]
+    assert made.scaled(0.8, config).keep == pytest.approx(mean_tokens(left, depth))
