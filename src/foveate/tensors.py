@@ -42,7 +42,7 @@ def wide(features: Tensor) -> Tensor:
 def take_rows(features: Tensor, index: Tensor) -> Tensor:
     """Rows (B, C, D) of features (B, N, D) at index (B, C); whole rows are copied, which `gather` does by elements."""
     batch, number, width = features.shape
-    first = torch.arange(0, batch * number, number, device=index.device)[:, None]
+    first = torch.arange(batch, device=index.device)[:, None] * number
     return features.reshape(-1, width).index_select(0, (index + first).flatten()).view(batch, -1, width)
 
 

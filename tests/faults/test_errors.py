@@ -98,6 +98,7 @@ RAISED = {
     ("GlimpsePrune", "IncompatibleWeightsError"): lambda folder: attach(
         build("llava"), GlimpsePrune(weights=glimpse(hidden_size=32))
     ),
+    ("OCVTP", "IncompatibleWeightsError"): "tests/pruners/test_ocvtp.py::test_",
     ("GlimpsePrune.logits", "IncompatibleWeightsError"): "tests/pruners/test_glimpse_modules.py::test_",
     ("PyramidDrop", "BudgetError"): lambda folder: PyramidDrop(keep=3),
     ("SparseVLM.stages", "BudgetError"): lambda folder: foveate.SparseVLM(keep=0.01).stages(12),
@@ -115,6 +116,7 @@ RAISED = {
             ("HoloV", "parts", 0),
             ("IVCPrune", "coordinates", 0.6),
             ("MMTok", "alpha", -1.0),
+            ("OCVTP", "block", 0.5),
             ("PruneSID", "group", 0),
             ("SCOPE", "alpha", -1.0),
             ("SparseVLM", "heads", 0),

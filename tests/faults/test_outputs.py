@@ -184,7 +184,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 def test_json_on_standard_output_is_alone_there():
     found = run("list", "--json", "-")
     assert found.returncode == 0
-    assert {"methods", "models"} == set(json.loads(found.stdout))
+    assert {"methods", "models", "suites"} == set(json.loads(found.stdout))
     assert b"greedyprune" in found.stderr
 
 

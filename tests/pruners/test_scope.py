@@ -64,3 +64,9 @@ def test_a_batch_in_blocks_gives_what_its_samples_give(add, monkeypatch):
 def test_options_that_make_no_sense(options):
     with pytest.raises(BudgetError, match=next(iter(options))):
         foveate.SCOPE(**options)
+
+
+def test_a_sample_without_tokens():
+    nothing = torch.zeros(1, 0)
+    keep = scope.covering(torch.zeros(1, 0, 4), nothing, torch.tensor([0]), nothing.bool(), add=False)
+    assert keep.shape == (1, 0)

@@ -44,13 +44,15 @@ def damage(data: Mapping[str, Any]) -> str | None:
 
 def _of_result(data: Mapping[str, Any]) -> Iterator[str]:
     yield from _wrong(data, WHOLE, "")
-    tasks = {task: SCORED for task in data["tasks"] if isinstance(task, str)}
-    if len(tasks) < len(data["tasks"]):
-        yield f"tasks is {reprlib.repr(data['tasks'])}"
+    parts = {key: data.get(key, []) for key in ("tasks", "suites")}  # older results have no suites
+    for key, names in parts.items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            yield f"{key} is {reprlib.repr(names)}"
     for number, arm in enumerate(data["arms"]):
         where = f"arms[{number}]"
         yield from _wrong(arm, ARM, where)
-        yield from _wrong(arm["tasks"], tasks, f"{where}.tasks")
+        for key, names in parts.items():
+            yield from _wrong(arm.get(key), dict.fromkeys(names, SCORED), f"{where}.{key}") if names else ()
         for name, form in OTHERS.items():
             if name in arm and not (name == "over_random" and arm[name] is None):
                 yield from _wrong(arm[name], form, f"{where}.{name}")
