@@ -44,6 +44,7 @@ MEANT: dict[str, set[str]] = {
     "--tau": {"0"},
     "--tolerance": {"0", "1.5"},
     "--vision-layers": {"0"},
+    "train ocvtp --vision-layer": {"0"},
     "--host": {*VALUES} - NEVER - {"1.5"},  # which is 1.0.0.5
     "serve --name": {*VALUES} - NEVER,
     "--keys": {"file"},

@@ -273,13 +273,14 @@ def ocvtp(
 ) -> None:
     """Experimental: train OC-VTP's slots to rebuild the vision encoder's features; the model stays frozen."""
     from foveate.learn.errors import TrainingDataError
-    from foveate.learn.ocvtp.train import SlotSettings, image_samples, train_slots
+    from foveate.learn.ocvtp.train import SlotSettings, image_folder, image_samples, train_slots
     from foveate.measure.loading import check_place, load_model
     from foveate.pruners.ocvtp.modules import slots_for
 
     if sum(one is not None for one in (images, suite)) != 1:
         raise TrainingDataError("give one of --images DIR and --suite NAME")
     settings = SlotSettings(batch_size, epochs, max_steps, learning_rate, seed=seed)
+    image_folder(images, suite, samples + held_out, seed)
     check_place(device, dtype)
     with console(stderr=True).status(f"loading {model}"):
         quiet_loading()

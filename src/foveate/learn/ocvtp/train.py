@@ -79,6 +79,23 @@ class SlotSettings:
         return LOWEST_RATE + (self.learning_rate - LOWEST_RATE) * falling
 
 
+def image_folder(folder: Path | None, suite: str | None, number: int, seed: int) -> Samples | None:
+    """Images of a folder, or None of a suite, whose scenes are drawn later; asked before a model is loaded.
+
+    Raises
+    ------
+    TrainingDataError
+        No suite of this name.
+    CalibrationError
+        No such folder, fewer images in it, or one that cannot be read.
+    """
+    if folder is not None:
+        return from_folder(folder, number, seed)
+    if suite not in SUITES:
+        raise TrainingDataError(f"no suite '{suite}' to train on; there are {', '.join(SUITES)}")
+    return None
+
+
 def image_samples(
     folder: Path | None, suite: str | None, number: int, held_out: int, seed: int, progress: Progress | None = None
 ) -> tuple[Samples | GroundedSamples, Sequence[Sample | GroundedSample]]:
@@ -91,18 +108,15 @@ def image_samples(
 
     Raises
     ------
-    TrainingDataError
-        No suite of this name.
-    CalibrationError
-        No such folder, fewer images in it, or one that cannot be read.
+    TrainingDataError, CalibrationError
+        As `image_folder`.
     """
-    if folder is not None:
-        found = from_folder(folder, number + held_out, seed)
+    found = image_folder(folder, suite, number + held_out, seed)
+    if found is not None:
         return dataclasses.replace(found, items=found.items[:number]), found.items[number:]
-    if suite not in SUITES:
-        raise TrainingDataError(f"no suite '{suite}' to train on; there are {', '.join(SUITES)}")
-    apart = SUITES[suite](held_out, seed + 1, per_scene=1, progress=progress)
-    return SUITES[suite](number, seed, per_scene=1, progress=progress), apart.items
+    draw = SUITES[str(suite)]
+    apart = draw(held_out, seed + 1, per_scene=1, progress=progress)
+    return draw(number, seed, per_scene=1, progress=progress), apart.items
 
 
 @own_randomness()
