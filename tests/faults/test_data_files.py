@@ -225,7 +225,6 @@ def test_rows_that_are_all_bad_are_refused_when_skipped_too(call, tmp_path):
         (("--data", "good.jsonl", "--mode", "score", "--metric", "f1"), "generates no answers"),
         (("--data", "good.jsonl", "--bad-rows", "maybe"), "'fail' or 'skip'"),
         (("--data", "good.jsonl", "--metric", "chart=f1"), "no row is of the task 'chart'; there are"),
-        (("--data", "good.jsonl", "--suite", "scenes"), "--suite goes without --data"),
         (("--data", "good.jsonl", "--json", "folder/../good.jsonl"), "is read by this command, and would be lost"),
         (("--frames", "8"), "--frames goes with --data"),
         (("--score-tokens", "8"), "--score-tokens goes with --data"),

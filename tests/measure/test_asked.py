@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
+from foveate.cli import app as commands
 from foveate.measure.eval import suites as module
 from foveate.measure.eval.asked import Asked
 from foveate.measure.eval.data.questions import DataSettings, load_questions
@@ -123,3 +127,20 @@ def test_what_does_not_go_together(settings):
         parse_suites("words,scenes")
     with pytest.raises(MetricError, match="own questions alone"):
         check_settings(dataclasses.replace(settings, mode="score", metrics=parse_metrics([])))
+
+
+def test_the_command_takes_suites_and_own_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.jsonl").write_text(json.dumps({"image": "a.png", "question": "what?", "answer": "red"}))
+    Image.new("RGB", (64, 64), "red").save("a.png")
+    given = ["eval", "--suite", "words", "--data", "own.jsonl", "--samples", "1", "--methods", "random"]
+    ran = CliRunner().invoke(commands, [*given, "--keep", "0.5", "--out", "out", "--device", "cpu"])
+    assert ran.exit_code == 0, ran.output
+    assert json.loads(Path("out/result.json").read_text())["suites"] == ["words", "own.jsonl"]
+
+
+def test_tuning_takes_one_or_the_other(tmp_path):
+    given = ["tune", "--suite", "words", "--data", "own.jsonl", "--max-loss", "5%", "--out", str(tmp_path / "out")]
+    ran = CliRunner().invoke(commands, given)
+    assert ran.exit_code == 2
+    assert "--suite goes without --data" in ran.output

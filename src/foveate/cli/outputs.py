@@ -90,8 +90,15 @@ def spare(inputs: Iterable[str | Path], *outputs: Path | None) -> None:
             raise OutputError(f"{path} is read by this command, and would be lost: write to another file")
 
 
-def check_data(context: typer.Context, data: str | None, json_file: Path | None) -> None:
+def check_data(
+    context: typer.Context, data: str | None, json_file: Path | None, instead: tuple[str, ...] = ()
+) -> None:
     """Refuse options that say nothing with own questions, or without them, and a result in the place of those.
+
+    Parameters
+    ----------
+    instead
+        Names of the parameters that own questions take the place of.
 
     Raises
     ------
@@ -100,7 +107,7 @@ def check_data(context: typer.Context, data: str | None, json_file: Path | None)
     """
     from foveate.measure.eval.data.errors import DataError
 
-    for name in ("suite",) if data is not None else ("frames", "score_tokens"):
+    for name in instead if data is not None else ("frames", "score_tokens"):
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             option = name.replace("_", "-")

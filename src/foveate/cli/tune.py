@@ -95,7 +95,7 @@ def tune(
     from foveate.pruners.spec import parse_methods
 
     # 1. options
-    check_data(context, data, json_file)
+    check_data(context, data, json_file, instead=("suite",))
     goal: Any = Goal(
         max_loss=None if max_loss is None else share_of("--max-loss", max_loss),
         min_speedup=min_speedup,
