@@ -9,9 +9,9 @@ copy of the repository, loads torch once and forks. A place is drawn with equal 
 change meets the tests that TESTS names for its module, in that order, up to the first that fails or takes too long,
 which is counted in processor time. At the end the tests that failed run without any change: they must pass.
 
-No place is what nothing runs or tells apart: type annotations, f-strings in a `raise`, `==` for `is` with None, the
-decorator of a cache, a number of AT_A_TIME. A drawn change that EQUIVALENT holds is not run and counts neither as seen
-nor as unseen.
+No place is what nothing runs or tells apart: type annotations, f-strings and `.format` in a `raise`, `==` for `is` with
+None, the decorator of a cache, a number of AT_A_TIME. A drawn change that EQUIVALENT holds is not run and counts neither
+as seen nor as unseen.
 """
 
 from __future__ import annotations
@@ -169,12 +169,16 @@ def untold(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     for node in ast.walk(ast.parse(source)):
         found += [getattr(node, name, None) for name in ("annotation", "returns")]
         if isinstance(node, ast.Raise):
-            found += [inner for inner in ast.walk(node) if isinstance(inner, ast.JoinedStr)]
+            found += [inner for inner in ast.walk(node) if isinstance(inner, ast.JoinedStr) or is_format(inner)]
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
             found += [node.value for one in node.targets if isinstance(one, ast.Name) and one.id in AT_A_TIME]
         if isinstance(node, ast.FunctionDef):
             found += [one for one in node.decorator_list if "cache" in ast.unparse(one)]
     return [((one.lineno, one.col_offset), (one.end_lineno, one.end_col_offset)) for one in found if one is not None]
+
+
+def is_format(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "format"
 
 
 def draw(number: int, seed: int, only: str) -> list[Change]:
