@@ -6,12 +6,12 @@
 cosmic-ray says what can be changed and changes it: an operator, a comparison, a number, `and`, a branch of a loop. Its
 own runner starts Python for every change, and importing torch takes longer than most tests here; this one works on a
 copy of the repository, loads torch once and forks. A place is drawn with equal chance, then one change to it. Each
-change meets the tests that TESTS names for its module, in that order, up to the first that fails or takes too long,
-which is counted in processor time. At the end the tests that failed run without any change: they must pass.
+change meets the tests that TESTS names for its module, then those of ALL, up to the first that fails or takes too
+long, which is counted in processor time. At the end the tests that failed run without any change: they must pass.
 
-No place is what nothing runs or tells apart: type annotations, f-strings and `.format` in a `raise`, `==` for `is` with
-None, the decorator of a cache, a number of AT_A_TIME. A drawn change that EQUIVALENT holds is not run and counts neither
-as seen nor as unseen.
+No place is what nothing runs or tells apart: type annotations, f-strings and `.format` in a `raise`, `==` for `is`
+with None, the decorator of a cache, a number of AT_A_TIME. A drawn change that EQUIVALENT holds is not run and counts
+neither as seen nor as unseen.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import json
@@ -59,7 +60,6 @@ FAMILIES = ("llava", "qwen2_5_vl", "gemma3", "gemma4_e2b")
 MEMORY = 12 * 2**30  # bytes that a change may take
 LIMIT = 40  # seconds of the processor that one test may take
 TOO_LONG = 72  # exit status
-AT_A_TIME = ("ROWS", "CROWD", "CROWDS", "PICKS", "LISTED", "ROUND", "WORTH", "BLOCK")  # how much is worked on at once
 EQUIVALENT = Path(__file__).with_name("equivalent.json")  # path, line before and after, and why nothing differs
 
 # The tests of a module, most telling first; the first pattern that fits counts. "engine/x" is tests/engine/test_x.py.
@@ -121,6 +121,11 @@ TESTS = {
     **{f"pruners/{name}.py": f"pruners/{name} pruners/options" for name in OWN.split()},
     "pruners/*": "pruners/options pruners/btp pruners/pyramiddrop engine/merging engine/min_visual | pruners/choice",
 }
+ALL = {  # what the others have not seen meets the tests of whole rooms
+    "engine": ("tests/engine", "tests/pruners"),
+    "select": ("tests/select", "tests/pruners"),
+    "pruners": ("tests/pruners", "tests/engine"),
+}
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ class Change:
 def changes(path: Path) -> Iterator[tuple[tuple[int, ...], Change]]:
     """Every change to a file, with its place."""
     source = path.read_text(encoding="utf-8")
-    spans = untold(source)
+    spans = untold(source, path.stem, at_a_time())
     operators = {}
     for name in cosmic_ray.plugins.operator_names():
         if not name.endswith(("NoOp", "VariableReplacer", "VariableInserter")):
@@ -163,7 +168,16 @@ def is_none(node: Any) -> bool:
     return node.parent is not None and node.parent.children[-1].get_code().strip() == "None"
 
 
-def untold(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+@functools.cache
+def at_a_time() -> frozenset[str]:
+    """The constants that say how much is worked on at once, as the tests name them."""
+    for node in ast.parse((ROOT / "tests/test_declared.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "AT_A_TIME":
+            return frozenset(ast.literal_eval(node.value))
+    raise LookupError("tests/test_declared.py has no AT_A_TIME")
+
+
+def untold(source: str, module: str, at_a_time: frozenset[str]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Begin and end of what the module's docstring says is no place."""
     found: list[Any] = []
     for node in ast.walk(ast.parse(source)):
@@ -171,7 +185,8 @@ def untold(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
         if isinstance(node, ast.Raise):
             found += [inner for inner in ast.walk(node) if isinstance(inner, ast.JoinedStr) or is_format(inner)]
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            found += [node.value for one in node.targets if isinstance(one, ast.Name) and one.id in AT_A_TIME]
+            names = {one.id for one in node.targets if isinstance(one, ast.Name)}
+            found += [node.value] if at_a_time & (names | {f"{module}.{name}" for name in names}) else []
         if isinstance(node, ast.FunctionDef):
             found += [one for one in node.decorator_list if "cache" in ast.unparse(one)]
     return [((one.lineno, one.col_offset), (one.end_lineno, one.end_col_offset)) for one in found if one is not None]
@@ -204,9 +219,8 @@ def tests_of(path: str) -> list[tuple[str, ...]]:
     """The tests that a module's changes meet, fork by fork: pytest collects all of a fork before it runs any."""
     local = str(Path(path).relative_to(SOURCE))
     names = next(tests for pattern, tests in TESTS.items() if fnmatch(local, pattern))
-    first = "pruners/declared " if local.startswith("pruners/") else ""
-    groups = (first + names).split("|")
-    return [LAWS if one.strip() == "laws" else tuple(map(file_of, one.split())) for one in groups]
+    groups = [LAWS if one.strip() == "laws" else tuple(map(file_of, one.split())) for one in names.split("|")]
+    return [("tests/test_declared.py", *groups[0]), *groups[1:], ALL[local.partition("/")[0]]]
 
 
 def file_of(name: str) -> str:

@@ -1,4 +1,6 @@
-"""What methods declare: defaults, ranges and the numbers of their papers, as `declared.txt` lists them.
+"""What methods declare: defaults, ranges and the numbers of their papers; and the numbers of engine and selection.
+
+`declared.txt` lists them.
 
 A changed number is found here and nowhere else, as other tests take defaults and ranges from the code. To change one
 on purpose, change its line.
@@ -13,14 +15,19 @@ import numbers
 import pkgutil
 from pathlib import Path
 
-from foveate import pruners
+from foveate import engine, pruners, select
 from foveate.pruners.btp.stages import BTPStage
 from foveate.pruners.options import fields_of
 from foveate.pruners.registry import METHODS
 
 LISTED = Path(__file__).with_name("declared.txt")
-# how much is worked on at once, which decides no choice
-AT_A_TIME = {"ROWS", "CROWD", "CROWDS", "PICKS", "LISTED", "ROUND", "WORTH", "TYPE_CHECKING"}
+# how much is worked on at once, which decides no choice: names in these modules, or in any
+AT_A_TIME = {
+    "CROWD", "CROWDS", "LISTED", "PICKS", "ROUND", "ROWS", "WORTH", "attention_rows.KEYS", "attention_rows.QUERIES",
+    "cosine.BLOCK", "cosine.PREFIX", "diversity.CHUNK", "isolated.BLOCK", "isolated.CHUNK", "isolated.FEW",
+    "isolated.SHRUNK", "lazy_greedy.CHUNK", "lazy_greedy.MANY", "lazy_greedy.READY", "nms.BLOCK", "nms.ROUNDS",
+    "nms.WALK_BLOCK",
+}  # fmt: skip
 
 
 def plain(value: object) -> bool:
@@ -30,6 +37,12 @@ def plain(value: object) -> bool:
     if isinstance(value, (tuple, list)):
         return all(map(plain, value))
     return isinstance(value, (numbers.Number, str, type(None)))
+
+
+def has_number(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(map(has_number, (*value.keys(), *value.values())))
+    return any(map(has_number, value)) if isinstance(value, (tuple, list)) else isinstance(value, numbers.Number)
 
 
 def of_method(name: str, owner: type) -> str:
@@ -45,15 +58,20 @@ def of_method(name: str, owner: type) -> str:
     return f"{name}: {'; '.join(words)}"
 
 
+def last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
 def declared() -> list[str]:
     """A line for each method, and one for each constant."""
     lines = [of_method(name, owner) for name, owner in sorted({**METHODS, "BTPStage": BTPStage}.items())]
-    for module in pkgutil.walk_packages(pruners.__path__, "foveate.pruners."):
-        for name, value in vars(importlib.import_module(module.name)).items():
-            listed = (
-                name.strip("_").isupper() and name not in AT_A_TIME and not isinstance(value, str) and plain(value)
-            )
-            lines += [f"{module.name} {name} = {value!r}"] if listed else []
+    for room in (pruners, select, engine):
+        for module in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
+            of_no_choice = {last(name) for name in AT_A_TIME if name.startswith(last(module.name) + ".")}
+            for name, value in vars(importlib.import_module(module.name)).items():
+                if name.strip("_").isupper() and name not in AT_A_TIME | of_no_choice | {"TYPE_CHECKING"}:
+                    told = plain(value) and (has_number(value) or (room is pruners and not isinstance(value, str)))
+                    lines += [f"{module.name} {name} = {value!r}"] if told else []
     return lines
 
 
