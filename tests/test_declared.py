@@ -77,3 +77,19 @@ def declared() -> list[str]:
 
 def test_every_default_range_and_number_is_as_listed():
     assert declared() == LISTED.read_text(encoding="utf-8").splitlines()
+
+
+def test_what_can_be_changed_after_it_was_made_is_as_listed():
+    """Methods and their settings cannot: they are shared, compared and saved."""
+    changeable = set()
+    for room in (pruners, select, engine):
+        for module in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
+            for one in vars(importlib.import_module(module.name)).values():
+                if dataclasses.is_dataclass(one) and isinstance(one, type) and one.__module__ == module.name:
+                    changeable |= set() if one.__dataclass_params__.frozen else {f"{module.name}.{one.__name__}"}
+    records = ("StageRecord", "PrefillRecord", "Prompt", "Tapped", "ForwardPass")
+    assert changeable == {
+        *(f"foveate.engine.forward_pass.{name}" for name in records),
+        "foveate.engine.vision_features._Call",
+        "foveate.engine.vision_features._Seen",
+    }

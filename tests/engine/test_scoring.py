@@ -69,3 +69,19 @@ def test_arguments_by_place_mean_what_they_mean_by_name(family, whole):
     for ours, theirs in zip(first.stages, second.stages, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours.kept, theirs.kept, strict=True))
     assert torch.equal(wanted[1] if whole else wanted[0], found[1] if whole else found[0])
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_padding_on_the_right_changes_nothing(family):
+    """The question ends where the padding begins."""
+    model, batch = build(family), inputs(family, "one image")
+    padded = {
+        name: torch.nn.functional.pad(value, (0, 3)) if value.shape[:2] == batch["input_ids"].shape else value
+        for name, value in batch.items()
+    }
+    with attach(model, FastV(keep=0.3)) as handle, torch.no_grad():
+        logits = model(**batch).logits
+        alone = handle.report.stages[0]
+        more = model(**padded).logits
+        assert torch.equal(handle.report.stages[0].kept[0], alone.kept[0])
+    torch.testing.assert_close(more[:, : logits.shape[1]], logits, atol=1e-4, rtol=0)

@@ -226,3 +226,8 @@ def test_the_bench_times_them_where_images_come_encoded(method):
     assert len(pruned.report.stages[0].kept[0]) == 5
     with torch.no_grad(), pytest.raises(VisionFeaturesError), pruner(model):
         model(**given)
+
+
+@pytest.mark.parametrize(("block", "place"), [(None, 3), (-1, 3), (-3, 1), (0, 0), (2, 2)])
+def test_a_block_is_counted_from_either_end(block, place):
+    assert foveate.VisionZip(block=block).at(4) == place

@@ -171,3 +171,12 @@ def test_sizes():
         slots_for(model, vision_layer=7)
     with pytest.raises(IncompatibleWeightsError, match="cannot have such sizes"):
         SlotConfig(0, 6, 0)
+
+
+def test_attention_that_is_no_number_counts_as_none():
+    tokens = shown()
+    none, one = torch.zeros(tokens.valid.shape), torch.zeros(tokens.valid.shape)
+    one[:, 2:5] = torch.tensor([torch.inf, torch.nan, -torch.inf])
+    for keep in (2, 3, 4, 5):  # all are alike, so the first are kept
+        found = foveate.OCVTP(keep=keep).select(dataclasses.replace(tokens, received=(one,), class_received=(none,)))
+        assert [kept(found, sample) for sample in (0, 1)] == [[*range(keep)]] * 2

@@ -111,3 +111,9 @@ def test_alike_tokens_and_no_numbers_still_fill_the_budget():
 def test_options_that_make_no_sense(options):
     with pytest.raises(BudgetError, match=next(iter(options))):
         foveate.PruneSID(**options)
+
+
+def test_features_of_one_channel_have_one_group():
+    tokens = encoder_tokens([[Grid(3, 4)], [Grid(2, 5)]])
+    tokens = dataclasses.replace(tokens, vision=(tokens.vision[0][..., :1],))
+    assert foveate.PruneSID(keep=6).select(tokens).sum(-1).tolist() == [6, 6]

@@ -37,11 +37,16 @@ def diagonals(tokens, sample: int, one: int, to: int) -> float:
     return (down**2 + across**2) ** 0.5 / (sides.height**2 + sides.width**2) ** 0.5
 
 
-@pytest.mark.parametrize(("threshold", "batch", "pivots"), [(0.8, 16, 4), (0.1, 3, 4), (-0.3, 4, 1), (0.4, 100, 2)])
+@pytest.mark.parametrize(
+    ("threshold", "batch", "pivots", "alike"),
+    [(0.8, 16, 4, False), (0.1, 3, 4, False), (-0.3, 4, 1, False), (0.4, 100, 2, False), (0.4, 100, 2, True)],
+)
 @pytest.mark.parametrize("keep", [2, 9, 20])
-def test_it_goes_outward_from_pivots(keep, threshold, batch, pivots, monkeypatch):
+def test_it_goes_outward_from_pivots(keep, threshold, batch, pivots, alike, monkeypatch):
     monkeypatch.setattr(vlmpruner, "CHANNELS", CHANNELS)
     tokens = shown()
+    if alike:  # ties by the dozen, which go to the first
+        tokens = dataclasses.replace(tokens, features=tokens.features[:, :1].expand_as(tokens.features))
     found = foveate.VLMPruner(keep=keep, threshold=threshold, batch=batch, pivots=pivots).select(tokens)
     hidden = merge(tokens.features, torch.arange(54).expand(2, -1), found.keep, tokens.valid, found)
     for sample, number in enumerate(COUNTS):
@@ -63,7 +68,7 @@ def test_it_goes_outward_from_pivots(keep, threshold, batch, pivots, monkeypatch
 
         def likeness(one, sample=sample, chosen=chosen, cosine=cosine):
             near = min(diagonals(tokens, sample, one, to) for to in chosen)
-            return max(cosine(one, to) * (1 + 0.5 * near) for to in chosen)
+            return round(max(cosine(one, to) * (1 + 0.5 * near) for to in chosen), 6)  # ties without rounding
 
         for limit in itertools.count(threshold, 0.1):
             if len(chosen) == keep:
