@@ -38,7 +38,8 @@ def test_a_method_that_says_nothing_asks_for_nothing():
 @pytest.mark.parametrize("method", [foveate.FastV, foveate.DivPrune], ids=["before layer 2", "before layer 0"])
 def test_a_mean_of_everything_is_a_budget_of_everything(method):
     made = method(keep=0.3).with_mean(1.0, build("llava").config)
-    assert made.keep == 1.0 and made.keeps_all
+    assert made.keep == 1.0
+    assert made.keeps_all
 
 
 def test_where_everything_stays_the_hidden_states_pass_as_they_are():
