@@ -100,6 +100,18 @@ TWO = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [("eval", "answers.jsonl"), ("eval", "result.json"), ("tune", "answers.jsonl"), ("tune", "tune.json")],
+)
+def test_a_result_does_not_take_the_place_of_the_answers(command, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, [command, "--out", "mine", "--json", f"./mine/{name}", "--samples", "1"])
+    assert result.exit_code == 2, result.output
+    assert "written by this command itself" in result.stderr
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("command", TWO, ids=" ".join)
 def test_two_results_do_not_go_to_one_file(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -17,7 +17,7 @@ from foveate.cli.console import (
     show_table,
     warn,
 )
-from foveate.cli.outputs import JsonFile, check_data, folder_option, write_json, write_text
+from foveate.cli.outputs import JsonFile, check_data, folder_option, not_among, write_json, write_text
 
 
 def eval_(
@@ -105,7 +105,15 @@ def eval_(
     Runs under `accelerate launch`, too.
     """
     from foveate.measure.eval.data.questions import data_settings
-    from foveate.measure.eval.evaluate import RESULT, TABLES, EvalSettings, check_settings, evaluate, load_examples
+    from foveate.measure.eval.evaluate import (
+        JOURNAL,
+        RESULT,
+        TABLES,
+        EvalSettings,
+        check_settings,
+        evaluate,
+        load_examples,
+    )
     from foveate.measure.eval.metrics import parse_metrics
     from foveate.measure.eval.suites import parse_suites
     from foveate.measure.eval.tables import NOT_PRUNED, OFF_BUDGET, OUT_OF_REACH, markdown, result_notes, result_tables
@@ -116,6 +124,7 @@ def eval_(
 
     # 1. options
     check_data(context, data, json_file)
+    not_among((JOURNAL, RESULT, TABLES), out, json_file)
     given: dict[str, Any] = {"fields": tuple(field or ()), "question": question, "split": split, "subset": subset}
     given |= {"allow_urls": allow_urls, "bad_rows": bad_rows, "frames": frames}
     settings: Any = EvalSettings(

@@ -90,6 +90,12 @@ def spare(inputs: Iterable[str | Path], *outputs: Path | None) -> None:
             raise OutputError(f"{path} is read by this command, and would be lost: write to another file")
 
 
+def not_among(names: Iterable[str], folder: Path, path: Path | None) -> None:
+    """Refuse a file that has the place of one that the command keeps in its folder."""
+    if path is not None and path.resolve() in {(folder / name).resolve() for name in names}:
+        raise OutputError(f"{path} is written by this command itself: write to another file")
+
+
 def check_data(
     context: typer.Context, data: str | None, json_file: Path | None, instead: tuple[str, ...] = ()
 ) -> None:

@@ -16,7 +16,7 @@ from foveate.cli.console import (
     show_table,
     warn,
 )
-from foveate.cli.outputs import JsonFile, check_data, folder_option, write_json
+from foveate.cli.outputs import JsonFile, check_data, folder_option, not_among, write_json
 
 MOST_LAYERS = 1000  # that no model has
 
@@ -82,7 +82,7 @@ def tune(
 ) -> None:
     """Search methods, budgets and stages: the fastest that loses little enough, or the best that is fast enough."""
     from foveate.errors import BudgetError
-    from foveate.learn.tune.run import RESULT, TuneSettings, own_questions, result_table, suite_questions
+    from foveate.learn.tune.run import JOURNAL, RESULT, TuneSettings, own_questions, result_table, suite_questions
     from foveate.learn.tune.run import tune as run
     from foveate.learn.tune.search import Goal
     from foveate.measure.bench.settings import whole_numbers
@@ -96,6 +96,7 @@ def tune(
 
     # 1. options
     check_data(context, data, json_file, instead=("suite",))
+    not_among((JOURNAL, RESULT), out, json_file)
     goal: Any = Goal(
         max_loss=None if max_loss is None else share_of("--max-loss", max_loss),
         min_speedup=min_speedup,
