@@ -113,6 +113,7 @@ TESTS = {
     "select/*": "select/diversity select/dpp select/suppression select/errors",
     "pruners/btp/*": "pruners/btp pruners/options | pruners/choice",
     "pruners/glimpseprune/*": "pruners/glimpseprune pruners/glimpse_modules pruners/glimpse_authors | pruners/choice",
+    "pruners/by_image.py": "families/grids engine/vision engine/merging engine/keys pruners/choice",
     "pruners/spec.py": "pruners/spec | pruners/choice",
     **{
         f"pruners/{name}.py": f"pruners/{tests} pruners/options"
