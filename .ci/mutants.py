@@ -121,7 +121,7 @@ TESTS = {
         for name in names.split()
     },
     **{f"pruners/{name}.py": f"pruners/{name} pruners/options" for name in OWN.split()},
-    "pruners/*": "pruners/options pruners/btp pruners/pyramiddrop engine/merging engine/min_visual | pruners/choice",
+    "pruners/*": "pruners/options pruners/base pruners/not_given pruners/btp pruners/pyramiddrop engine/merging engine/min_visual | pruners/choice",
 }
 ALL = {  # what the others have not seen meets the tests of whole rooms
     "engine": ("tests/engine",),

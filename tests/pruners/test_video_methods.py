@@ -70,6 +70,12 @@ def test_evs_of_a_film_that_stands_still_keeps_the_first_frame_and_then_the_orde
     assert kept(foveate.EVS(keep=keep), tokens) == [*range(number)]
 
 
+def test_evs_of_a_film_that_comes_to_rest_goes_by_order_from_there():
+    tokens = video_tokens()
+    tokens.features[0, 24:36] = tokens.features[0, 12:24]
+    assert kept(foveate.EVS(keep=0.8), tokens) == [*range(28)]
+
+
 @pytest.mark.parametrize("keep", [0.05, 0.4, 0.9])
 def test_vidcom2(keep):
     tokens = video_tokens()
