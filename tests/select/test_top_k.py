@@ -64,3 +64,9 @@ def test_the_inputs_stay_as_they_were() -> None:
     select.top_k(scores, 1, valid)
     assert scores.isnan().tolist() == [[True, False]]
     assert valid.tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize("k", [torch.tensor(2), torch.tensor(2, dtype=torch.int32), torch.tensor([2, 2]).numpy()[0]])
+def test_a_number_in_a_tensor_is_a_number(k) -> None:
+    scores = torch.tensor([[1.0, 3.0, 2.0], [0.0, 0.0, 0.0]])
+    assert torch.equal(select.top_k(scores, k), select.top_k(scores, 2))
