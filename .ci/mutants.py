@@ -90,6 +90,7 @@ OWN = (  # those with such a file of their own
 )
 TESTS = {
     "engine/vision_features.py": "engine/vision_attention engine/vision engine/vision_calls",
+    "engine/prompt.py": f"engine/prompt {RUNS} engine/answers engine/static | engine/chunked engine/extra_tokens | laws",
     "engine/layout.py": "engine/report_view families/families families/grids",
     "engine/flops.py": "pruners/btp engine/report_view",
     "engine/attention_rows.py": f"{RUNS} | engine/attention engine/fused_rows engine/vision_attention | laws",

@@ -105,6 +105,14 @@ def test_relax_keeps_rows_that_had_enough() -> None:
     assert not torch.equal(relaxed[1], select.suppression(features, scores, 5, 0.6)[1])  # not the fill by score
 
 
+def test_relax_leaves_a_set_of_just_the_budget_as_it_is() -> None:
+    """The second token is too alike to the first by a hair: a threshold raised by ever so little would take it."""
+    near = torch.tensor(0.6 + 1e-5)
+    features = torch.stack([torch.tensor([1.0, 0, 0]), torch.tensor([near, (1 - near**2).sqrt(), 0]), torch.eye(3)[2]])
+    keep = select.suppression(features[None], torch.tensor([[3.0, 2.0, 1.0]]), 2, 0.6, "relax")
+    assert keep.tolist() == [[True, False, True]]
+
+
 @pytest.mark.parametrize("fill", ["saliency", "stop", "relax"])
 def test_batch_equals_singles(fill: Fill) -> None:
     generator = torch.Generator().manual_seed(0)
