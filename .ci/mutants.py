@@ -90,7 +90,7 @@ OWN = (  # those with such a file of their own
 )
 TESTS = {
     "engine/vision_features.py": "engine/vision_attention engine/vision engine/vision_calls",
-    "engine/prompt.py": f"engine/prompt {RUNS} engine/answers engine/static | engine/chunked engine/extra_tokens | laws",
+    "engine/prompt.py": f"engine/prompt {RUNS} engine/static | engine/chunked engine/extra_tokens | laws",
     "engine/layout.py": "engine/report_view families/families families/grids",
     "engine/flops.py": "pruners/btp engine/report_view",
     "engine/attention_rows.py": f"{RUNS} | engine/attention engine/fused_rows engine/vision_attention | laws",
@@ -122,7 +122,8 @@ TESTS = {
         for name in names.split()
     },
     **{f"pruners/{name}.py": f"pruners/{name} pruners/options" for name in OWN.split()},
-    "pruners/*": "pruners/options pruners/base pruners/not_given pruners/btp pruners/pyramiddrop engine/merging engine/min_visual | pruners/choice",
+    "pruners/*": "pruners/options pruners/base pruners/not_given pruners/btp pruners/pyramiddrop engine/merging "
+    "engine/min_visual | pruners/choice",
 }
 ALL = {  # what the others have not seen meets the tests of whole rooms
     "engine": ("tests/engine",),
