@@ -79,6 +79,7 @@ RUNS = (
     "engine/keys engine/report_view engine/removal engine/scoring engine/merging engine/text_rows engine/names "
     "engine/min_visual engine/paused engine/answers engine/arguments engine/fast_path engine/stopwatches"
 )
+CACHES = "engine/refused_caches engine/chunked engine/sliding engine/static faults/refusals"
 METHODS = {  # by the file with their tests, where these say what is chosen
     "merging_methods": "apet pool tome uniform",
     "encoder_methods": "encoder fastervlm hiprune holov visionzip vispruner",
@@ -95,11 +96,12 @@ TESTS = {
     "engine/flops.py": "engine/layout pruners/btp engine/report_view",
     "engine/attention_rows.py": f"{RUNS} | engine/attention engine/fused_rows engine/vision_attention | laws",
     "engine/tap_hooks.py": f"{RUNS} | engine/attention engine/fused_rows engine/vision_attention | laws",
-    "engine/cache.py": f"engine/cache {RUNS} | engine/refused_caches engine/chunked engine/sliding engine/static | laws",
-    "engine/cache*.py": f"{RUNS} | engine/refused_caches engine/chunked engine/sliding engine/static | laws",
+    "engine/cache*.py": f"engine/cache {RUNS} | {CACHES} | laws",
     "engine/compat.py": f"{RUNS} | engine/refused_caches engine/continuous engine/flash | laws",
     "engine/layer_hooks.py": f"{RUNS} | engine/chunked engine/continuous engine/extra_tokens engine/states | laws",
-    "engine/layer_inputs.py": f"{RUNS} | laws | engine/states engine/chunked engine/sliding",
+    "engine/forward_pass.py": f"engine/layer_inputs {RUNS} | engine/chunked engine/extra_tokens engine/states | laws",
+    "engine/arguments.py": f"engine/layer_inputs engine/arguments {RUNS} | laws",
+    "engine/layer_inputs.py": f"engine/layer_inputs {RUNS} | laws | engine/states engine/chunked engine/sliding",
     "engine/masks.py": f"engine/masks {RUNS} | laws | engine/states engine/chunked engine/sliding",
     "engine/shared_kv.py": f"engine/layout {RUNS} | laws | engine/states engine/chunked engine/sliding",
     "engine/report*.py": f"engine/summary {RUNS} faults/errors | engine/stopwatches engine/chunked engine/continuous",
