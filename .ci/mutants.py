@@ -96,7 +96,7 @@ TESTS = {
     "engine/flops.py": "engine/layout pruners/btp engine/report_view",
     "engine/attention_rows.py": f"{RUNS} | engine/attention engine/fused_rows engine/vision_attention | laws",
     "engine/tap_hooks.py": f"{RUNS} | engine/attention engine/fused_rows engine/vision_attention | laws",
-    "engine/cache_rows.py": "serve/joining engine/cache",
+    "engine/cache_rows.py": "engine/cache_layers serve/joining engine/cache",
     "engine/cache*.py": f"engine/cache engine/cache_layers {RUNS} | {CACHES} | laws",
     "engine/compat.py": f"{RUNS} | engine/refused_caches engine/continuous engine/flash | laws",
     "engine/layer_hooks.py": f"{RUNS} | engine/chunked engine/continuous engine/extra_tokens engine/states | laws",

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from foveate.engine.cache_layers import (
@@ -16,6 +17,7 @@ from foveate.engine.cache_layers import (
     refuse_crop,
     removed_by_crop,
 )
+from foveate.engine.cache_rows import join_rows, take_rows
 from foveate.errors import UnsupportedCacheError
 
 CPU = torch.device("cpu")
@@ -36,7 +38,7 @@ def pruned(slots, dense, layer=None):
     layer = PrunedLayer.adopt(DynamicLayer(), 2, CPU) if layer is None else layer
     slots = torch.tensor(slots)
     layer.expect(slots, dense, bool((slots < 0).any()), slots.shape[1])
-    keys = slots[:, None, :, None].float().repeat(1, 1, 1, 2) + 100 * torch.arange(2)[:, None, None, None]
+    keys = slots[:, None, :, None].float().repeat(1, 1, 1, 2) + 100 * torch.arange(len(slots))[:, None, None, None]
     layer.update(keys, -keys)
     return layer
 
@@ -259,3 +261,26 @@ class TestStatic:
         layer.reset()
         assert type(layer) is StaticLayer
         assert layer.max_cache_len == 100
+
+
+def test_rows_that_stay_take_off_what_is_padding_in_all_of_them():
+    cache = DynamicCache()
+    cache.layers = [pruned([[-1, -1, 4, 8], [-1, 3, 7, 8], [1, 2, 7, 8]], 9)]
+    take_rows(cache, torch.tensor([1, 0]), 3)
+    layer = cache.layers[0]
+    assert layer.slots.tolist() == [[0, 4, 5], [-1, 1, 5]]
+    assert layer.keys.shape[2] == layer.values.shape[2] == 3
+    assert held(layer)[0] == [3, 7, 8]
+    assert (layer.get_seq_length(), layer.padded) == (6, True)
+    take_rows(cache, torch.tensor([0]), 0)
+    assert (layer.slots.tolist(), layer.padded) == ([[0, 4, 5]], False)
+
+
+def test_a_shorter_batch_that_joins_gets_padding_before_it():
+    first, second = DynamicCache(), DynamicCache()
+    first.layers, second.layers = [pruned([[0, 2, 7], [1, 3, 7]], 8)], [pruned([[1, 4], [0, 4]], 5)]
+    join_rows(first, second)
+    layer = first.layers[0]
+    assert layer.slots.tolist() == [[0, 2, 7], [1, 3, 7], [-1, 4, 7], [-1, 3, 7]]
+    assert held(layer)[2][1:] == [1, 4]
+    assert (layer.get_seq_length(), layer.padded) == (8, True)
