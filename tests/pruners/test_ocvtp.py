@@ -180,3 +180,13 @@ def test_attention_that_is_no_number_counts_as_none():
     for keep in (2, 3, 4, 5):  # all are alike, so the first are kept
         found = foveate.OCVTP(keep=keep).select(dataclasses.replace(tokens, received=(one,), class_received=(none,)))
         assert [kept(found, sample) for sample in (0, 1)] == [[*range(keep)]] * 2
+
+
+def test_choosing_builds_no_graph():
+    """Also where nobody else sees to that."""
+    weights, seen = small(), []
+    weights.attention.query.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    with torch.enable_grad():
+        foveate.OCVTP(keep=5, weights=weights).select(shown())
+    assert seen
+    assert not any(seen)
