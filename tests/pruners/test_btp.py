@@ -318,6 +318,7 @@ def test_final():
     assert [stage.layer for stage in BTP(stages=dropping, final="drop").schedule(12)] == [2, 6, 9]
     assert [stage.layer for stage in BTP(stages=dropping, final="auto", harmless=7).schedule(12)] == [2, 6, 7]
     assert [stage.layer for stage in BTP(stages=dropping, final="auto", harmless=6).schedule(12)] == [2, 6]
+    assert [stage.layer for stage in BTP(stages=dropping, final="auto", harmless=4).schedule(12)] == [2, 4]
     assert len(BTP(stages=dropping, final="auto").schedule(12)) == 2
     assert not BTP(stages=dropping).notes(12)
     assert "before layer 9" in BTP(stages=dropping, final="drop").notes(12)[0]
