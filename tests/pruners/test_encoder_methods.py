@@ -46,7 +46,7 @@ def test_fastervlm():
         assert kept(keep, sample) == sorted(best(tokens.class_received[0][sample], 7, range(number)))
 
 
-@pytest.mark.parametrize(("keep", "alpha"), [(20, 0.5), (8, 1.0), (12, 0.0)])
+@pytest.mark.parametrize(("keep", "alpha"), [(20, 0.5), (8, 1.0), (11, 1.0), (12, 0.0)])
 def test_hiprune(keep, alpha):
     tokens = encoder_tokens(GRIDS, blocks=2)
     found = foveate.HiPrune(keep=keep, alpha=alpha).select(tokens)
