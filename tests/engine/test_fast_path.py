@@ -1,9 +1,11 @@
-"""sdpa keeps its causal kernel after a cut: no layer is handed a mask that is not needed."""
+"""What is not needed is not done: sdpa keeps its causal kernel after a cut, and no attention is read for nobody."""
 
 from __future__ import annotations
 
 import pytest
 
+from foveate import FastV, Random
+from foveate.engine import tap_hooks
 from tests.laws.methods import METHODS
 from tests.models.build import build, generate, inputs
 
@@ -43,3 +45,19 @@ def test_nor_does_a_batch_of_samples_alike():
 def test_samples_of_several_lengths_do_need_one():
     found = masks(build("llava"), inputs("llava", "ragged"), METHODS["random mid"])
     assert all(mask is not None for mask in found)
+
+
+@pytest.mark.parametrize(
+    ("pruner", "taps"), [(Random(keep=0.3, layer=2), 0), (FastV(keep=0.3), 1), (FastV(keep=1.0), 0)]
+)
+def test_attention_is_read_only_where_a_method_wants_it(pruner, taps, monkeypatch):
+    opened = []
+
+    def counted(attention, listen, tap=tap_hooks.attention_tap):
+        opened.append(attention)
+        return tap(attention, listen)
+
+    monkeypatch.setattr(tap_hooks, "attention_tap", counted)
+    with pruner(build("llava")) as pruned:
+        generate(pruned.model, inputs("llava", "one image"), 2)
+    assert len(opened) == taps

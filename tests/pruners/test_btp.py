@@ -446,3 +446,11 @@ def test_round_trip(tmp_path):
     pruner.save_pretrained(tmp_path)
     assert foveate.load(tmp_path) == pruner
     assert hash(foveate.load(tmp_path)) == hash(pruner)
+
+
+def test_with_a_budget_of_everything_no_stage_takes_any():
+    everything, some = (BTP(keep=keep).resolved(config("llava", 12)) for keep in (1.0, None))
+    dense, present = torch.tensor([40, 30]), torch.tensor([20, 30])
+    for layer in some.layers(12):
+        assert everything.kept(layer, dense, present).tolist() == [20, 30]
+        assert some.kept(layer, dense, present).tolist() != [20, 30]
