@@ -241,3 +241,9 @@ def test_load_what_is_not_there(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps({"method": "slowv", "options": {}}))
     with pytest.raises(UnknownMethodError, match="slowv"):
         foveate.load(tmp_path)
+
+
+def test_whole_numbers_are_those_that_a_tensor_can_hold():
+    assert foveate.FastV(min_visual=2**63 - 1).min_visual == 2**63 - 1
+    with pytest.raises(BudgetError, match="min_visual"):
+        foveate.FastV(min_visual=2**63)
