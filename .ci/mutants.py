@@ -98,7 +98,7 @@ TESTS = {
     "engine/tap_hooks.py": f"{RUNS} | engine/attention engine/fused_rows engine/vision_attention | laws",
     "engine/cache_rows.py": "engine/cache_layers serve/joining engine/cache",
     "engine/cache*.py": f"engine/cache engine/cache_layers {RUNS} | {CACHES} | laws",
-    "engine/compat.py": f"{RUNS} | engine/refused_caches engine/continuous engine/flash | laws",
+    "engine/compat.py": f"engine/checkpoints {RUNS} | engine/refused_caches engine/continuous engine/flash | laws",
     "engine/layer_hooks.py": f"{RUNS} | engine/chunked engine/continuous engine/extra_tokens engine/states | laws",
     "engine/forward_pass.py": f"engine/layer_inputs {RUNS} | engine/chunked engine/extra_tokens engine/states | laws",
     "engine/arguments.py": f"engine/layer_inputs engine/arguments {RUNS} | laws",
@@ -332,6 +332,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="without the tests of ALL: what TESTS may lack")
     parser.add_argument("--log", type=Path, default=Path("mutants.jsonl"), help="one line of JSON a change")
     parser.add_argument("--again", type=Path, help="the changes that this log calls unseen, instead of a draw")
+    parser.add_argument("--sum", type=Path, help="runs nothing: the result of what this log has, of one run or more")
     parser.add_argument("--out", type=Path, help="the result, in JSON")
     given = parser.parse_args()
 
@@ -339,14 +340,18 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in ("Llava", "Qwen2_5_VL", "Gemma3", "LlavaNext", "Qwen3VL"):  # what the tests would load each time
         getattr(transformers, f"{name}ForConditionalGeneration")
+    equivalent = {
+        (one["path"], one["before"], one["after"]): one["why"] for one in json.loads(EQUIVALENT.read_text("utf-8"))
+    }
+    if given.sum:
+        logged = map(json.loads, given.sum.read_text(encoding="utf-8").splitlines())
+        tell([known_now(one, equivalent) for one in logged], given)
+        return
     if given.again:
         logged = map(json.loads, given.again.read_text(encoding="utf-8").splitlines())
         drawn = [Change(**one["change"]) for one in logged if one["outcome"] == "unseen"]
     else:
         drawn = draw(given.sample, given.seed, given.only)
-    equivalent = {
-        (one["path"], one["before"], one["after"]): one["why"] for one in json.loads(EQUIVALENT.read_text("utf-8"))
-    }
     done = []
     with tempfile.TemporaryDirectory() as folder:
         copy, said = Path(folder) / "copy", Path(folder) / "said"
@@ -364,7 +369,20 @@ def main() -> None:
         for options, tests in (((), [by for by in killers if "::" in by]), (("--collect-only",), killers)):
             if tests and run(copy, [*tests], said, *options)[0] != "passed":
                 raise SystemExit(f"without a change, one of the tests that failed does, too:\n{said.read_text()}")
-    result = told(done, given.seed, len(drawn))
+    tell(done, given)
+
+
+def known_now(done: dict[str, Any], equivalent: dict[tuple[str, str, str], str]) -> dict[str, Any]:
+    """A line of a log; as equivalent, if it is known by now that nothing differs."""
+    place = done["change"]["path"], done["before"]
+    why = equivalent.get((*place, done["after"])) or equivalent.get((*place, ANY))
+    if done["outcome"] != "unseen" or not why:
+        return done
+    return {name: done[name] for name in ("change", "before", "after")} | {"outcome": "equivalent", "why": why}
+
+
+def tell(done: list[dict[str, Any]], given: argparse.Namespace) -> None:
+    result = told(done, given)
     print(json.dumps(result["share"], indent=1))
     if given.out:
         given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -393,7 +411,7 @@ def one(
     return told | {"outcome": outcome, "how": how, "seconds": seconds, "by": by}
 
 
-def told(done: list[dict[str, Any]], seed: int, drawn: int) -> dict[str, Any]:
+def told(done: list[dict[str, Any]], given: argparse.Namespace) -> dict[str, Any]:
     """The result of a run, with what repeats it."""
     sys.path.insert(0, str(ROOT / "src"))
     from foveate.measure import environment
@@ -412,8 +430,8 @@ def told(done: list[dict[str, Any]], seed: int, drawn: int) -> dict[str, Any]:
         "commit": git.stdout.strip(),
         "code": environment.code_fingerprint(),
         "versions": environment.versions() | {"cosmic-ray": importlib.metadata.version("cosmic-ray")},
-        "seed": seed,
-        "drawn": drawn,
+        "seed": given.seed,
+        "drawn": given.sample,
         "run": len(done),
         "share": {folder: share(done, folder) for folder in (*FOLDERS, "")},
         **kept,
