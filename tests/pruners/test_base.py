@@ -57,3 +57,22 @@ def test_where_everything_stays_the_hidden_states_pass_as_they_are():
     finally:
         after.remove()
         before.remove()
+
+
+def test_what_a_budget_lets_stay():
+    dense, present = torch.tensor([40, 30]), torch.tensor([8, 30])
+    assert Plain().planned(1, dense, present) is None
+    assert foveate.Pool(keep=0.5).kept(0, dense, present) is None
+    assert foveate.Pool(keep=0.5).planned(0, dense, present).tolist() == [8, 15]
+    assert foveate.Pool(keep=7).planned(0, dense, present).tolist() == [7, 7]
+    assert foveate.FastV(keep=0.5).planned(2, dense, present).tolist() == [8, 15]
+    assert foveate.GlimpsePrune().planned(4, dense, present) is None
+
+
+def test_a_budget_that_is_a_mean_says_nothing_of_one_stage():
+    class Mean(Plain):
+        keep = 0.5
+        keep_is_mean = True
+
+    dense = torch.tensor([40])
+    assert Mean().planned(1, dense, dense) is None
