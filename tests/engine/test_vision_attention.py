@@ -85,3 +85,16 @@ def test_batch_equals_its_samples_alone_and_nothing_is_lost(family):
                 torch.testing.assert_close(mine[0, alone.valid[0]], its[row, together.valid[row]], atol=1e-5, rtol=0)
                 if family.startswith(SIZED):  # every patch gives what it has to patches of its own image
                     torch.testing.assert_close(its[row, together.valid[row]].mean(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("class_token", [None, 0, -1])
+def test_images_in_one_sequence_are_taken_one_by_one(class_token):
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 1, 3, 8, 4)
+    options = {"scaling": 0.7, "cu_seq_lens_q": torch.tensor([0, 3, 8])}
+    alone = [
+        received(query[:, :, a:b], key[:, :, a:b], None, {"scaling": 0.7}, class_token) for a, b in ((0, 3), (3, 8))
+    ]
+    found = received(query, key, None, options, class_token)
+    assert torch.equal(found, torch.cat(alone, 1))
+    assert not torch.allclose(found, received(query, key, None, {"scaling": 0.7}, class_token))
