@@ -14,7 +14,19 @@ from PIL import Image
 
 from foveate.tiny.drawing import PALETTE, PATCH
 from foveate.tiny.questions import Question, characters, listed, pick, quadrant
-from foveate.tiny.scenes import CLIP_STREAM, GRID, SIZE, Box, Thing, blend, light, random_text, side_of, sign_box, touch
+from foveate.tiny.scenes import (
+    CLIP_STREAM,
+    GRID,
+    SIZE,
+    Box,
+    Thing,
+    blend,
+    light,
+    random_text,
+    side_of,
+    sign_box,
+    touch,
+)
 from foveate.tiny.textures import background
 from foveate.tiny.vocabulary import COLOURS, SHAPES
 
@@ -24,7 +36,7 @@ CLIP_LONG_TASKS = ("order", "number")
 CLIP_TASKS = (*CLIP_SHORT_TASKS, *CLIP_LONG_TASKS)
 _WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 _ROLES = ("still", "moves", "enters", "leaves")
-_CHANCES = (0.2, 0.4, 0.21, 0.19)  # what moves finds room less often
+_CHANCES = (0.3, 0.4, 0.15, 0.15)  # what moves finds room less often
 _COLOURS = tuple(COLOURS)
 _BORDER = 112  # pixels around a frame, from which objects come: the longest sign has 98
 
@@ -114,10 +126,8 @@ def _start(rng: np.random.Generator, role: str, way: str, box: Box) -> tuple[int
     return (shift - frame * PATCH * dx, 0) if dx else (0, shift - frame * PATCH * dy)
 
 
-def _track(rng: np.random.Generator, name: tuple[str, str]) -> Track:
+def _track(rng: np.random.Generator, colour: str, kind: str, role: str) -> Track:
     """One object with its path, anywhere."""
-    colour, kind = name
-    role = _ROLES[int(rng.choice(4, p=_CHANCES))]
     way = "" if role == "still" else pick(rng, list(_WAYS))
     size, texts = "", ["", ""]
     if kind == "sign":
@@ -150,13 +160,16 @@ def _fits(track: Track, others: list[Track]) -> bool:
 
 
 def make_clip(rng: np.random.Generator) -> Clip:
-    """Draw one clip of 3 to 7 objects; the frames are not drawn yet."""
-    count = int(rng.integers(3, 8))
-    sign_share = float(rng.choice([0.15, 0.45]))
+    """Draw one clip of 3 to 6 objects, some of which often enter, or leave; the frames are not drawn yet."""
+    count, sign_share = int(rng.integers(3, 7)), float(rng.choice([0.15, 0.5]))
+    theme, alike = pick(rng, ["enters", "leaves", ""]), int(rng.integers(2, 4))
     tracks: list[Track] = []
     for _ in range(60):
         kind = "sign" if rng.random() < sign_share else SHAPES[rng.integers(len(SHAPES))]
-        track = _track(rng, (_COLOURS[rng.integers(len(_COLOURS))], kind))
+        role = _ROLES[int(rng.choice(4, p=_CHANCES))]
+        if theme and sum(track.role == theme for track in tracks) < alike:
+            role = theme
+        track = _track(rng, _COLOURS[rng.integers(len(_COLOURS))], kind, role)
         if all(track.name != other.name for other in tracks) and _fits(track, tracks):
             tracks.append(track)
         if len(tracks) == count:
@@ -205,7 +218,7 @@ def _quarter(thing: Thing | None) -> str | None:
 
 
 def _changes(rng: np.random.Generator, clip: Clip) -> tuple[str, list[Track]] | None:
-    """"enters" or "leaves", and at least two objects that do, by time."""
+    """ "enters" or "leaves", and at least two objects that do, by time."""
     groups = [(role, [t for t in clip.tracks if t.role == role]) for role in ("enters", "leaves")]
     groups = [(role, sorted(group, key=lambda t: t.change)) for role, group in groups if len(group) > 1]
     return pick(rng, groups) if groups else None

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from foveate.tiny.questions import TASKS, Question, Step, ask
-from foveate.tiny.scenes import LARGE_STREAM, SIZE, Box, Scene, Style, Thing, make_scene
+from foveate.tiny.scenes import LARGE_STREAM, SIZE, Box, Scene, Style, make_scene
 
 LARGE_TASKS = tuple(task for task in TASKS if task not in ("row", "follow"))  # rows and arrows end at a tile's border
 _TILE = Style(most=4, layout="scattered")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 WEIGHTS = Path(__file__).parent / "weights"
+MANY = WEIGHTS / "many.safetensors"  # low-rank changes of the language model, for clips and large images
 
 
 def prompt(question: str) -> str:
@@ -92,19 +93,48 @@ def build(shape: Shape | None = None, size: int = SIZE) -> LlavaForConditionalGe
     return model
 
 
-def load(dtype: torch.dtype = torch.float32) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+@torch.no_grad()
+def merge(model: LlavaForConditionalGeneration, factors: dict[str, torch.Tensor]) -> None:
+    """Add the products of low-rank factors to weights of the language model, and replace rows of its embedding.
+
+    Parameters
+    ----------
+    model
+    factors
+        `NAME.a` (rank, in) and `NAME.b` (out, rank) for a linear of the language model; `words` (n,), ids, and
+        `rows` (n, D), their embeddings.
+    """
+    language = model.model.language_model
+    for name in [key.removesuffix(".a") for key in factors if key.endswith(".a")]:
+        weight = language.get_submodule(name).weight
+        weight += (factors[f"{name}.b"].float() @ factors[f"{name}.a"].float()).to(weight)
+    rows = language.embed_tokens.weight
+    rows[factors["words"]] = factors["rows"].to(rows)
+
+
+def load(
+    dtype: torch.dtype = torch.float32, many: bool = False
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """The shipped model, in eval mode, and its processor; no network.
 
     Parameters
     ----------
     dtype
         Data type of the weights once loaded (they are stored as float16).
+    many
+        The weights that were trained further, on clips of eight frames and large images in four tiles.
     """
+    from safetensors.torch import load_file
     from transformers import LlavaForConditionalGeneration
 
     from foveate.families import load_processor
 
     if not (WEIGHTS / "model.safetensors").is_file():
         raise FileNotFoundError(f"{WEIGHTS} holds no weights; `foveate train tiny` makes them")
-    model = LlavaForConditionalGeneration.from_pretrained(WEIGHTS, dtype=dtype).eval()
-    return model, load_processor(WEIGHTS)
+    model = LlavaForConditionalGeneration.from_pretrained(WEIGHTS, dtype=torch.float32 if many else dtype).eval()
+    processor = load_processor(WEIGHTS)
+    if many:
+        merge(model, load_file(MANY))
+        # A prompt with a clip is longer than one with a scene; the rotary embedding has no end.
+        model.config.text_config.max_position_embeddings = processor.tokenizer.model_max_length = 4096
+    return model.to(dtype), processor

@@ -1,0 +1,249 @@
+"""The shipped language model is trained further, in low rank: on clips, large images, two scenes and single ones.
+
+The vision part stays as it is, so its tokens are cached. At first only some of the visual tokens are shown, those of the
+objects among them, which makes a step with clips ten times as fast; after that every image is whole.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from foveate.tiny.training.language_stage import answer_loss, gather, judged
+from foveate.tiny.training.packing import SHARES, Packed, positions, run_layers
+from foveate.tiny.training.run import Run
+from foveate.tiny.training.several import KINDS, cached, packed
+from foveate.tiny.training.vision_stage import Progress
+from foveate.tiny.vocabulary import WORD_ID
+from foveate.torch_state import own_randomness
+from foveate.torch_state import threads as with_threads
+
+# Words that the questions about scenes do not use, or use otherwise.
+_NEW_WORDS = ("after", "before", "enters", "first", "frame", "it", "last", "leaves", "move", "still")
+_SHARES = {**SHARES, "move": 1.3, "moving": 0.7, "order": 3.0}
+_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+Mixture = tuple[tuple[str, int, int], ...]
+"""Kind, how many of it in a step, visual tokens shown."""
+
+
+@dataclass(frozen=True)
+class ManyRecipe:
+    """The defaults are those of the shipped factors."""
+
+    seed: int = 0
+    drawn: tuple[tuple[str, int], ...] = (("clip", 1400), ("large", 600), ("pair", 400), ("single", 800))
+    """How many of each kind are drawn."""
+    rank: int = 16
+    rate: float = 0.003
+    steps: int = 2600
+    decay_from: int = 1200
+    whole_from: int = 2200
+    """The step from which on every image is whole."""
+    parts: Mixture = (("clip", 4, 384), ("large", 2, 320), ("pair", 1, 512), ("single", 1, 256))
+    whole: Mixture = (("clip", 1, 2048), ("large", 1, 1024), ("pair", 1, 512), ("single", 1, 256))
+    check_every: int = 400
+    check: tuple[tuple[str, int], ...] = (("clip", 24), ("large", 24), ("pair", 12), ("single", 12))
+
+
+class LowRank(nn.Module):
+    """A weight (out, in) plus the product of two factors."""
+
+    def __init__(self, weight: torch.Tensor, rank: int):
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(rank, weight.shape[1]) / weight.shape[1] ** 0.5)
+        self.b = nn.Parameter(torch.zeros(weight.shape[0], rank))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight that is used."""
+        return weight + self.b @ self.a
+
+
+class Rows(nn.Module):
+    """An embedding of which some rows are trained."""
+
+    def __init__(self, weight: torch.Tensor):
+        super().__init__()
+        self.register_buffer("words", torch.tensor([WORD_ID[word] for word in _NEW_WORDS]))
+        self.rows = nn.Parameter(weight.detach()[self.words].clone())
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """The embedding that is used."""
+        return weight.index_copy(0, self.words, self.rows)
+
+
+def add_factors(model: nn.Module, rank: int) -> nn.ModuleDict:
+    """Freeze a model and give its language model's linears and its embedding something to train, by name."""
+    model.requires_grad_(False)
+    language, out = model.model.language_model, nn.ModuleDict()
+    for name, module in language.named_modules():
+        if name.endswith(_LINEARS):
+            out[name.replace(".", "/")] = LowRank(module.weight, rank)
+    out["words"] = Rows(language.embed_tokens.weight)
+    for name, change in out.items():
+        owners = [language.embed_tokens, model.lm_head] if name == "words" else [language.get_submodule(_plain(name))]
+        for owner in owners:
+            parametrize.register_parametrization(owner, "weight", change)
+    return out
+
+
+def _plain(name: str) -> str:
+    return name.replace("/", ".")  # a ModuleDict takes no points
+
+
+def as_stored(factors: nn.ModuleDict) -> dict[str, torch.Tensor]:
+    """The factors as `foveate.tiny.model.merge` takes them, in half precision."""
+    out = {"words": factors["words"].words, "rows": factors["words"].rows.detach().half()}
+    for name, change in factors.items():
+        if isinstance(change, LowRank):
+            out[f"{_plain(name)}.a"] = change.a.detach().half().contiguous()
+            out[f"{_plain(name)}.b"] = change.b.detach().half().contiguous()
+    return out
+
+
+class _Data:
+    """The things of each kind and their cached visual tokens."""
+
+    def __init__(self, model: nn.Module, recipe: ManyRecipe, folder: Path, progress: Progress | None):
+        self.recipe, self.of = recipe, {}
+        for kind, count in (*recipe.drawn, *((f"check-{kind}", count) for kind, count in recipe.check)):
+            plain, check = kind.removeprefix("check-"), kind.startswith("check-")
+
+            def done(number: int, kind: str = kind, count: int = count) -> None:
+                if progress:
+                    progress(kind, number, count, "")
+
+            path = folder / f"{kind}.pkl"
+            self.of[kind] = cached(model, plain, count, recipe.seed + 1_000_000 * check, path, done)
+
+    def batch(self, kind: str, step: int, count: int, visual: int) -> tuple[Packed, torch.Tensor]:
+        """Packed questions of a step, and the visual tokens that are shown (B, V, D)."""
+        rng = np.random.default_rng([11, self.recipe.seed, step, list(KINDS).index(kind)])
+        things, tokens = self.of[kind]
+        chosen = rng.choice(len(things), count, replace=False)
+        asked = packed(rng, kind, [things[i] for i in chosen], visual, _SHARES)
+        return asked, gather(tokens, chosen, asked.keep)
+
+
+def _states(model: nn.Module, asked: Packed, tokens: torch.Tensor, kind: str) -> torch.Tensor:
+    where = positions(torch.from_numpy(asked.keep), asked.layout, KINDS[kind].visual)
+    return run_layers(model, tokens, torch.from_numpy(asked.ids), where, asked.layout)
+
+
+@torch.no_grad()
+def answered(model: nn.Module, data: _Data) -> dict[str, Any]:
+    """Share of questions about things never trained on that are answered exactly, by kind and task; in per cent."""
+    out: dict[str, Any] = {}
+    for kind, count in data.recipe.check:
+        right: dict[str, list[bool]] = defaultdict(list)
+        things, tokens = data.of[f"check-{kind}"]
+        for first in range(0, count, 4):
+            rng, some = np.random.default_rng([13, first]), slice(first, first + 4)
+            asked = packed(rng, kind, things[some], KINDS[kind].visual, {})
+            hidden = _states(model, asked, gather(tokens, np.arange(count)[some], asked.keep), kind)
+            for question, good in judged(model, hidden, asked)[2]:
+                right[question.task].append(good)
+        out[kind] = round(100 * float(np.mean([good for values in right.values() for good in values])), 1)
+        out[f"{kind}_tasks"] = {task: round(100 * float(np.mean(values)), 1) for task, values in right.items()}
+    return out
+
+
+def _step(model: nn.Module, data: _Data, step: int) -> dict[str, float]:
+    """Gradients of a step; its loss, and the share of right answers by kind."""
+    recipe, out = data.recipe, {"loss": 0.0}
+    mixture = recipe.parts if step < recipe.whole_from else recipe.whole
+    for kind, count, visual in mixture:
+        asked, tokens = data.batch(kind, step, count, visual)
+        loss, right = answer_loss(model, _states(model, asked, tokens, kind), asked)
+        (loss / len(mixture)).backward()
+        out["loss"] += float(loss.detach()) / len(mixture)
+        out[f"train_{kind}"] = 100 * float(np.mean([good for _, good in right]))
+    return out
+
+
+def _rate(recipe: ManyRecipe, step: int) -> float:
+    left = (recipe.steps - step) / max(1, recipe.steps - recipe.decay_from)
+    return recipe.rate * min(1.0, (step + 1) / 100) * min(1.0, max(0.01, left))
+
+
+def train_many(
+    folder: str | Path,
+    recipe: ManyRecipe | None = None,
+    resume: bool = False,
+    threads: int = 1,
+    checkpoint_seconds: float = 180.0,
+    progress: Progress | None = None,
+) -> Path:
+    """Train factors for the shipped weights, or continue where a run stopped; on a CPU.
+
+    Parameters
+    ----------
+    folder
+        Run folder: cached visual tokens (1.8 GB with the defaults), checkpoint, `log.jsonl`, and at the end
+        `many.safetensors`.
+    recipe
+        By default the one of the shipped factors.
+    resume, threads, checkpoint_seconds, progress
+        See `foveate.tiny.training.train.train`.
+
+    Returns
+    -------
+    Path
+        The file of the factors.
+
+    Raises
+    ------
+    FileExistsError
+        `folder` holds a run, and `resume` was not asked for.
+    ValueError
+        `folder` holds a run with another recipe.
+    """
+    from safetensors.torch import save_file
+
+    from foveate.tiny.model import load
+
+    folder, recipe = Path(folder), recipe or ManyRecipe()
+    if not resume and any((folder / name).exists() for name in ("many.pt", "log.jsonl")):
+        raise FileExistsError(f"{folder} holds a run already; resume it or choose another folder")
+    with with_threads(threads), own_randomness():
+        run = Run(folder, recipe, checkpoint_seconds)
+        run.log(stage="start", threads=threads, torch=torch.__version__, recipe=asdict(recipe))
+        model, _ = load()
+        data = _Data(model, recipe, folder, progress)
+        torch.manual_seed(recipe.seed)
+        factors = add_factors(model, recipe.rank)
+        _train(run, model, data, factors, progress)
+        save_file(as_stored(factors), folder / "many.safetensors")
+    return folder / "many.safetensors"
+
+
+def _train(run: Run, model: nn.Module, data: _Data, factors: nn.ModuleDict, progress: Progress | None) -> None:
+    recipe = data.recipe
+    optimiser = torch.optim.Adam(factors.parameters(), lr=recipe.rate, betas=(0.9, 0.99))
+    step = run.restore("many", [factors], [optimiser])
+    means: dict[str, float] = {}
+    clock = time.time()
+    while step < recipe.steps:
+        for group in optimiser.param_groups:
+            group["lr"] = _rate(recipe, step)
+        for name, value in _step(model, data, step).items():
+            means[name] = 0.96 * means.get(name, value) + 0.04 * value
+        optimiser.step()
+        optimiser.zero_grad()
+        step += 1
+        if step % 25 == 0 or step == recipe.steps:
+            spent = (time.time() - clock) / 25
+            due = step % recipe.check_every == 0 or step == recipe.steps
+            run.log(stage="many", step=step, per_step=spent, **means, **(answered(model, data) if due else {}))
+            clock = time.time()
+        if progress:
+            progress("many", step, recipe.steps, f"loss {means['loss']:.3f}")
+        if run.due() or step == recipe.steps:
+            run.save("many", step, [factors], [optimiser])
