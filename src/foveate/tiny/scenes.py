@@ -191,6 +191,7 @@ class _Painter:
 
 
 def side_of(rng: np.random.Generator, chances: tuple[float, float, float]) -> tuple[str, int]:
+    """A size and a side in pixels, with the chances of small, medium and large."""
     size = ("small", "medium", "large")[int(rng.choice(3, p=chances))]
     return size, int(rng.integers(_SIDES[size][0], _SIDES[size][1] + 1))
 

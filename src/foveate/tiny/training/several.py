@@ -1,4 +1,4 @@
-"""What is asked of several images at once: clips, large images in tiles, two scenes; and one scene, so that it stays."""
+"""What is asked of several images at once: clips, large images in tiles, two scenes; and single ones beside them."""
 
 from __future__ import annotations
 
