@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 WEIGHTS = Path(__file__).parent / "weights"
-MANY = WEIGHTS / "many.safetensors"  # low-rank changes of the language model, for clips and large images
+MANY = WEIGHTS / "many.safetensors"  # what was changed in the language model for clips and large images
 
 
 def prompt(question: str) -> str:
@@ -93,23 +93,31 @@ def build(shape: Shape | None = None, size: int = SIZE) -> LlavaForConditionalGe
     return model
 
 
+def as_changes(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A change (out, in) of a weight in 4 bits a number: `change`, two a byte (out, in / 2), and `scale` (out, 1)."""
+    scale = (weight.abs().amax(1, keepdim=True) / 7).clamp(min=1e-7).half()
+    level = ((weight / scale.float()).round().clamp(-8, 7) + 8).to(torch.uint8)
+    return {"change": level[:, ::2] * 16 + level[:, 1::2], "scale": scale}
+
+
 @torch.no_grad()
-def merge(model: LlavaForConditionalGeneration, factors: dict[str, torch.Tensor]) -> None:
-    """Add the products of low-rank factors to weights of the language model, and replace rows of its embedding.
+def merge(model: LlavaForConditionalGeneration, changes: dict[str, torch.Tensor]) -> None:
+    """Add changes to weights of the language model, and replace rows of its embedding.
 
     Parameters
     ----------
     model
-    factors
-        `NAME.a` (rank, in) and `NAME.b` (out, rank) for a linear of the language model; `words` (n,), ids, and
+    changes
+        `NAME.change` and `NAME.scale` for a linear of the language model, see `as_changes`; `words` (n,), ids, and
         `rows` (n, D), their embeddings.
     """
     language = model.model.language_model
-    for name in [key.removesuffix(".a") for key in factors if key.endswith(".a")]:
-        weight = language.get_submodule(name).weight
-        weight += (factors[f"{name}.b"].float() @ factors[f"{name}.a"].float()).to(weight)
+    for name in [key.removesuffix(".change") for key in changes if key.endswith(".change")]:
+        both, weight = changes[f"{name}.change"], language.get_submodule(name).weight
+        level = torch.stack([both >> 4, both & 15], -1).flatten(1).float() - 8
+        weight += (level * changes[f"{name}.scale"].float()).to(weight)
     rows = language.embed_tokens.weight
-    rows[factors["words"]] = factors["rows"].to(rows)
+    rows[changes["words"]] = changes["rows"].to(rows)
 
 
 def load(

@@ -144,7 +144,12 @@ def short_and_long(right: list[tuple[Question, bool]]) -> dict[str, float]:
 
 
 def evidence_loss(
-    model: nn.Module, inputs: dict[int, torch.Tensor], where: torch.Tensor, packed: Packed, grid: int = GRID
+    model: nn.Module,
+    inputs: dict[int, torch.Tensor],
+    where: torch.Tensor,
+    packed: Packed,
+    grid: int = GRID,
+    images: int = 1,
 ) -> torch.Tensor:
     """How little the rows that are about to speak look at the evidence of what they say: mean of -log(share).
 
@@ -159,6 +164,8 @@ def evidence_loss(
         A row is led for each step of a long answer, and the last prompt token for a short one.
     grid
         Patches along a side.
+    images
+        How many there are, one above the other.
     """
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -169,7 +176,7 @@ def evidence_loss(
         for step in steps:
             if step.boxes and question.answer != "no":
                 rows.append((b, front + start + step.first))
-                proofs.append(cover(step.boxes, grid)[packed.keep[b]] >= 0.1)
+                proofs.append(cover(step.boxes, grid, grid * images)[packed.keep[b]] >= 0.1)
     pictures, places = (torch.tensor(v, device=where.device) for v in zip(*rows, strict=True))
     proof = torch.from_numpy(np.stack(proofs)).float().to(where.device)
     loss = torch.zeros((), device=where.device)
@@ -234,7 +241,7 @@ def _optimisers(language: nn.Module, recipe: Recipe) -> list[torch.optim.Optimiz
     return out
 
 
-def _keeper(inputs: dict[int, torch.Tensor], layers: tuple[int, ...]) -> Callable[[int, torch.Tensor], None]:
+def keeper(inputs: dict[int, torch.Tensor], layers: tuple[int, ...]) -> Callable[[int, torch.Tensor], None]:
     """A `before` for `run_layers` that keeps what enters some layers."""
 
     def keep(number: int, hidden: torch.Tensor) -> None:
@@ -274,7 +281,7 @@ def train_language(
         tokens, ids, where = as_tensors(cache, chosen, packed, pool, run.device)
         led = recipe.led_weight * max(0.0, 1 - step / recipe.led_until) if recipe.led_until else 0.0
         inputs: dict[int, torch.Tensor] = {}
-        keep_inputs = _keeper(inputs, recipe.led_layers) if led else None
+        keep_inputs = keeper(inputs, recipe.led_layers) if led else None
         hidden = run_layers(model, tokens, ids, where, packed.layout, first_layer, keep_inputs)
         loss, right = answer_loss(model, hidden, packed)
         share = short_and_long(right)

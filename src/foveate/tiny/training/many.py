@@ -1,4 +1,4 @@
-"""The shipped language model is trained further, in low rank: on clips, large images, two scenes and single ones.
+"""The shipped language model is trained further: on clips, large images, two scenes and single ones.
 
 The vision part stays as it is, so its tokens are cached, and so do the lowest layers. At first only some of the visual
 tokens are shown, those of the objects among them, which makes a clip four times as fast; after that all are.
@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
-from foveate.tiny.training.language_stage import answer_loss, gather, judged
-from foveate.tiny.training.packing import SHARES, Packed, positions, run_layers
+from foveate.tiny.model import as_changes, load
+from foveate.tiny.training.language_stage import answer_loss, evidence_loss, gather, judged, keeper
+from foveate.tiny.training.optimisers import muon_of
+from foveate.tiny.training.packing import SHARES, BeforeLayer, Packed, positions, run_layers
 from foveate.tiny.training.run import Run
 from foveate.tiny.training.several import KINDS, cached, packed
 from foveate.tiny.training.vision_stage import Progress
@@ -29,25 +30,28 @@ from foveate.torch_state import threads as with_threads
 # Words that no question about scenes uses: as answers that are never right they have all become alike.
 _NEW_WORDS = ("after", "before", "enters", "frame", "it", "last", "leaves", "move", "still")
 _SHARES = {**SHARES, "move": 1.3, "moving": 0.7, "order": 3.0}
-_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 Mixture = tuple[tuple[str, int, int, int], ...]
 """Kind, how many of it in a step, visual tokens shown, and that it comes in so many-th step."""
 
 
 @dataclass(frozen=True)
 class ManyRecipe:
-    """The defaults are those of the shipped factors."""
+    """The defaults are those of the shipped changes."""
 
     seed: int = 0
     drawn: tuple[tuple[str, int], ...] = (("clip", 1400), ("large", 600), ("pair", 400), ("single", 800))
     """How many of each kind are drawn."""
-    rank: int = 24
     first_layer: int = 3
     """The lowest layer that is changed."""
-    rate: float = 0.002
-    steps: int = 2900
-    decay_from: int = 1500
-    whole_from: int = 2300
+    rate: float = 0.012
+    """Muon's, at its peak."""
+    steps: int = 2600
+    decay_from: int = 1300
+    led_until: int = 900
+    """The step by which the loss that leads attention to the evidence has faded, as in the shipped recipe."""
+    led_weight: float = 0.2
+    led_layers: tuple[int, ...] = (9, 10)
+    whole_from: int = 2200
     """The step from which on every image is whole."""
     parts: Mixture = (("clip", 2, 384, 1), ("large", 1, 320, 1), ("pair", 1, 512, 4), ("single", 1, 256, 2))
     whole: Mixture = (("clip", 1, 2048, 1), ("large", 1, 1024, 2), ("pair", 1, 512, 4), ("single", 1, 256, 2))
@@ -57,34 +61,22 @@ class ManyRecipe:
     def lasting(self, steps: int | None) -> ManyRecipe:
         """The same course in another number of steps."""
         part = (steps or self.steps) / self.steps
-        decay, whole = round(part * self.decay_from), round(part * self.whole_from)
-        return replace(self, steps=steps or self.steps, decay_from=decay, whole_from=whole)
+        course = {name: round(part * getattr(self, name)) for name in ("decay_from", "led_until", "whole_from")}
+        return replace(self, steps=steps or self.steps, **course)
 
 
-class LowRank(nn.Module):
-    """A weight (out, in) plus the product of two factors."""
-
-    def __init__(self, weight: torch.Tensor, rank: int):
-        super().__init__()
-        self.a = nn.Parameter(torch.randn(rank, weight.shape[1]) / weight.shape[1] ** 0.5)
-        self.b = nn.Parameter(torch.zeros(weight.shape[0], rank))
-
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """The weight that is used."""
-        return weight + self.b @ self.a
-
-
-def add_factors(model: nn.Module, rank: int, first_layer: int) -> nn.ModuleDict:
-    """Freeze a model, draw the new words' embeddings, and give the linears of its upper layers factors, by name."""
+def open_layers(model: nn.Module, first: int) -> dict[str, nn.Parameter]:
+    """Draw the new words' embeddings, and leave only the linears of the layers from `first` on to be trained."""
     model.requires_grad_(False)
-    language, out = model.model.language_model, nn.ModuleDict()
+    language = model.model.language_model
     language.embed_tokens.weight[_new_words()] = 0.1 * torch.randn(
         len(_NEW_WORDS), model.config.text_config.hidden_size
     )
-    for name, module in list(language.named_modules()):
-        if name.endswith(_LINEARS) and int(name.split(".")[1]) >= first_layer:
-            out[name.replace(".", "/")] = LowRank(module.weight, rank)  # a ModuleDict takes no points
-            parametrize.register_parametrization(module, "weight", out[name.replace(".", "/")])
+    out = {}
+    for number, layer in enumerate(language.layers):
+        for name, module in layer.named_modules():
+            if number >= first and isinstance(module, nn.Linear):
+                out[f"layers.{number}.{name}"] = module.weight.requires_grad_()
     return out
 
 
@@ -92,13 +84,14 @@ def _new_words() -> torch.Tensor:
     return torch.tensor([WORD_ID[word] for word in _NEW_WORDS])
 
 
-def as_stored(model: nn.Module, factors: nn.ModuleDict) -> dict[str, torch.Tensor]:
-    """The factors as `foveate.tiny.model.merge` takes them, in half precision."""
+@torch.no_grad()
+def changes(model: nn.Module, trained: dict[str, nn.Parameter], before: nn.Module) -> dict[str, torch.Tensor]:
+    """What `foveate.tiny.model.merge` takes, for a model and what it was before."""
     words = _new_words()
     out = {"words": words, "rows": model.model.language_model.embed_tokens.weight[words].half()}
-    for name, change in factors.items():
-        for factor, values in change.named_parameters():
-            out[f"{name.replace('/', '.')}.{factor}"] = values.detach().half().contiguous()
+    for name, weight in trained.items():
+        change = as_changes(weight - before.model.language_model.get_submodule(name).weight)
+        out |= {f"{name}.{part}": values for part, values in change.items()}
     return out
 
 
@@ -126,9 +119,15 @@ class _Data:
         return asked, gather(tokens, chosen, asked.keep)
 
 
-def _states(model: nn.Module, asked: Packed, tokens: torch.Tensor, kind: str) -> torch.Tensor:
-    where = positions(torch.from_numpy(asked.keep), asked.layout, KINDS[kind].visual)
-    return run_layers(model, tokens, torch.from_numpy(asked.ids), where, asked.layout)
+def _places(asked: Packed, kind: str) -> torch.Tensor:
+    return positions(torch.from_numpy(asked.keep), asked.layout, KINDS[kind].visual)
+
+
+def _states(
+    model: nn.Module, asked: Packed, tokens: torch.Tensor, kind: str, before: BeforeLayer | None = None
+) -> torch.Tensor:
+    ids = torch.from_numpy(asked.ids)
+    return run_layers(model, tokens, ids, _places(asked, kind), asked.layout, before=before)
 
 
 @torch.no_grad()
@@ -152,14 +151,19 @@ def answered(model: nn.Module, data: _Data) -> dict[str, Any]:
 def _step(model: nn.Module, data: _Data, step: int) -> dict[str, float]:
     """Gradients of a step; its loss, and the share of right answers by kind."""
     recipe, out = data.recipe, {"loss": 0.0}
+    led = recipe.led_weight * max(0.0, 1 - step / recipe.led_until) if recipe.led_until else 0.0
     mixture = recipe.parts if step < recipe.whole_from else recipe.whole
     for kind, count, visual, every in mixture:
         if step % every:
             continue
         asked, tokens = data.batch(kind, step, count, visual)
-        loss, right = answer_loss(model, _states(model, asked, tokens, kind), asked)
-        loss.backward()
+        inputs: dict[int, torch.Tensor] = {}
+        hidden = _states(model, asked, tokens, kind, keeper(inputs, recipe.led_layers) if led else None)
+        loss, right = answer_loss(model, hidden, asked)
         out["loss"] += float(loss.detach())
+        if led:
+            loss = loss + led * evidence_loss(model, inputs, _places(asked, kind), asked, images=KINDS[kind].images)
+        loss.backward()
         out[f"train_{kind}"] = 100 * float(np.mean([good for _, good in right]))
     return out
 
@@ -177,7 +181,7 @@ def train_many(
     checkpoint_seconds: float = 180.0,
     progress: Progress | None = None,
 ) -> Path:
-    """Train factors for the shipped weights, or continue where a run stopped; on a CPU.
+    """Train the shipped weights further, or continue where a run stopped; on a CPU.
 
     Parameters
     ----------
@@ -185,14 +189,14 @@ def train_many(
         Run folder: cached visual tokens (1.8 GB with the defaults), checkpoint, `log.jsonl`, and at the end
         `many.safetensors`.
     recipe
-        By default the one of the shipped factors.
+        By default the one of the shipped changes.
     resume, threads, checkpoint_seconds, progress
         See `foveate.tiny.training.train.train`.
 
     Returns
     -------
     Path
-        The file of the factors.
+        The file of the changes, for `foveate.tiny.model.merge`.
 
     Raises
     ------
@@ -203,8 +207,6 @@ def train_many(
     """
     from safetensors.torch import save_file
 
-    from foveate.tiny.model import load
-
     folder, recipe = Path(folder), recipe or ManyRecipe()
     if not resume and any((folder / name).exists() for name in ("many.pt", "log.jsonl")):
         raise FileExistsError(f"{folder} holds a run already; resume it or choose another folder")
@@ -214,16 +216,18 @@ def train_many(
         model, _ = load()
         data = _Data(model, recipe, folder, progress)
         torch.manual_seed(recipe.seed)
-        factors = add_factors(model, recipe.rank, recipe.first_layer)
-        _train(run, model, data, factors, progress)
-        save_file(as_stored(model, factors), folder / "many.safetensors")
+        trained = open_layers(model, recipe.first_layer)
+        _train(run, model, data, trained, progress)
+        save_file(changes(model, trained, load()[0]), folder / "many.safetensors")
     return folder / "many.safetensors"
 
 
-def _train(run: Run, model: nn.Module, data: _Data, factors: nn.ModuleDict, progress: Progress | None) -> None:
+def _train(
+    run: Run, model: nn.Module, data: _Data, trained: dict[str, nn.Parameter], progress: Progress | None
+) -> None:
     recipe = data.recipe
-    optimiser = torch.optim.Adam(factors.parameters(), lr=recipe.rate, betas=(0.9, 0.99))
-    step = run.restore("many", [factors], [optimiser])
+    optimiser, layers = muon_of(list(trained.values()), recipe.rate), model.model.language_model.layers
+    step = run.restore("many", [layers], [optimiser])
     means: dict[str, float] = {}
     clock = time.time()
     while step < recipe.steps:
@@ -242,4 +246,4 @@ def _train(run: Run, model: nn.Module, data: _Data, factors: nn.ModuleDict, prog
         if progress:
             progress("many", step, recipe.steps, f"loss {means['loss']:.3f}")
         if run.due() or step == recipe.steps:
-            run.save("many", step, [factors], [optimiser])
+            run.save("many", step, [layers], [optimiser])
