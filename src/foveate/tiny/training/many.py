@@ -55,7 +55,7 @@ class ManyRecipe:
     """The step from which on every image is whole."""
     parts: Mixture = (("clip", 2, 384, 1), ("large", 1, 320, 1), ("pair", 1, 512, 4), ("single", 1, 256, 2))
     whole: Mixture = (("clip", 1, 2048, 1), ("large", 1, 1024, 2), ("pair", 1, 512, 4), ("single", 1, 256, 2))
-    check_every: int = 300
+    check_every: int = 500
     check: tuple[tuple[str, int], ...] = (("clip", 24), ("large", 24), ("pair", 12), ("single", 12))
 
     def lasting(self, steps: int | None) -> ManyRecipe:
