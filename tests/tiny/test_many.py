@@ -128,11 +128,14 @@ def test_questions_of_a_kind_fill_slots_and_are_about_what_is_shown(kind):
 
 
 @pytest.mark.skipif(not MANY.is_file(), reason="the embedded model has no changes here")
-@pytest.mark.parametrize(("suite", "visual", "least"), [("scenes-video", 2048, 5), ("scenes-large", 1024, 8)])
-def test_the_embedded_model_can_answer_it(suite, visual, least):
-    examples = load_suite(suite, 8 if suite == "scenes-video" else 15, 6)
+@pytest.mark.parametrize(
+    ("suite", "visual", "known"),
+    [("scenes-video", 2048, ("place", "read")), ("scenes-large", 1024, ("colour", "exist", "find", "size"))],
+)
+def test_the_embedded_model_answers_what_it_has_learnt(suite, visual, known):
+    examples = [example for example in load_suite(suite, 30, 6) if example.task in known]
     loaded = load_model("tiny-many", "cpu", "auto")
     answers = [one for example in examples for one in answer_batch(loaded, [example])]
     assert {answer.visual for answer in answers} == {visual}
     right = sum(is_correct(one.text, example.answer) for one, example in zip(answers, examples, strict=True))
-    assert right >= least
+    assert right >= 0.6 * len(examples)
