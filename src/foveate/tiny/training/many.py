@@ -45,13 +45,13 @@ class ManyRecipe:
     """The lowest layer that is changed."""
     rate: float = 0.012
     """Muon's, at its peak."""
-    steps: int = 2000
+    steps: int = 1700
     decay_from: int = 450
     led_until: int = 600
     """The step by which the loss that leads attention to the evidence has faded, as in the shipped recipe."""
     led_weight: float = 0.2
     led_layers: tuple[int, ...] = (9, 10)
-    whole_from: int = 1970
+    whole_from: int = 1690
     """The step from which on every image is whole."""
     parts: Mixture = (("clip", 2, 384, 1), ("large", 1, 320, 1), ("pair", 1, 512, 4), ("single", 1, 256, 2))
     whole: Mixture = (("clip", 1, 2048, 1), ("large", 1, 1024, 2), ("pair", 1, 512, 4), ("single", 1, 256, 2))
