@@ -329,25 +329,11 @@ def tiny(
 ) -> None:
     """Train the embedded model and check it against its requirements."""
     from foveate.measure.loading import device_named
-    from foveate.tiny.training.many import ManyRecipe, train_many
-    from foveate.tiny.training.recipe import RECIPES
-    from foveate.tiny.training.train import train
 
     quiet_loading()
-    place = str(device_named(device))
-    asked: dict[str, Any] = {"scenes": scenes, "steps_vision": steps_vision}
-    asked = {"seed": seed} | {name: value for name, value in asked.items() if value is not None}
-    run: Callable[..., Path]
-    if recipe == "many":
-        if len(asked) > 1 or place != "cpu":
-            raise FoveateError("the recipe 'many' starts from the shipped weights, on the CPU: leave out the rest")
-        run = partial(train_many, out, ManyRecipe(seed=seed).lasting(steps_language))
-    elif recipe in RECIPES:
-        chosen = replace(RECIPES[recipe], **asked)
-        chosen = chosen if steps_language is None else chosen.lasting(steps_language)
-        run = partial(train, out, chosen, device=place)
-    else:
-        raise FoveateError(f"no recipe {recipe!r}; there are {', '.join((*RECIPES, 'many'))}")
+    asked = {"seed": seed, "scenes": scenes, "steps_vision": steps_vision}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    run = _course(out, recipe, asked, steps_language, str(device_named(device)))
     bars: dict[str, Any] = {}
     with progress() as display:
 
@@ -363,6 +349,24 @@ def tiny(
     say(f"weights: {weights}")
     if questions and recipe != "many":
         _check(weights, out / "check.json", questions)
+
+
+def _course(
+    out: Path, recipe: str, asked: dict[str, Any], steps_language: int | None, device: str
+) -> Callable[..., Path]:
+    """What trains by a recipe, with what was asked for in place of its own."""
+    from foveate.tiny.training.many import ManyRecipe, train_many
+    from foveate.tiny.training.recipe import RECIPES
+    from foveate.tiny.training.train import train
+
+    if recipe == "many":
+        if set(asked) > {"seed"} or device != "cpu":
+            raise FoveateError("the recipe 'many' starts from the shipped weights, on the CPU: leave out the rest")
+        return partial(train_many, out, ManyRecipe(**asked).lasting(steps_language))
+    if recipe not in RECIPES:
+        raise FoveateError(f"no recipe {recipe!r}; there are {', '.join((*RECIPES, 'many'))}")
+    chosen = replace(RECIPES[recipe], **asked)
+    return partial(train, out, chosen if steps_language is None else chosen.lasting(steps_language), device=device)
 
 
 def _check(weights: Path, path: Path, questions: int) -> None:
