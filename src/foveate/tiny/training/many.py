@@ -157,6 +157,8 @@ def _step(model: nn.Module, data: _Data, step: int) -> dict[str, float]:
         if step % every:
             continue
         asked, tokens = data.batch(kind, step, count, visual)
+        if not asked.asked:  # each of two scenes may have what the other is asked about
+            continue
         inputs: dict[int, torch.Tensor] = {}
         hidden = _states(model, asked, tokens, kind, keeper(inputs, recipe.led_layers) if led else None)
         loss, right = answer_loss(model, hidden, asked)
