@@ -17,6 +17,7 @@ REPOSITORY = "https://github.com/foveate/foveate"
 NEEDED = {
     "foveate/py.typed",
     "foveate/families/tested.json",
+    "foveate/tiny/weights/many.safetensors",
     "foveate/tiny/weights/model.safetensors",
     "foveate/tiny/weights/tokenizer.json",
     "foveate/tiny/predictor/model.safetensors",

@@ -50,7 +50,12 @@ def test_the_control_resumes_and_says_where_its_attention_goes(run, tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    ("options", "told"), [(("--recipe", "huge"), "shipped, unled, large"), (("--device", "abacus"), "abacus")]
+    ("options", "told"),
+    [
+        (("--recipe", "huge"), "shipped, unled, large, many"),
+        (("--recipe", "many", "--scenes", "60"), "starts from the shipped weights"),
+        (("--device", "abacus"), "abacus"),
+    ],
 )
 def test_what_is_not_there_is_said_before_the_first_scene(run, tmp_path, options, told):
     done = run("train", "tiny", "--out", tmp_path / "run", *options)

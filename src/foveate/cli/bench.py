@@ -221,7 +221,7 @@ def predicted(
     """
     import torch
 
-    from foveate.measure.loading import device_named, dtype_named
+    from foveate.measure.loading import EMBEDDED, device_named, dtype_named
     from foveate.measure.predict.bench import (
         WORDS,
         config_named,
@@ -236,8 +236,8 @@ def predicted(
         quiet_loading()
         config = config_named(name) if shape is None else shape.config()
         if not isinstance(kind, torch.dtype):
-            stored = getattr(config, "dtype", None) if shape is None and name != "tiny" else None
-            usual = torch.float32 if place.type == "cpu" or name == "tiny" else torch.bfloat16
+            stored = getattr(config, "dtype", None) if shape is None and name not in EMBEDDED else None
+            usual = torch.float32 if place.type == "cpu" or name in EMBEDDED else torch.bfloat16
             kind = stored if isinstance(stored, torch.dtype) else usual
         rates = rates_for(config, place, kind, file)
     with progress() as bar:

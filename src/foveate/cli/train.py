@@ -1,6 +1,8 @@
 """`foveate train`: the parts that are learned."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -317,22 +319,21 @@ def tiny(
     threads: Annotated[int, typer.Option(min=1, help="Torch CPU threads.")] = 1,
     questions: Annotated[int, typer.Option(min=0, help="Held-out questions of the final check; 0 skips it.")] = 1020,
     recipe: Annotated[
-        str, typer.Option(help="shipped; unled: attention never led; large: 576 visual tokens, 16 layers, for a GPU.")
+        str,
+        typer.Option(
+            help="shipped; unled: attention never led; large: 576 visual tokens, 16 layers, for a GPU; "
+            "many: the shipped weights, further on clips and large images."
+        ),
     ] = "shipped",
     device: Annotated[str, typer.Option(help="Device to train on: cpu, cuda, …")] = "cpu",
 ) -> None:
     """Train the embedded model and check it against its requirements."""
     from foveate.measure.loading import device_named
-    from foveate.tiny.training.recipe import RECIPES
-    from foveate.tiny.training.train import train
 
     quiet_loading()
-    place = str(device_named(device))
-    if recipe not in RECIPES:
-        raise FoveateError(f"no recipe {recipe!r}; there are {', '.join(RECIPES)}")
-    asked: dict[str, Any] = {"seed": seed, "scenes": scenes, "steps_vision": steps_vision}
-    chosen = replace(RECIPES[recipe], **{name: value for name, value in asked.items() if value is not None})
-    chosen = chosen if steps_language is None else chosen.lasting(steps_language)
+    asked = {"seed": seed, "scenes": scenes, "steps_vision": steps_vision}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    run = _course(out, recipe, asked, steps_language, str(device_named(device)))
     bars: dict[str, Any] = {}
     with progress() as display:
 
@@ -342,12 +343,30 @@ def tiny(
             display.update(bars[stage], completed=done, description=f"{stage} {text}".strip())
 
         try:
-            weights = train(out, chosen, resume=resume, threads=threads, progress=show, device=place)
+            weights = run(resume=resume, threads=threads, progress=show)
         except (FileExistsError, ValueError) as error:
             raise FoveateError(str(error)) from error
     say(f"weights: {weights}")
-    if questions:
+    if questions and recipe != "many":
         _check(weights, out / "check.json", questions)
+
+
+def _course(
+    out: Path, recipe: str, asked: dict[str, Any], steps_language: int | None, device: str
+) -> Callable[..., Path]:
+    """What trains by a recipe, with what was asked for in place of its own."""
+    from foveate.tiny.training.many import ManyRecipe, train_many
+    from foveate.tiny.training.recipe import RECIPES
+    from foveate.tiny.training.train import train
+
+    if recipe == "many":
+        if set(asked) > {"seed"} or device != "cpu":
+            raise FoveateError("the recipe 'many' starts from the shipped weights, on the CPU: leave out the rest")
+        return partial(train_many, out, ManyRecipe(**asked).lasting(steps_language))
+    if recipe not in RECIPES:
+        raise FoveateError(f"no recipe {recipe!r}; there are {', '.join((*RECIPES, 'many'))}")
+    chosen = replace(RECIPES[recipe], **asked)
+    return partial(train, out, chosen if steps_language is None else chosen.lasting(steps_language), device=device)
 
 
 def _check(weights: Path, path: Path, questions: int) -> None:

@@ -13,7 +13,8 @@ from PIL import Image
 
 from foveate.errors import FoveateError, ModelNotReachable, UnsupportedModelError
 
-TINY = "tiny"
+TINY, TINY_MANY = "tiny", "tiny-many"
+EMBEDDED = (TINY, TINY_MANY)  # the second: trained further, on clips and large images
 Videos = list[list[tuple[Image.Image, ...]]]  # of each sample, each as its frames
 
 
@@ -32,7 +33,7 @@ class LoadedModel:
     Parameters
     ----------
     name
-        As it was asked for: `tiny`, a Hub id or a folder.
+        As it was asked for: `tiny`, `tiny-many`, a Hub id or a folder.
     model, processor
         Of transformers.
     prompt
@@ -98,7 +99,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto", any_family:
     Parameters
     ----------
     name
-        `tiny` for the embedded model, else a Hub id or a folder.
+        `tiny` or `tiny-many` for the embedded model, else a Hub id or a folder.
     device
         `auto`, `cpu`, `cuda`, `mps`, …
     dtype
@@ -116,11 +117,11 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto", any_family:
         The device or the type does not exist here, or transformers cannot make a model of the files.
     """
     place, kind = device_named(device), dtype_named(dtype)
-    if name == TINY:
+    if name in EMBEDDED:
         from foveate import tiny
 
         try:
-            model, processor = tiny.load(dtype=kind if isinstance(kind, torch.dtype) else torch.float32)
+            model, processor = tiny.load(kind if isinstance(kind, torch.dtype) else torch.float32, name == TINY_MANY)
         except FileNotFoundError as error:
             raise LoadError(f"the embedded model is not here: {_line(error)}") from error
         return LoadedModel(name, model.to(place).eval(), processor, _tiny_prompt)

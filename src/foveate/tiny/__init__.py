@@ -6,10 +6,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from foveate.tiny.clips import CLIP_TASKS as CLIP_TASKS
+    from foveate.tiny.clips import Clip as Clip
+    from foveate.tiny.clips import held_out_clips as held_out_clips
     from foveate.tiny.harder import HARD_STYLE as HARD_STYLE
     from foveate.tiny.harder import HARD_TASKS as HARD_TASKS
     from foveate.tiny.harder import ask_hard as ask_hard
     from foveate.tiny.harder import held_out_hard as held_out_hard
+    from foveate.tiny.large import LARGE_TASKS as LARGE_TASKS
+    from foveate.tiny.large import held_out_large as held_out_large
     from foveate.tiny.model import load as load
     from foveate.tiny.model import prompt as prompt
     from foveate.tiny.pairs import PAIR_TASKS as PAIR_TASKS
@@ -25,8 +30,11 @@ if TYPE_CHECKING:
     from foveate.tiny.scenes import make_scene as make_scene
 
 _WHERE = {
+    "CLIP_TASKS": "clips",
+    "Clip": "clips",
     "HARD_STYLE": "harder",
     "HARD_TASKS": "harder",
+    "LARGE_TASKS": "large",
     "LONG_TASKS": "questions",
     "PAIR_TASKS": "pairs",
     "Question": "questions",
@@ -37,7 +45,9 @@ _WHERE = {
     "ask_hard": "harder",
     "evidence_tokens": "questions",
     "held_out": "questions",
+    "held_out_clips": "clips",
     "held_out_hard": "harder",
+    "held_out_large": "large",
     "held_out_pairs": "pairs",
     "load": "model",
     "make_scene": "scenes",
@@ -50,7 +60,7 @@ __all__ = sorted(_WHERE)
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(import_module(f".{_WHERE[name]}", __name__), name)
-    if name in {"drawing", "harder", "pairs", "questions", "scenes", "textures", "vocabulary"}:
+    if name in {"clips", "drawing", "harder", "large", "pairs", "questions", "scenes", "textures", "vocabulary"}:
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

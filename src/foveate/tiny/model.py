@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 WEIGHTS = Path(__file__).parent / "weights"
+MANY = WEIGHTS / "many.safetensors"  # what was changed in the language model for clips and large images
 
 
 def prompt(question: str) -> str:
@@ -92,19 +93,56 @@ def build(shape: Shape | None = None, size: int = SIZE) -> LlavaForConditionalGe
     return model
 
 
-def load(dtype: torch.dtype = torch.float32) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def as_changes(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A change (out, in) of a weight in 4 bits a number: `change`, two a byte (out, in / 2), and `scale` (out, 1)."""
+    scale = (weight.abs().amax(1, keepdim=True) / 7).clamp(min=1e-7).half()
+    level = ((weight / scale.float()).round().clamp(-8, 7) + 8).to(torch.uint8)
+    return {"change": level[:, ::2] * 16 + level[:, 1::2], "scale": scale}
+
+
+@torch.no_grad()
+def merge(model: LlavaForConditionalGeneration, changes: dict[str, torch.Tensor]) -> None:
+    """Add changes to weights of the language model, and replace rows of its embedding.
+
+    Parameters
+    ----------
+    model
+    changes
+        `NAME.change` and `NAME.scale` for a linear of the language model, see `as_changes`; `words` (n,), ids, and
+        `rows` (n, D), their embeddings.
+    """
+    language = model.model.language_model
+    for name in [key.removesuffix(".change") for key in changes if key.endswith(".change")]:
+        both, weight = changes[f"{name}.change"], language.get_submodule(name).weight
+        level = torch.stack([both >> 4, both & 15], -1).flatten(1).float() - 8
+        weight += (level * changes[f"{name}.scale"].float()).to(weight)
+    rows = language.embed_tokens.weight
+    rows[changes["words"]] = changes["rows"].to(rows)
+
+
+def load(
+    dtype: torch.dtype = torch.float32, many: bool = False
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """The shipped model, in eval mode, and its processor; no network.
 
     Parameters
     ----------
     dtype
         Data type of the weights once loaded (they are stored as float16).
+    many
+        The weights that were trained further, on clips of eight frames and large images in four tiles.
     """
+    from safetensors.torch import load_file
     from transformers import LlavaForConditionalGeneration
 
     from foveate.families import load_processor
 
     if not (WEIGHTS / "model.safetensors").is_file():
         raise FileNotFoundError(f"{WEIGHTS} holds no weights; `foveate train tiny` makes them")
-    model = LlavaForConditionalGeneration.from_pretrained(WEIGHTS, dtype=dtype).eval()
-    return model, load_processor(WEIGHTS)
+    model = LlavaForConditionalGeneration.from_pretrained(WEIGHTS, dtype=torch.float32 if many else dtype).eval()
+    processor = load_processor(WEIGHTS)
+    if many:
+        merge(model, load_file(MANY))
+        # A prompt with a clip is longer than one with a scene; the rotary embedding has no end.
+        model.config.text_config.max_position_embeddings = processor.tokenizer.model_max_length = 4096
+    return model.to(dtype), processor

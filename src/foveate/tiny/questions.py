@@ -108,7 +108,8 @@ def from_left(things: Iterable[Thing]) -> list[Thing] | None:
     return out if clear else None
 
 
-def _place(thing: Thing, side: int) -> str | None:
+def quadrant(thing: Thing, side: int) -> str | None:
+    """The quarter of the picture that a thing lies in; None where it is near its middle lines."""
     x, y = thing.centre
     middle = side / 2
     if min(abs(x - middle), abs(y - middle)) <= _MARGIN:
@@ -209,7 +210,7 @@ def _count(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 
 def _position(rng: np.random.Generator, scene: Scene) -> Question | None:
-    options = [(t, _place(t, scene.side)) for t in named_pairs(scene)]
+    options = [(t, quadrant(t, scene.side)) for t in named_pairs(scene)]
     options = [(t, place) for t, place in options if place]
     if not options:
         return None
@@ -285,12 +286,12 @@ def _each(rng: np.random.Generator, scene: Scene) -> Question | None:
     options = [
         (kind, group)
         for kind, group in _groups(scene, lambda t: t.kind, 4)
-        if all(_place(t, scene.side) for t in group) and len({t.colour for t in group}) == len(group)
+        if all(quadrant(t, scene.side) for t in group) and len({t.colour for t in group}) == len(group)
     ]
     if not options:
         return None
     kind, group = pick(rng, options)
-    parts = [f"{t.colour} {_place(t, scene.side)}" for t in group]
+    parts = [f"{t.colour} {quadrant(t, scene.side)}" for t in group]
     return listed("each", f"where is each {kind}?", parts, [[t.box] for t in group])
 
 
@@ -412,13 +413,16 @@ def items(
                 break
 
 
-def cover(boxes: Iterable[Box], grid: int = GRID) -> np.ndarray:
-    """Share of each patch covered by the box that covers it most, float (grid²,); at least 0.1 once a box."""
-    edges = np.arange(grid) * PATCH
-    out = np.zeros((grid, grid))
+def cover(boxes: Iterable[Box], grid: int = GRID, rows: int | None = None) -> np.ndarray:
+    """Share of each patch covered by the box that covers it most, float (rows * grid,); at least 0.1 once a box.
+
+    `rows` is `grid` by default; several images stand one above the other.
+    """
+    across, down = np.arange(grid) * PATCH, np.arange(rows or grid) * PATCH
+    out = np.zeros((len(down), grid))
     for x0, y0, x1, y1 in boxes:
-        wide = np.clip(np.minimum(x1, edges + PATCH) - np.maximum(x0, edges), 0, None)
-        high = np.clip(np.minimum(y1, edges + PATCH) - np.maximum(y0, edges), 0, None)
+        wide = np.clip(np.minimum(x1, across + PATCH) - np.maximum(x0, across), 0, None)
+        high = np.clip(np.minimum(y1, down + PATCH) - np.maximum(y0, down), 0, None)
         covered = np.outer(high, wide) / PATCH**2
         best = np.unravel_index(covered.argmax(), covered.shape)
         covered[best] = max(covered[best], 0.1)
@@ -426,9 +430,9 @@ def cover(boxes: Iterable[Box], grid: int = GRID) -> np.ndarray:
     return out.reshape(-1)
 
 
-def evidence_tokens(question: Question, grid: int = GRID) -> np.ndarray:
-    """Which visual tokens lie under a question's evidence boxes, bool (grid²,), row by row.
+def evidence_tokens(question: Question, grid: int = GRID, rows: int | None = None) -> np.ndarray:
+    """Which visual tokens lie under a question's evidence boxes, bool (rows * grid,), row by row.
 
     A token counts where a box covers at least a tenth of its patch; each box has at least one token.
     """
-    return cover(question.boxes, grid) >= 0.1
+    return cover(question.boxes, grid, rows) >= 0.1

@@ -23,6 +23,7 @@ LAYOUTS = ("scattered", "rows", "trail")
 # Entropy words that keep the streams apart: no seed of one is one of another.
 TRAINING_STREAM, POOL_CHECK_STREAM, HELD_OUT_STREAM, GROUNDED_STREAM = 211, 223, 227, 229
 HARD_HELD_OUT_STREAM, HARD_GROUNDED_STREAM, PAIR_STREAM = 233, 239, 241
+CLIP_STREAM, LARGE_STREAM, MANY_STREAM = 251, 257, 263
 
 _NAMES = tuple(COLOURS)
 # Wider apart than patches are, so that a token can show its object's size.
@@ -137,16 +138,34 @@ def _some(rng: np.random.Generator, names: tuple[str, ...], number: int | None) 
     return names if number is None else tuple(names[i] for i in rng.choice(len(names), number, replace=False))
 
 
-def _touch(a: tuple[int, int, int, int], b: tuple[int, int, int, int], gap: int = 3) -> bool:
+def touch(a: tuple[int, int, int, int], b: tuple[int, int, int, int], gap: int = 3) -> bool:
     """Whether two boxes overlap or come closer than `gap` pixels."""
     return a[0] < b[2] + gap and b[0] < a[2] + gap and a[1] < b[3] + gap and b[1] < a[3] + gap
 
 
-def _sign_box(rng: np.random.Generator, length: int, column: int, row: int, side: int) -> Box:
+def sign_box(rng: np.random.Generator, length: int, column: int, row: int, side: int) -> Box:
     """The box of a plate whose first character lies in a patch; a pixel or so off the grid."""
     x = min(max(0, PATCH * column - 1 + int(rng.integers(-1, 2))), side - PATCH * length - 2)
     y = min(max(0, PATCH * row - 1 + int(rng.integers(-1, 2))), side - PATCH - 2)
     return x, y, x + PATCH * length + 2, y + PATCH + 2
+
+
+def light(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """A picture (side, side, 3) as uint8, with light and grain over everything."""
+    side = len(image)
+    ramp = np.linspace(-1, 1, side, dtype=np.float32)
+    shine = rng.uniform(0.82, 1.08) + rng.uniform(-0.14, 0.14) * ramp[:, None] + rng.uniform(-0.14, 0.14) * ramp
+    grain = rng.integers(-6, 7, (side, side, 1), dtype=np.int8) if rng.random() < 0.5 else 0
+    return np.clip(image * shine[..., None] + grain, 0, 255).astype(np.uint8)
+
+
+def blend(rng: np.random.Generator, region: np.ndarray, thing: Thing, hidden: float) -> None:
+    """Paint a thing into `region`, float32: the part of the picture under its box."""
+    fill = np.clip(np.asarray(COLOURS[thing.colour]) + rng.normal(0, 9, 3), 0, 255).astype(np.float32)
+    if thing.kind == "sign":
+        paint_sign(rng, region, thing, fill)
+    else:
+        paint_shape(rng, region, thing, fill, hidden)
 
 
 class _Painter:
@@ -159,28 +178,20 @@ class _Painter:
 
     def put(self, thing: Thing) -> bool:
         """Paint a thing unless it would touch another."""
-        if any(_touch(thing.box, other.box) for other in self.objects):
+        if any(touch(thing.box, other.box) for other in self.objects):
             return False
         x0, y0, x1, y1 = thing.box
-        fill = np.clip(np.asarray(COLOURS[thing.colour]) + self.rng.normal(0, 9, 3), 0, 255).astype(np.float32)
-        region = self.image[y0:y1, x0:x1]
-        if thing.kind == "sign":
-            paint_sign(self.rng, region, thing, fill)
-        else:
-            paint_shape(self.rng, region, thing, fill, self.hidden)
+        blend(self.rng, self.image[y0:y1, x0:x1], thing, self.hidden)
         self.objects.append(thing)
         return True
 
     def finish(self) -> Scene:
         """Light and grain over everything."""
-        rng = self.rng
-        ramp = np.linspace(-1, 1, self.side, dtype=np.float32)
-        light = rng.uniform(0.82, 1.08) + rng.uniform(-0.14, 0.14) * ramp[:, None] + rng.uniform(-0.14, 0.14) * ramp
-        grain = rng.integers(-6, 7, (self.side, self.side, 1), dtype=np.int8) if rng.random() < 0.5 else 0
-        return Scene(np.clip(self.image * light[..., None] + grain, 0, 255).astype(np.uint8), self.objects)
+        return Scene(light(self.rng, self.image), self.objects)
 
 
-def _side(rng: np.random.Generator, chances: tuple[float, float, float]) -> tuple[str, int]:
+def side_of(rng: np.random.Generator, chances: tuple[float, float, float]) -> tuple[str, int]:
+    """A size and a side in pixels, with the chances of small, medium and large."""
     size = ("small", "medium", "large")[int(rng.choice(3, p=chances))]
     return size, int(rng.integers(_SIDES[size][0], _SIDES[size][1] + 1))
 
@@ -206,9 +217,9 @@ def _scattered(rng: np.random.Generator, paint: _Painter, style: Style) -> None:
         if rng.random() < sign_share:
             text = random_text(rng, _form(rng))
             column, row = int(rng.integers(0, grid + 1 - len(text))), int(rng.integers(0, grid))
-            paint.put(Thing("sign", colour, "", text, _sign_box(rng, len(text), column, row, style.side)))
+            paint.put(Thing("sign", colour, "", text, sign_box(rng, len(text), column, row, style.side)))
         else:
-            size, side = _side(rng, chances)
+            size, side = side_of(rng, chances)
             x, y = (int(v) for v in rng.integers(1, style.side - side - 1, 2))
             kind = shapes[rng.integers(len(shapes))]
             paint.put(Thing(kind, colour, size, "", (x, y, x + side, y + side)))
@@ -230,7 +241,7 @@ def _rows(rng: np.random.Generator, paint: _Painter, style: Style) -> None:
                 text = random_text(rng, _form(rng) if count < 4 else "short")
                 things.append(("sign", "", text, PATCH * len(text) + 2))
             else:
-                size, side = _side(rng, chances)
+                size, side = side_of(rng, chances)
                 things.append((SHAPES[rng.integers(len(SHAPES))], size, "", side))
         # A sign snaps to the grid, so it may move by half a patch.
         room = [w + 6 + (18 if kind == "sign" else 0) for kind, _, _, w in things]
@@ -242,7 +253,7 @@ def _rows(rng: np.random.Generator, paint: _Painter, style: Style) -> None:
         for (kind, size, text, width), wide, gap in zip(things, room, gaps[1:], strict=True):
             colour = _NAMES[rng.integers(len(_NAMES))]
             if kind == "sign":
-                box = _sign_box(rng, len(text), round((x + 12) / PATCH), round((middle - 8) / PATCH), style.side)
+                box = sign_box(rng, len(text), round((x + 12) / PATCH), round((middle - 8) / PATCH), style.side)
             else:
                 left, top = round(x + 3), round(middle - width / 2 + rng.uniform(-5, 5))
                 box = (left, top, left + width, top + width)
@@ -275,11 +286,11 @@ def _trail(rng: np.random.Generator, paint: _Painter, style: Style) -> None:
         text = random_text(rng, "short")
         column = _CELL * cell[1] + int(rng.integers(0, 3 - len(text)))
         row = _CELL * cell[0] + int(rng.integers(1, 3))
-        box = _sign_box(rng, len(text) + 1, column, row, style.side)
+        box = sign_box(rng, len(text) + 1, column, row, style.side)
         paint.put(Thing("sign", colour, "", text, box, arrow=taken[cell]))
     for _ in range(int(rng.integers(0, 6)) if most > count else 0):
         cell = (int(rng.integers(cells)), int(rng.integers(cells)))
-        size, side = _side(rng, (0.4, 0.35, 0.25))
+        size, side = side_of(rng, (0.4, 0.35, 0.25))
         if cell in taken:
             continue
         x, y = (PATCH * _CELL * c + int(rng.integers(1, PATCH * _CELL - side)) for c in (cell[1], cell[0]))

@@ -17,7 +17,7 @@ from foveate.measure.eval.gallery import write_gallery
 from foveate.measure.eval.journal import Journal, JournalMismatch
 from foveate.measure.eval.latency import clock_of, measure_latency
 from foveate.measure.eval.metrics import MetricError, Metrics, check_mode, scores
-from foveate.measure.eval.suites import Example, is_correct, load_suite, suite_fingerprint, suite_named
+from foveate.measure.eval.suites import Example, is_correct, load_suite, suite_fingerprint, suite_named, untrained
 from foveate.measure.eval.summary import summarise
 from foveate.measure.loading import LoadedModel
 from foveate.measure.processes import Processes
@@ -219,6 +219,7 @@ def evaluate(
         "skipped_rows": asked.skipped,
         **summarise(answered, settings.seed),
     }
+    result["notes"] += untrained(loaded.name, settings.suites)
     if settings.timed:
         time_arms(result, loaded, settings, arms, asked[: settings.batch_size], progress)
     return result

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from foveate.errors import FoveateError
+from foveate.measure.loading import TINY, TINY_MANY
 
 
 class UnknownSuiteError(FoveateError, ValueError):
@@ -59,7 +60,7 @@ class SeveralImages(Example):
     Parameters
     ----------
     images
-        All of them; `image` is the one that the answer is in, and `evidence` counts the visual tokens of all.
+        All of them; `image` is one that the answer is in, and `evidence` counts the visual tokens of all.
     """
 
     images: tuple[Image.Image, ...] = ()  # type: ignore[assignment]
@@ -120,6 +121,34 @@ def scenes_two(samples: int, seed: int) -> Iterator[Example]:
         yield SeveralImages(index, question.task, meant, question.text, question.answer, evidence, images=images)
 
 
+def scenes_video(samples: int, seed: int) -> Iterator[Example]:
+    """Yield held-out clips as their frames, balanced over their tasks."""
+    from foveate import tiny
+
+    return _several((clip.pils(), question) for clip, question in tiny.held_out_clips(samples, seed=seed))
+
+
+def scenes_large(samples: int, seed: int) -> Iterator[Example]:
+    """Yield held-out images of 512 x 512 pixels as four tiles in reading order, balanced over their tasks."""
+    from foveate import tiny
+    from foveate.tiny.large import tiles
+
+    held_out = tiny.held_out_large(samples, seed=seed)
+    return _several((tuple(map(Image.fromarray, tiles(scene))), question) for scene, question in held_out)
+
+
+def _several(items: Iterable[tuple[tuple[Image.Image, ...], Any]]) -> Iterator[Example]:
+    """Examples of images and a question whose boxes are in the images one above the other."""
+    from foveate import tiny
+    from foveate.tiny.scenes import GRID, TOKENS
+
+    for index, (images, question) in enumerate(items):
+        covered = tiny.evidence_tokens(question, GRID, GRID * len(images))
+        evidence = torch.as_tensor(covered).nonzero().flatten()
+        meant = images[int(evidence[0]) // TOKENS if len(evidence) else 0]
+        yield SeveralImages(index, question.task, meant, question.text, question.answer, evidence, images=images)
+
+
 SUITES: Mapping[str, Suite] = {
     "scenes": Suite(
         scenes,
@@ -136,7 +165,20 @@ SUITES: Mapping[str, Suite] = {
         "methods that cannot tell which image is meant: two scenes, and only the things that the question names say "
         "which; what is kept of the other is lost",
     ),
+    "scenes-video": Suite(
+        scenes_video,
+        "methods that keep what one frame shows: eight frames, and only from several of them can be told where things "
+        "move, which enter or leave, and in which order; most of each frame is what the frame before showed",
+    ),
+    "scenes-large": Suite(
+        scenes_large,
+        "methods that share their budget badly between tiles: an image of 512 x 512 as four of 256 x 256, and "
+        "questions about one small thing in it or about things in several tiles",
+    ),
 }
+
+
+FOR_MANY = ("scenes-video", "scenes-large")  # suites on which only the embedded weights `tiny-many` were trained
 
 
 def suite_named(name: str) -> Suite:
@@ -150,6 +192,15 @@ def suite_named(name: str) -> Suite:
     if name not in SUITES:
         raise UnknownSuiteError(f"no suite '{name}'; there are {', '.join(SUITES)}")
     return SUITES[name]
+
+
+def untrained(model: str, suites: Sequence[str]) -> list[str]:
+    """Say which suites the embedded weights of that name were never trained for."""
+    return [
+        f"{name} is for the model {TINY_MANY}; {model} was never trained on such questions"
+        for name in suites
+        if model == TINY and name in FOR_MANY
+    ]
 
 
 def parse_suites(text: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from foveate.measure.bench.arms import SMALLER, make_arms
 from foveate.measure.bench.prompts import tokens_of, usual_tokens
 from foveate.measure.bench.result import dense_entry
 from foveate.measure.bench.settings import BenchSettings
-from foveate.measure.loading import TINY, LoadError, _check_family, _line, hub_answers
+from foveate.measure.loading import EMBEDDED, LoadError, _check_family, _line, hub_answers
 from foveate.measure.predict.measure_rates import measure_rates
 from foveate.measure.predict.predict import MARGIN, break_even, predict, text_config
 from foveate.measure.predict.rates import Rates
@@ -41,7 +41,7 @@ def config_named(name: str) -> Any:
 
     from foveate.families.processors import explain_missing
 
-    if name == TINY:
+    if name in EMBEDDED:
         from foveate.tiny.model import WEIGHTS
 
         return AutoConfig.from_pretrained(WEIGHTS)

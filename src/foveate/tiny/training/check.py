@@ -64,8 +64,8 @@ def visual_tokens(model: torch.nn.Module, scenes: list[Scene], dtype: torch.dtyp
     return torch.cat(out)
 
 
-def make_items(tokens: torch.Tensor, questions: list[Question]) -> Items:
-    """Questions as tensors."""
+def make_items(tokens: torch.Tensor, questions: list[Question], images: int = 1) -> Items:
+    """Questions as tensors; of several images the tokens of one follow those of the other."""
     rows = single(questions)
     length = max(len(ids) for ids, _ in rows)
     ids, targets = torch.zeros(len(rows), length, dtype=torch.long), torch.full((len(rows), length), NO_TARGET)
@@ -73,7 +73,8 @@ def make_items(tokens: torch.Tensor, questions: list[Question]) -> Items:
         ids[number, : len(own)] = torch.from_numpy(own)
         targets[number, : len(wanted)] = torch.from_numpy(wanted)
     last = (targets != NO_TARGET).int().argmax(1)
-    evidence = torch.from_numpy(np.stack([evidence_tokens(q, math.isqrt(tokens.shape[1])) for q in questions]))
+    grid = math.isqrt(tokens.shape[1] // images)
+    evidence = torch.from_numpy(np.stack([evidence_tokens(q, grid, grid * images) for q in questions]))
     return Items(tokens, ids, targets, last, evidence, np.array([q.task for q in questions]))
 
 
@@ -204,7 +205,7 @@ def selections(items: Items, count: int, seed: int) -> dict[str, Select]:
     }
 
 
-def _interval(values: Callable[[np.ndarray], float], n: int, seed: int = 0, draws: int = 1000) -> tuple[float, float]:
+def interval(values: Callable[[np.ndarray], float], n: int, seed: int = 0, draws: int = 1000) -> tuple[float, float]:
     """95 % interval of a figure by drawing the questions anew."""
     rng = np.random.default_rng(seed)
     drawn = [values(rng.integers(0, n, n)) for _ in range(draws)]
@@ -219,9 +220,9 @@ def figures(right: np.ndarray, dense: np.ndarray, tasks: np.ndarray) -> dict:
         a, d = right[mine], dense[mine]
         if not len(a):
             continue
-        low, high = _interval(lambda i, a=a: 100 * a[i].mean(), len(a))
+        low, high = interval(lambda i, a=a: 100 * a[i].mean(), len(a))
         part = {"right": 100 * float(a.mean()), "right_interval": [low, high]}
-        low, high = _interval(lambda i, a=a, d=d: 100 * a[i].sum() / max(1, d[i].sum()), len(a))
+        low, high = interval(lambda i, a=a, d=d: 100 * a[i].sum() / max(1, d[i].sum()), len(a))
         out[name] = {**part, "of_dense": 100 * float(a.sum() / max(1, d.sum())), "of_dense_interval": [low, high]}
     out["tasks"] = {task: 100 * float(right[tasks == task].mean()) for task in TASKS if (tasks == task).any()}
     return out

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from foveate.tiny.questions import LONG_TASKS, SHORT_TASKS, TASKS, Step, cover
+from foveate.tiny.questions import LONG_TASKS, SHORT_TASKS, TASKS, Question, Step, cover
 from foveate.tiny.scenes import GRID
 from foveate.tiny.training.optimisers import FAST, optimisers
 from foveate.tiny.training.packing import (
@@ -112,25 +112,44 @@ def as_tensors(
     return gather(cache, chosen, packed.keep).to(device), torch.from_numpy(packed.ids).to(device), where.to(device)
 
 
-def answer_loss(model: nn.Module, hidden: torch.Tensor, packed: Packed) -> tuple[torch.Tensor, dict[str, float]]:
-    """Weighted cross entropy of the answers, and the share of short and of long ones that are right, in per cent."""
-    targets, weights = (torch.from_numpy(v).to(hidden.device) for v in (packed.targets, packed.weights()))
+def judged(
+    model: nn.Module, hidden: torch.Tensor, packed: Packed
+) -> tuple[torch.Tensor, torch.Tensor, list[tuple[Question, bool]]]:
+    """Logits of the answers' tokens, which text positions they are at, and which questions are answered exactly."""
+    targets = torch.from_numpy(packed.targets).to(hidden.device)
     asked = targets != NO_TARGET
     logits = logits_at(model, hidden, asked)
-    each = F.cross_entropy(logits, targets[asked], reduction="none")
     good = torch.ones_like(asked)
     good[asked] = logits.detach().argmax(-1) == targets[asked]
     good = good.cpu()
-    right: dict[str, list[bool]] = defaultdict(list)
-    for b, start, end, question in packed.asked:
-        name = "train_long" if question.task in LONG_TASKS else "train_short"
-        right[name].append(bool(good[b, start:end].all()))
-    share = {name: 100 * float(np.mean(values)) for name, values in right.items()}
-    return (each * weights[asked]).sum() / weights[asked].sum(), share
+    return logits, asked, [(question, bool(good[b, first:last].all())) for b, first, last, question in packed.asked]
+
+
+def answer_loss(
+    model: nn.Module, hidden: torch.Tensor, packed: Packed
+) -> tuple[torch.Tensor, list[tuple[Question, bool]]]:
+    """Weighted cross entropy of the answers, and which questions are answered exactly."""
+    logits, asked, right = judged(model, hidden, packed)
+    targets, weights = (torch.from_numpy(v).to(hidden.device)[asked] for v in (packed.targets, packed.weights()))
+    each = F.cross_entropy(logits, targets, reduction="none")
+    return (each * weights).sum() / weights.sum(), right
+
+
+def short_and_long(right: list[tuple[Question, bool]]) -> dict[str, float]:
+    """Share of short and of long answers that are right, in per cent."""
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for question, good in right:
+        groups["train_long" if question.task in LONG_TASKS else "train_short"].append(good)
+    return {name: 100 * float(np.mean(values)) for name, values in groups.items()}
 
 
 def evidence_loss(
-    model: nn.Module, inputs: dict[int, torch.Tensor], where: torch.Tensor, packed: Packed, grid: int = GRID
+    model: nn.Module,
+    inputs: dict[int, torch.Tensor],
+    where: torch.Tensor,
+    packed: Packed,
+    grid: int = GRID,
+    images: int = 1,
 ) -> torch.Tensor:
     """How little the rows that are about to speak look at the evidence of what they say: mean of -log(share).
 
@@ -145,6 +164,8 @@ def evidence_loss(
         A row is led for each step of a long answer, and the last prompt token for a short one.
     grid
         Patches along a side.
+    images
+        How many there are, one above the other.
     """
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -155,7 +176,7 @@ def evidence_loss(
         for step in steps:
             if step.boxes and question.answer != "no":
                 rows.append((b, front + start + step.first))
-                proofs.append(cover(step.boxes, grid)[packed.keep[b]] >= 0.1)
+                proofs.append(cover(step.boxes, grid, grid * images)[packed.keep[b]] >= 0.1)
     pictures, places = (torch.tensor(v, device=where.device) for v in zip(*rows, strict=True))
     proof = torch.from_numpy(np.stack(proofs)).float().to(where.device)
     loss = torch.zeros((), device=where.device)
@@ -184,13 +205,8 @@ def answered(model: nn.Module, cache: torch.Tensor, pool: Pool, first_layer: int
         packed = pack(np.random.default_rng([123, first]), pool, chosen, shares={})
         tokens, ids, where = as_tensors(cache, chosen, packed, pool, place)
         hidden = run_layers(model, tokens, ids, where, packed.layout, first_layer)
-        targets = torch.from_numpy(packed.targets).to(place)
-        asked = targets != NO_TARGET
-        good = torch.ones_like(asked)
-        good[asked] = logits_at(model, hidden, asked).argmax(-1) == targets[asked]
-        good = good.cpu()
-        for b, start, end, question in packed.asked:
-            right[question.task].append(bool(good[b, start:end].all()))
+        for question, good in judged(model, hidden, packed)[2]:
+            right[question.task].append(good)
     out = {task: 100 * float(np.mean(right[task])) for task in TASKS if right[task]}
     for name, tasks in (("short", SHORT_TASKS), ("long", LONG_TASKS)):
         values = [out[task] for task in tasks if task in out]
@@ -225,7 +241,7 @@ def _optimisers(language: nn.Module, recipe: Recipe) -> list[torch.optim.Optimiz
     return out
 
 
-def _keeper(inputs: dict[int, torch.Tensor], layers: tuple[int, ...]) -> Callable[[int, torch.Tensor], None]:
+def keeper(inputs: dict[int, torch.Tensor], layers: tuple[int, ...]) -> Callable[[int, torch.Tensor], None]:
     """A `before` for `run_layers` that keeps what enters some layers."""
 
     def keep(number: int, hidden: torch.Tensor) -> None:
@@ -265,9 +281,10 @@ def train_language(
         tokens, ids, where = as_tensors(cache, chosen, packed, pool, run.device)
         led = recipe.led_weight * max(0.0, 1 - step / recipe.led_until) if recipe.led_until else 0.0
         inputs: dict[int, torch.Tensor] = {}
-        keep_inputs = _keeper(inputs, recipe.led_layers) if led else None
+        keep_inputs = keeper(inputs, recipe.led_layers) if led else None
         hidden = run_layers(model, tokens, ids, where, packed.layout, first_layer, keep_inputs)
-        loss, share = answer_loss(model, hidden, packed)
+        loss, right = answer_loss(model, hidden, packed)
+        share = short_and_long(right)
         if led:
             missed = evidence_loss(model, inputs, where, packed, pool.grid)
             share["evidence"] = float(missed.detach())

@@ -39,6 +39,12 @@ def newton_schulz(grad: Tensor, coefficients: tuple[float, float, float], steps:
     return x.T if grad.shape[0] > grad.shape[1] else x
 
 
+def muon_of(matrices: list[torch.nn.Parameter], rate: float, decay: float = 0.02) -> torch.optim.Optimizer:
+    """Muon for matrices, in what their device computes fast in."""
+    kind = torch.optim.Muon if matrices[0].is_cuda or FAST is torch.bfloat16 else Float32Muon
+    return kind(matrices, lr=rate, weight_decay=decay)  # of torch from 2.9 on
+
+
 def optimisers(
     named: Iterable[tuple[str, torch.nn.Parameter]], muon: float, adam: float, decay: float = 0.02
 ) -> list[torch.optim.Optimizer]:
@@ -60,8 +66,7 @@ def optimisers(
             (matrices if hidden else rest).append(param)
     out: list[torch.optim.Optimizer] = [torch.optim.Adam(rest, lr=adam, betas=(0.9, 0.99))]
     if matrices:
-        kind = torch.optim.Muon if matrices[0].is_cuda or FAST is torch.bfloat16 else Float32Muon
-        out.append(kind(matrices, lr=muon, weight_decay=decay))  # of torch from 2.9 on
+        out.append(muon_of(matrices, muon, decay))
     for optimiser in out:
         for group in optimiser.param_groups:
             group["peak"] = group["lr"]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from foveate.tiny.drawing import PATCH
 from foveate.tiny.questions import LONG_TASKS, TASKS, Question, ask, cover
-from foveate.tiny.scenes import TOKENS, Box, Scene
+from foveate.tiny.scenes import TOKENS, Box
 from foveate.tiny.training.pool import Pool
 from foveate.tiny.vocabulary import ASSISTANT, BOS, EOS, NEWLINE, USER, WORD_ID, text_ids
 
@@ -22,6 +22,7 @@ Layout = tuple[tuple[int, int], ...]
 """How many slots of which length (text positions of a question with all but the last answer token), by length."""
 LAYOUT: Layout = ((6, 10), (3, 13), (5, 18), (3, 23), (1, 28))
 FEW_OBJECTS: Layout = ((6, 10), (2, 13), (3, 18), (1, 23))
+_FUSED = 1000  # front positions from which torch's fused attention is faster on a CPU, its backward counted in
 _SHORT = 13  # text positions that a question with a short answer takes at most
 # Words that the sentence asks for, not the image: they weigh little in the loss.
 _FILLING = {WORD_ID[word] for word in (",", "and", "then", "a", "an", "further")}
@@ -69,27 +70,37 @@ def places(layout: Layout) -> np.ndarray:
     return np.concatenate([np.tile(np.arange(length), count) for count, length in layout])
 
 
-def _show(rng: np.random.Generator, scene: Scene, count: int) -> tuple[np.ndarray, set[Box]]:
-    """Which `count` tokens to show, and the boxes that are wholly shown."""
-    grid = scene.side // PATCH
-    if count == grid**2:
-        return np.ones(count, dtype=bool), {thing.box for thing in scene.objects}
-    show, whole = np.zeros(grid**2, dtype=bool), set()
-    for number in rng.permutation(len(scene.objects)):
-        box = scene.objects[number].box
-        touched = show | (cover([box], grid) > 0)
+def show(rng: np.random.Generator, boxes: list[Box], count: int, grid: int, rows: int) -> tuple[np.ndarray, set[Box]]:
+    """Which `count` of rows * grid tokens to show, and the boxes that are wholly shown."""
+    if count == rows * grid:
+        return np.ones(count, dtype=bool), set(boxes)
+    shown, whole = np.zeros(rows * grid, dtype=bool), set()
+    for number in rng.permutation(len(boxes)):
+        box = boxes[number]
+        touched = shown | (cover([box], grid, rows) > 0)
         if touched.sum() <= count:
-            show = touched
+            shown = touched
             whole.add(box)
-    rest = np.flatnonzero(~show)
-    show[rng.permutation(rest)[: count - int(show.sum())]] = True
-    return show, whole
+    rest = np.flatnonzero(~shown)
+    shown[rng.permutation(rest)[: count - int(shown.sum())]] = True
+    return shown, whole
 
 
 def written(question: Question) -> tuple[list[int], list[int]]:
     """Ids of the prompt after the image, and of the answer with its end."""
     head = [WORD_ID[NEWLINE], *text_ids(question.text), WORD_ID[ASSISTANT]]
     return head, [*text_ids(question.answer), WORD_ID[EOS]]
+
+
+def empty(size: int, visual: int, layout: Layout) -> Packed:
+    """B images with V visual tokens and nothing asked yet."""
+    text = sum(count * length for count, length in layout)
+    return Packed(
+        layout,
+        np.zeros((size, visual), dtype=np.int64),
+        np.zeros((size, text), dtype=np.int64),
+        np.full((size, text), NO_TARGET, dtype=np.int64),
+    )
 
 
 def pack(
@@ -114,48 +125,82 @@ def pack(
     shares
         How often each task is asked; 1 by default.
     """
-    visual = visual or pool.grid**2
-    size, text = len(chosen), sum(count * length for count, length in layout)
     weight = np.array([shares.get(task, 1.0) for task in TASKS])
-    out = Packed(
-        layout,
-        np.zeros((size, visual), dtype=np.int64),
-        np.zeros((size, text), dtype=np.int64),
-        np.full((size, text), NO_TARGET, dtype=np.int64),
-    )
+    out = empty(len(chosen), visual or pool.grid**2, layout)
     for b, number in enumerate(chosen):
         scene = pool.scene(int(number))
-        show, whole = _show(rng, scene, visual)
-        out.keep[b] = np.flatnonzero(show)
-        starts, free, at = [], [], 0
-        for count, length in layout:
-            starts.append(at)
-            free.append(count)
-            at += count * length
-        chance, texts = weight / weight.sum(), set()
-        for number in rng.choice(len(TASKS), 5 * sum(free), p=chance):
-            if not any(free):
-                break
-            question = ask(rng, scene, TASKS[number])
-            if question is None or question.text in texts or any(box not in whole for box in question.boxes):
-                continue
-            if not question.boxes and len(whole) < len(scene.objects):
-                continue  # "none" is only true where everything is shown
-            head, tail = written(question)
-            length = len(head) + len(tail) - 1
-            fits = [g for g, (_, room) in enumerate(layout) if free[g] and room >= length]
-            # Slots for long answers stay free for them.
-            if not fits or (question.task not in LONG_TASKS and layout[fits[0]][1] > _SHORT):
-                continue
-            group = fits[0]
-            start = starts[group] + (layout[group][0] - free[group]) * layout[group][1]
-            free[group] -= 1
-            texts.add(question.text)
-            end = start + len(head) - 1
-            out.ids[b, start : start + length] = head + tail[:-1]
-            out.targets[b, end : start + length] = tail
-            out.asked.append((b, end, start + length, question))
+        boxes = [thing.box for thing in scene.objects]
+        shown, whole = show(rng, boxes, out.keep.shape[1], pool.grid, pool.grid)
+        out.keep[b] = np.flatnonzero(shown)
+        asked = drawn(rng, TASKS, weight, sum(count for count, _ in layout), partial(ask, rng, scene))
+        fill(out, b, asked, whole, complete=len(whole) == len(boxes))
     return out
+
+
+def drawn(
+    rng: np.random.Generator,
+    tasks: tuple[str, ...],
+    weight: np.ndarray,
+    slots: int,
+    made: Callable[[str], Question | None],
+) -> Iterator[Question | None]:
+    """Questions of tasks drawn with a weight, five for each slot."""
+    for number in rng.choice(len(tasks), 5 * slots, p=weight / weight.sum()):
+        yield made(tasks[number])
+
+
+def fill(
+    out: Packed,
+    b: int,
+    asked: Iterator[Question | None],
+    whole: set[Box],
+    complete: bool,
+    long: tuple[str, ...] = LONG_TASKS,
+    short: int = _SHORT,
+) -> None:
+    """Write questions about image `b` into the slots until they are full.
+
+    Parameters
+    ----------
+    out
+    b
+    asked
+    whole
+        The boxes that are wholly shown: other ones are not asked about.
+    complete
+        Whether that is all of them.
+    long
+        Tasks with long answers.
+    short
+        Text positions of the longest slot that a question with a short answer may take.
+    """
+    starts, free, at = [], [], 0
+    for count, length in out.layout:
+        starts.append(at)
+        free.append(count)
+        at += count * length
+    texts: set[str] = set()
+    for question in asked:
+        if question is None or question.text in texts or any(box not in whole for box in question.boxes):
+            continue
+        if not question.boxes and not complete:
+            continue  # "none" is only true where everything is shown
+        head, tail = written(question)
+        length = len(head) + len(tail) - 1
+        fits = [g for g, (_, room) in enumerate(out.layout) if free[g] and room >= length]
+        # Slots for long answers stay free for them.
+        if not fits or (question.task not in long and out.layout[fits[0]][1] > short):
+            continue
+        group = fits[0]
+        start = starts[group] + (out.layout[group][0] - free[group]) * out.layout[group][1]
+        free[group] -= 1
+        texts.add(question.text)
+        end = start + len(head) - 1
+        out.ids[b, start : start + length] = head + tail[:-1]
+        out.targets[b, end : start + length] = tail
+        out.asked.append((b, end, start + length, question))
+        if not any(free):
+            return
 
 
 def single(questions: list[Question]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -200,12 +245,16 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, front: int, layout
     q = (q * width**-0.5).reshape(size * groups, share, length, width)
     k, v = k.flatten(0, 1), v.flatten(0, 1)
     kf, vf = k[:, :front].contiguous(), v[:, :front].contiguous()
-    causal = torch.full((front, front), -1e4, dtype=q.dtype, device=q.device).triu(1)
-    scores = (q[:, :, :front].reshape(-1, share * front, width) @ kf.mT).view(-1, share, front, front) + causal
     if hide is not None:
         extra = hide.to(q.dtype).repeat_interleave(groups, 0)[:, None, None]
-        scores = scores + extra
-    out = [(scores.softmax(-1).flatten(1, 2) @ vf).view(-1, share, front, width)]
+    if hide is None and front > _FUSED:
+        each = (x[:, None].expand(-1, share, -1, -1) for x in (kf, vf))
+        out = [F.scaled_dot_product_attention(q[:, :, :front], *each, is_causal=True, scale=1.0)]
+    else:
+        causal = torch.full((front, front), -1e4, dtype=q.dtype, device=q.device).triu(1)
+        scores = (q[:, :, :front].reshape(-1, share * front, width) @ kf.mT).view(-1, share, front, front) + causal
+        scores = scores if hide is None else scores + extra
+        out = [(scores.softmax(-1).flatten(1, 2) @ vf).view(-1, share, front, width)]
     to_front = (q[:, :, front:].reshape(-1, share * (length - front), width) @ kf.mT).view(
         -1, share, length - front, front
     )
