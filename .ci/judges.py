@@ -11,6 +11,8 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 EVEN = "btp:stages=((0,1,0),(3,0.5,0.33),(6,0.25,0.67),(9,0.125,1))"
 CALIBRATED = "benchmarks/results/btp_calibration_64"
 SHRUNK = "downsampled image (no token saved)"
+SHRUNK_PLUS = "image downsampled to 6% (no token saved)"
+OWN = "GlimpsePrune+ (RL on pruned context, own predictor)"
 
 
 class Row(NamedTuple):
@@ -23,13 +25,14 @@ class Row(NamedTuple):
 
 class Comparison(NamedTuple):
     """One published comparison: head of its first column, results of either model (more than one where arms came
-    later), budget and rows."""
+    later), budget and rows; of GlimpsePrune+, which of the two suites of its result."""
 
     head: str
     first: str
     present: tuple[str, ...]
     keep: float
     rows: tuple[Row, ...]
+    suite: str = ""
 
 
 def _same(name: str, method: str) -> Row:
@@ -115,19 +118,68 @@ GLIMPSE = Comparison(
         _same(SHRUNK, "downsample"),
     ),
 )
+PLUS = tuple(
+    Comparison(
+        f"GlimpsePrune+, {suite}, of the dense base",
+        "first_glimpse_plus",
+        ("tiny_glimpse_plus",),
+        0.06,
+        (
+            _same("GlimpsePrune+: RL on pruned context, own predictor", OWN),
+            _same("GlimpsePrune+, at most 11.1 %", "GlimpsePrune+, at most 11.1 %"),
+            _same("its control: RL without pruning, dense", "RL without pruning, dense"),
+            _same("the control with GlimpsePrune+'s predictor", "RL without pruning, with GlimpsePrune+'s predictor"),
+            _same("RL on pruned context, dense", "RL on pruned context, dense"),
+            _same("GlimpsePrune+'s model, Random, 6 %", "GlimpsePrune+'s model, Random, 6%"),
+            _same("base, GlimpsePrune (trained on plain scenes)", "base, GlimpsePrune (trained on plain scenes)"),
+            _same("base, Random, 6 %", "base, Random, 6%"),
+            _same(f"GlimpsePrune+'s model, {SHRUNK}", f"GlimpsePrune+'s model, {SHRUNK_PLUS}"),
+            _same(f"base, {SHRUNK}", f"base, {SHRUNK_PLUS}"),
+        ),
+        suite,
+    )
+    for suite in ("scenes-hard", "scenes")
+)
+LADDER = Comparison(
+    "GlimpsePrune's parts, at most 11.1 %, cut before layer 8 (first) and 10 (fair)",
+    "first_glimpse_ladder",
+    ("tiny_glimpse_ladder",),
+    0.111,
+    (
+        _same("first token's attention, no training", "first token's attention, no training"),
+        _same("+ glimpse token, answer loss", "glimpse, answer loss"),
+        _same("+ localisation loss", "+ localisation loss"),
+        _same("+ predictor, attention alone", "+ predictor"),
+        _same("+ vision condition", "+ vision condition"),
+        Row("Random, before the same layer", "random:layer=8", "random:layer=10"),
+        _same(SHRUNK, "downsample"),
+    ),
+)
+CUTS = Comparison(
+    "All of GlimpsePrune's parts, cut before layer, of 12",
+    "first_glimpse_ladder",
+    ("tiny_glimpse_ladder",),
+    0.111,
+    (
+        _same("4", "before layer 4"),
+        _same("6", "before layer 6"),
+        Row("8", "+ vision condition", "before layer 8"),
+        Row("10", "before layer 10", "+ vision condition"),
+    ),
+)
 
 
 def comparisons() -> Iterator[str]:
     """The tables, in the order of the page."""
-    for comparison in (GREEDY[1], BTP, GLIMPSE, PARTS, GREEDY[0], GREEDY[2]):
+    for comparison in (GREEDY[1], BTP, GLIMPSE, PARTS, GREEDY[0], GREEDY[2], *PLUS):
         yield table(comparison)
 
 
 def table(comparison: Comparison) -> str:
     """Accuracy kept under either judge; what lost most stands first."""
-    first, present = read(comparison.first, comparison.keep), {}
+    first, present = read(comparison.first, comparison), {}
     for name in reversed(comparison.present):
-        present |= read(name, comparison.keep)
+        present |= read(name, comparison)
     rows = []
     for row in comparison.rows:
         before, now = (found[name] if name else None for found, name in ((first, row.first), (present, row.present)))
@@ -138,10 +190,18 @@ def table(comparison: Comparison) -> str:
     return head + "".join(line for _, line in rows)
 
 
-def read(name: str, keep: float) -> dict[str, dict[str, float]]:
-    """Accuracy kept by method, of one result, at one budget."""
-    arms = json.loads((RESULTS / name / "result.json").read_text(encoding="utf-8"))["arms"]
-    return {arm["method"]: arm["accuracy_kept"] for arm in arms if arm["keep"] in (keep, None)}
+def read(name: str, comparison: Comparison) -> dict[str, dict[str, float]]:
+    """Accuracy kept by method, or by variant where the result names them, of one result, at one budget."""
+    result = json.loads((RESULTS / name / "result.json").read_text(encoding="utf-8"))
+    if comparison.suite:
+        arms = result["suites"][comparison.suite]["arms"]
+        return {arm: found["of_dense_base"] for arm, found in arms.items()}
+    variants = result.get("variants", {})
+    return {
+        variants.get(arm["method"], arm["method"]): arm["accuracy_kept"]
+        for arm in result["arms"]
+        if arm["keep"] in (comparison.keep, None)
+    }
 
 
 def written(kept: dict[str, float] | None) -> str:
