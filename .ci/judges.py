@@ -171,7 +171,7 @@ CUTS = Comparison(
 
 def comparisons() -> Iterator[str]:
     """The tables, in the order of the page."""
-    for comparison in (GREEDY[1], BTP, GLIMPSE, PARTS, GREEDY[0], GREEDY[2], *PLUS):
+    for comparison in (GREEDY[1], BTP, GLIMPSE, PARTS, GREEDY[0], GREEDY[2], *PLUS, LADDER, CUTS):
         yield table(comparison)
 
 
