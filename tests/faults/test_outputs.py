@@ -112,6 +112,24 @@ def test_a_result_does_not_take_the_place_of_the_answers(command, name, tmp_path
     assert not any(tmp_path.iterdir())
 
 
+INTO = [
+    ["calibrate", "btp", "--suite", "scenes", "--json", "mine/config.json"],
+    ["train", "glimpse", "--suite", "scenes", "--json", "./mine/model.safetensors"],
+    ["train", "glimpse-plus", "plus.yaml", "--json", "mine/plus.json"],
+    ["train", "ocvtp", "--suite", "scenes", "--json", "x/../mine/README.md"],
+]
+
+
+@pytest.mark.parametrize("command", INTO, ids=" ".join)
+def test_a_result_does_not_go_among_the_files_of_a_pruner(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plus.yaml").write_text("model: tiny\n")
+    result = CliRunner().invoke(app, [*command, "--out", "mine"])
+    assert result.exit_code == 2, result.output
+    assert "lies among the files of --out" in result.stderr
+    assert [one.name for one in tmp_path.iterdir()] == ["plus.yaml"]
+
+
 @pytest.mark.parametrize("command", TWO, ids=" ".join)
 def test_two_results_do_not_go_to_one_file(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

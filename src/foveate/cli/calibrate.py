@@ -16,7 +16,7 @@ from foveate.cli.console import (
     show_table,
     warn,
 )
-from foveate.cli.outputs import JsonFile, folder_option, write_json
+from foveate.cli.outputs import JsonFile, beside, folder_option, write_json
 
 
 def btp(
@@ -56,6 +56,7 @@ def btp(
     from foveate.measure.loading import check_place, load_model
     from foveate.measure.processes import alone_by_mistake, current
 
+    beside(out, json_file)
     settings: Any = CalibrationSettings(
         keep=keep,
         stages=stages,

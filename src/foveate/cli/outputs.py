@@ -96,6 +96,12 @@ def not_among(names: Iterable[str], folder: Path, path: Path | None) -> None:
         raise OutputError(f"{path} is written by this command itself: write to another file")
 
 
+def beside(folder: Path, path: Path | None) -> None:
+    """Refuse a file in a folder that `foveate.load` is to read: one of its own might be lost."""
+    if path is not None and path.resolve().parent == folder.resolve():
+        raise OutputError(f"{path} lies among the files of --out: write to another folder")
+
+
 def check_data(
     context: typer.Context, data: str | None, json_file: Path | None, instead: tuple[str, ...] = ()
 ) -> None:

@@ -19,7 +19,7 @@ from foveate.cli.console import (
     show_table,
     warn,
 )
-from foveate.cli.outputs import JsonFile, folder_option, write_json
+from foveate.cli.outputs import JsonFile, beside, folder_option, write_json
 from foveate.errors import FoveateError
 
 
@@ -102,6 +102,7 @@ def glimpse(
         max_keep=max_keep,
         max_new_tokens=max_new_tokens,
     )
+    beside(out, json_file)
     earlier_run(out, resume)
     # 2. load
     processes = current()
@@ -210,6 +211,7 @@ def glimpse_plus(
     from foveate.measure.loading import check_place
     from foveate.measure.processes import current
 
+    beside(out, json_file)
     settings = read_settings(config)
     check_place(device)
     need_trl()
@@ -279,6 +281,7 @@ def ocvtp(
     from foveate.measure.loading import check_place, load_model
     from foveate.pruners.ocvtp.modules import slots_for
 
+    beside(out, json_file)
     if sum(one is not None for one in (images, suite)) != 1:
         raise TrainingDataError("give one of --images DIR and --suite NAME")
     settings = SlotSettings(batch_size, epochs, max_steps, learning_rate, seed=seed)
