@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from foveate.tiny.drawing import PALETTE, PATCH
-from foveate.tiny.questions import Question, characters, listed, pick, quadrant
+from foveate.tiny.questions import Question, characters, items, listed, pick, quadrant
 from foveate.tiny.scenes import (
     CLIP_STREAM,
     GRID,
@@ -306,11 +306,4 @@ def held_out_clips(n: int, seed: int = 0) -> Iterator[tuple[Clip, Question]]:
     ------
     tuple of Clip and Question
     """
-    for index in range(n):
-        rng = np.random.default_rng([CLIP_STREAM, seed, index])
-        while True:
-            clip = make_clip(rng)
-            question = ask_clip(rng, clip, CLIP_TASKS[index % len(CLIP_TASKS)])
-            if question is not None:
-                yield clip, question
-                break
+    return items(n, seed, CLIP_STREAM, CLIP_TASKS, make_clip, ask_clip)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from foveate.tiny.questions import (
     named_pairs,
     pick,
 )
-from foveate.tiny.scenes import HARD_HELD_OUT_STREAM, Scene, Style
+from foveate.tiny.scenes import HARD_HELD_OUT_STREAM, Scene, Style, make_scene
 from foveate.tiny.vocabulary import COLOURS, KINDS, PLURALS, SIZES
 
 HARD_STYLE = Style(
@@ -162,4 +163,4 @@ def held_out_hard(n: int, seed: int = 0) -> Iterator[tuple[Scene, Question]]:
     ------
     tuple of Scene and Question
     """
-    return items(n, seed, HARD_HELD_OUT_STREAM, HARD_TASKS, HARD_STYLE, ask_hard)
+    return items(n, seed, HARD_HELD_OUT_STREAM, HARD_TASKS, partial(make_scene, style=HARD_STYLE), ask_hard)

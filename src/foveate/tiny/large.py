@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from foveate.tiny.questions import TASKS, Question, Step, ask
+from foveate.tiny.questions import TASKS, Question, Step, ask, items
 from foveate.tiny.scenes import LARGE_STREAM, SIZE, Box, Scene, Style, make_scene
 
 LARGE_TASKS = tuple(task for task in TASKS if task not in ("row", "follow"))  # rows and arrows end at a tile's border
@@ -67,11 +67,4 @@ def held_out_large(n: int, seed: int = 0) -> Iterator[tuple[Scene, Question]]:
     ------
     tuple of Scene and Question
     """
-    for index in range(n):
-        rng = np.random.default_rng([LARGE_STREAM, seed, index])
-        while True:
-            scene = make_large(rng)
-            question = ask_large(rng, scene, LARGE_TASKS[index % len(LARGE_TASKS)])
-            if question is not None:
-                yield scene, question
-                break
+    return items(n, seed, LARGE_STREAM, LARGE_TASKS, make_large, ask_large)

@@ -37,7 +37,7 @@ def held_out_pairs(n: int, seed: int = 0) -> Iterator[tuple[Scene, Scene, Questi
     ------
     tuple of Scene, Scene and Question
     """
-    for index, (scene, question) in enumerate(items(n, seed, PAIR_STREAM, PAIR_TASKS, TRAINED, ask)):
+    for index, (scene, question) in enumerate(items(n, seed, PAIR_STREAM, PAIR_TASKS, make_scene, ask)):
         rng = np.random.default_rng([PAIR_STREAM, seed, index, 1])
         other = make_scene(rng, TRAINED)
         while could_mean(question, scene, other):

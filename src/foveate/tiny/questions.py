@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -377,7 +379,7 @@ def ask(rng: np.random.Generator, scene: Scene, task: str) -> Question | None:
     return _MAKERS[task](rng, scene)
 
 
-Ask = Callable[[np.random.Generator, Scene, str], Question | None]
+Shown = TypeVar("Shown")  # what a question is about: a scene, a clip, a large image
 
 
 def held_out(n: int, seed: int = 0, style: Style = TRAINED) -> Iterator[tuple[Scene, Question]]:
@@ -396,20 +398,25 @@ def held_out(n: int, seed: int = 0, style: Style = TRAINED) -> Iterator[tuple[Sc
     ------
     tuple of Scene and Question
     """
-    return items(n, seed, HELD_OUT_STREAM, TASKS, style, ask)
+    return items(n, seed, HELD_OUT_STREAM, TASKS, partial(make_scene, style=style), ask)
 
 
 def items(
-    n: int, seed: int, stream: int, tasks: tuple[str, ...], style: Style, asked: Ask
-) -> Iterator[tuple[Scene, Question]]:
-    """Yield `n` scenes of a stream with a question each, the tasks in turn."""
+    n: int,
+    seed: int,
+    stream: int,
+    tasks: tuple[str, ...],
+    make: Callable[[np.random.Generator], Shown],
+    asked: Callable[[np.random.Generator, Shown, str], Question | None],
+) -> Iterator[tuple[Shown, Question]]:
+    """Yield `n` scenes, or what else `make` draws, of a stream with a question each, the tasks in turn."""
     for index in range(n):
         rng = np.random.default_rng([stream, seed, index])
         while True:
-            scene = make_scene(rng, style)
-            question = asked(rng, scene, tasks[index % len(tasks)])
+            shown = make(rng)
+            question = asked(rng, shown, tasks[index % len(tasks)])
             if question is not None:
-                yield scene, question
+                yield shown, question
                 break
 
 
