@@ -320,7 +320,9 @@ def tiny(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the folder's last checkpoint.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="Torch CPU threads.")] = 1,
-    questions: Annotated[int, typer.Option(min=0, help="Held-out questions of the final check; 0 skips it.")] = 1020,
+    questions: Annotated[
+        int, typer.Option(min=0, help="Held-out questions of the final check; 0 skips it. The recipe many has none.")
+    ] = 1020,
     recipe: Annotated[
         str,
         typer.Option(
