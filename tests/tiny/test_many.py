@@ -28,7 +28,6 @@ MINUTE = ManyRecipe(
     rate=0.5,
     steps=3,
     decay_from=1,
-    led_until=1,
     whole_from=2,
     parts=(("clip", 1, 96, 1), ("large", 1, 64, 1)),
     whole=(("pair", 1, 512, 1), ("single", 1, 256, 1)),

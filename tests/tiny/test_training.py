@@ -17,7 +17,7 @@ from foveate.tiny.questions import LONG_TASKS, TASKS, cover, held_out
 from foveate.tiny.scenes import LAYOUTS, TOKENS, Style, make_scene
 from foveate.tiny.training.check import answer_right, attention_of, make_items, selections, verdict
 from foveate.tiny.training.check import check as check_model
-from foveate.tiny.training.language_stage import Batches, as_tensors, evidence_loss, start_layers
+from foveate.tiny.training.language_stage import Batches, as_tensors, start_layers
 from foveate.tiny.training.optimisers import set_rate
 from foveate.tiny.training.packing import FEW_OBJECTS, LAYOUT, NO_TARGET, PREFIX, pack, positions, run_layers, written
 from foveate.tiny.training.pool import IGNORE, LABELS, Pool, patch_labels, read_pool
@@ -40,8 +40,9 @@ MINUTE = Recipe(
     top_layers=2,
     grow_at=3,
     phases=((2, 8, 96), (0, 99, 256)),
-    led_until=2,
-    led_layers=(2, 3),
+    small=((12, 8, 1.0), (40, 6, 0.5)),
+    small_from=3,
+    small_every=1,
     check_every=5,
     check_scenes=4,
 )
@@ -106,10 +107,10 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path, monkeypatch):
 
 
 def test_a_longer_run_has_the_same_course():
-    longer = Recipe().lasting(19000)
-    assert (longer.decay_from, longer.grow_at, longer.led_until) == (13600, 11000, 4000)
-    assert longer.phases == ((1200, 4, 32), (3000, 6, 64), (5600, 9, 128), (0, 99, 256))
-    assert Recipe().lasting(9500) == Recipe()
+    longer = Recipe().lasting(25000)
+    assert (longer.decay_from, longer.grow_at, longer.small_from) == (10000, 16556, 19848)
+    assert longer.phases == ((1516, 4, 32), (3790, 6, 64), (7074, 9, 128), (0, 99, 256))
+    assert Recipe().lasting(12500) == Recipe()
 
 
 def test_lean_tower_equals_the_model(model):
@@ -183,35 +184,6 @@ def test_batches_depend_on_the_step_alone_and_prefer_signs(pool):
     signs = {i for i, things in enumerate(pool.objects) if any(t.arrow or len(t.text) > 2 for t in things)}
     eager = Batches(replace(MINUTE, batch_language=len(signs), signs_weight=1e9), pool)
     assert set(eager(5)[0]) == signs
-
-
-def test_evidence_loss_is_what_the_layer_attends_to(model, pool):
-    """By hand for every led row: softmax of its query against the keys of prefix and image, mean over heads."""
-    packed = pack(np.random.default_rng(0), pool, np.arange(3))
-    where = positions(torch.from_numpy(packed.keep), packed.layout)
-    hidden = torch.randn(3, where.shape[1], 64)
-    language = model.model.language_model
-    attention, norm = language.layers[2].self_attn, language.layers[2].input_layernorm
-    missed = []
-    with torch.no_grad():
-        cos, sin = language.rotary_emb(hidden, where)
-
-        def turned(x, b, place):
-            x = x.view(-1, 32)
-            return x * cos[b, place] + torch.cat([-x[:, 16:], x[:, :16]], 1) * sin[b, place]
-
-        for b, start, _, question in packed.asked:
-            x = norm(hidden[b])
-            keys = torch.stack([turned(attention.k_proj(x[i]), b, i)[0] for i in range(2 + TOKENS)])
-            for first, boxes in [(s.first, s.boxes) for s in question.steps] or [(0, question.boxes)]:
-                if not boxes or question.answer == "no":
-                    continue
-                row = 2 + TOKENS + start + first
-                share = (turned(attention.q_proj(x[row]), b, row) @ keys.T / 32**0.5).softmax(-1).mean(0)[2:]
-                missed.append(-float(torch.log(share[torch.from_numpy(cover(boxes) >= 0.1)].sum() + 1e-3)))
-        loss = evidence_loss(model, {2: hidden}, where, packed)
-    assert len(missed) > 40
-    assert float(loss) == pytest.approx(np.mean(missed), rel=1e-4)
 
 
 def test_layers_that_join_later_begin_as_the_identity(pool):

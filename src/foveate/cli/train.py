@@ -326,7 +326,7 @@ def tiny(
     recipe: Annotated[
         str,
         typer.Option(
-            help="shipped; unled: attention never led; large: 576 visual tokens, 16 layers, for a GPU; "
+            help="shipped; large: 576 visual tokens, 16 layers, for a GPU; "
             "many: the shipped weights, further on clips and large images."
         ),
     ] = "shipped",
@@ -379,21 +379,18 @@ def _check(weights: Path, path: Path, questions: int) -> None:
     from transformers import LlavaForConditionalGeneration
 
     from foveate.measure import environment
-    from foveate.tiny.scenes import SIZE
-    from foveate.tiny.training.check import ATTENTION_HEADS, attention_rows, check, shipped_hit_rates, verdict, write
+    from foveate.tiny.training.check import ATTENTION_HEADS, attention_rows, check, verdict, write
 
     model = LlavaForConditionalGeneration.from_pretrained(weights).float().eval()
     table, layers = check(model, questions, 1), len(model.model.language_model.layers)
-    if model.config.vision_config.image_size == SIZE:
-        table["attention_shipped"] = shipped_hit_rates(questions, 1)
     write(path, table, layers, environment.command(), questions, 1)
     rows = [
         [what, f"{figure:.1f}", f"{low:.1f} to {high:.1f}", wanted, "yes" if met else "no"]
         for what, figure, (low, high), wanted, met in verdict(table, layers)
     ]
     show_table("Requirements of the embedded model, in %", ["what", "figure", "95 %", "wanted", "met"], rows)
-    seen = attention_rows(table)
-    area = table["attention"]["area"][0]
+    seen = table["attention"]
+    area = seen["area"][0]
     title = f"Attention of the last prompt token, by layer: share on the evidence, which is {area:.3f} of the area"
-    show_table(title, ATTENTION_HEADS[: len(seen[0])], seen, text_columns=0)
+    show_table(title, ATTENTION_HEADS, attention_rows(seen), text_columns=0)
     say(f"figures: {path}")

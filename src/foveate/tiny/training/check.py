@@ -169,28 +169,13 @@ def hit_rates(model: torch.nn.Module, items: Items, batch: int = 32) -> dict[str
     return out
 
 
-def shipped_hit_rates(n: int, seed: int) -> dict[str, list[float]]:
-    """`hit_rates` of the shipped weights, on the same questions as `check`."""
-    from foveate.tiny.model import load
-
-    model, pairs = load()[0], list(held_out(n, seed))
-    tokens = visual_tokens(model, [scene for scene, _ in pairs], DTYPE)
-    return hit_rates(model, make_items(tokens, [question for _, question in pairs]))
+def attention_rows(seen: dict[str, list[float]]) -> list[list[str]]:
+    """Layer, mass on the image, share of it on the evidence and recall, a row for each layer."""
+    columns = zip(seen["mass"], seen["share"], seen["recall"], strict=True)
+    return [[str(layer), *(f"{value:.2f}" for value in values)] for layer, values in enumerate(columns)]
 
 
-def attention_rows(table: dict) -> list[list[str]]:
-    """By layer: mass on the image, share of it on the evidence, recall; share and recall of shipped weights, if known.
-
-    A layer that the other model has not is a dash.
-    """
-    seen, shipped = table["attention"], table.get("attention_shipped")
-    columns = [seen[name] for name in ("mass", "share", "recall")]
-    columns += [shipped[name] for name in ("share", "recall")] if shipped else []
-    layers = range(max(len(column) for column in columns))
-    return [[str(k), *(f"{c[k]:.2f}" if k < len(c) else "–" for c in columns)] for k in layers]
-
-
-ATTENTION_HEADS = ["layer", "mass", "share", "recall", "share, shipped", "recall, shipped"]
+ATTENTION_HEADS = ["layer", "mass", "share", "recall"]
 
 
 def selections(items: Items, count: int, seed: int) -> dict[str, Select]:
@@ -334,10 +319,8 @@ def markdown(table: dict, rows: list[tuple[str, float, list[float], str, bool]],
     seen = table["attention"]
     lines += ["", "Attention of the last prompt token, mean over heads, by decoder layer: mass on the image, share of"]
     lines += [f"it on the evidence ({seen['area'][0]:.3f} of the area), evidence tokens among the 22 % with most:", ""]
-    by_layer = attention_rows(table)
-    width = len(by_layer[0])
-    lines += [f"| {' | '.join(ATTENTION_HEADS[:width])} |", "|--:" * width + "|"]
-    lines += [f"| {' | '.join(row)} |" for row in by_layer]
+    lines += [f"| {' | '.join(ATTENTION_HEADS)} |", "|--:" * len(ATTENTION_HEADS) + "|"]
+    lines += [f"| {' | '.join(row)} |" for row in attention_rows(seen)]
     return "\n".join(lines) + "\n"
 
 

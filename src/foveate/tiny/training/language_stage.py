@@ -1,8 +1,8 @@
 """Stage B: the language model learns to answer, on the frozen tower's cached tokens.
 
 The top layers learn first, alone; the layers below them begin as the identity and join later (`grow_at`). So what is
-read from the image is read late, as in large models, though no mask forbids to read it earlier. A loss may lead
-attention to the evidence while training gets going (`led_until`).
+read from the image is read late, as in large models, though no mask forbids to read it earlier. No
+loss says where attention goes.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from foveate.tiny.questions import LONG_TASKS, SHORT_TASKS, TASKS, Question, Step, cover
-from foveate.tiny.scenes import GRID
+from foveate.tiny.questions import LONG_TASKS, SHORT_TASKS, TASKS, Question
 from foveate.tiny.training.optimisers import FAST, optimisers
 from foveate.tiny.training.packing import (
     FEW_OBJECTS,
     LAYOUT,
     NO_TARGET,
-    PREFIX,
     Packed,
     logits_at,
     pack,
@@ -143,58 +141,6 @@ def short_and_long(right: list[tuple[Question, bool]]) -> dict[str, float]:
     return {name: 100 * float(np.mean(values)) for name, values in groups.items()}
 
 
-def evidence_loss(
-    model: nn.Module,
-    inputs: dict[int, torch.Tensor],
-    where: torch.Tensor,
-    packed: Packed,
-    grid: int = GRID,
-    images: int = 1,
-) -> torch.Tensor:
-    """How little the rows that are about to speak look at the evidence of what they say: mean of -log(share).
-
-    Parameters
-    ----------
-    model
-    inputs
-        Input (B, S, D) of each led layer.
-    where
-        See `positions`.
-    packed
-        A row is led for each step of a long answer, and the last prompt token for a short one.
-    grid
-        Patches along a side.
-    images
-        How many there are, one above the other.
-    """
-    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
-
-    front = len(PREFIX) + packed.keep.shape[1]
-    rows, proofs = [], []
-    for b, start, _, question in packed.asked:
-        steps = question.steps or [Step(0, 1, question.boxes)]
-        for step in steps:
-            if step.boxes and question.answer != "no":
-                rows.append((b, front + start + step.first))
-                proofs.append(cover(step.boxes, grid, grid * images)[packed.keep[b]] >= 0.1)
-    pictures, places = (torch.tensor(v, device=where.device) for v in zip(*rows, strict=True))
-    proof = torch.from_numpy(np.stack(proofs)).float().to(where.device)
-    loss = torch.zeros((), device=where.device)
-    for number, hidden in inputs.items():
-        layer = model.model.language_model.layers[number]
-        attention = layer.self_attn
-        cos, sin = model.model.language_model.rotary_emb(hidden, where)
-        x = layer.input_layernorm(hidden).float()
-        query = attention.q_proj(x[pictures, places]).view(len(rows), -1, 1, attention.head_dim)
-        key = attention.k_proj(x[:, :front]).view(len(x), front, -1, attention.head_dim).transpose(1, 2)
-        query, _ = apply_rotary_pos_emb(query, query, cos[pictures, places][:, None], sin[pictures, places][:, None])
-        key, _ = apply_rotary_pos_emb(key, key, cos[:, :front], sin[:, :front])
-        key = key[pictures].repeat_interleave(attention.num_key_value_groups, 1)
-        share = ((query @ key.mT)[:, :, 0] * attention.scaling).softmax(-1).mean(1)[:, len(PREFIX) :]
-        loss = loss - torch.log((share * proof).sum(-1) + 1e-3).mean() / len(inputs)
-    return loss
-
-
 @torch.no_grad()
 def answered(model: nn.Module, cache: torch.Tensor, pool: Pool, first_layer: int, scenes: int) -> dict:
     """Share of held-out questions answered exactly (every token and the end), per task, and the means; in per cent."""
@@ -241,14 +187,17 @@ def _optimisers(language: nn.Module, recipe: Recipe) -> list[torch.optim.Optimiz
     return out
 
 
-def keeper(inputs: dict[int, torch.Tensor], layers: tuple[int, ...]) -> Callable[[int, torch.Tensor], None]:
-    """A `before` for `run_layers` that keeps what enters some layers."""
-
-    def keep(number: int, hidden: torch.Tensor) -> None:
-        if number in layers:
-            inputs[number] = hidden
-
-    return keep
+def _small_step(
+    model: nn.Module, tokens: torch.Tensor, packed: Packed, grid: int, first_layer: int, weight: float
+) -> float:
+    """Add the gradients of a batch of small pictures; its loss."""
+    place = next(model.parameters()).device
+    where = positions(torch.from_numpy(packed.keep), packed.layout, grid**2).to(place)
+    ids = torch.from_numpy(packed.ids).to(place)
+    hidden = run_layers(model, tokens.to(place), ids, where, packed.layout, first_layer)
+    loss, _ = answer_loss(model, hidden, packed)
+    (weight * loss).backward()
+    return float(loss.detach())
 
 
 def train_language(
@@ -258,9 +207,13 @@ def train_language(
     cache: torch.Tensor,
     held_out: Pool,
     held_cache: torch.Tensor,
+    small: Callable[[int], tuple[torch.Tensor, Packed] | None],
     progress: Progress | None = None,
 ) -> nn.Module:
-    """Stage B on cached visual tokens; continues from the last checkpoint of the run folder."""
+    """Stage B on cached visual tokens; continues from the last checkpoint of the run folder.
+
+    `small` gives the small pictures of a step, see `SmallBatches`.
+    """
     recipe = run.recipe
     torch.manual_seed(recipe.seed + 1)
     model = model.to(run.device)
@@ -279,23 +232,19 @@ def train_language(
         first_layer = 0 if step >= recipe.grow_at else recipe.shape.layers - recipe.top_layers
         chosen, packed = batches(step)
         tokens, ids, where = as_tensors(cache, chosen, packed, pool, run.device)
-        led = recipe.led_weight * max(0.0, 1 - step / recipe.led_until) if recipe.led_until else 0.0
-        inputs: dict[int, torch.Tensor] = {}
-        keep_inputs = keeper(inputs, recipe.led_layers) if led else None
-        hidden = run_layers(model, tokens, ids, where, packed.layout, first_layer, keep_inputs)
+        hidden = run_layers(model, tokens, ids, where, packed.layout, first_layer)
         loss, right = answer_loss(model, hidden, packed)
-        share = short_and_long(right)
-        if led:
-            missed = evidence_loss(model, inputs, where, packed, pool.grid)
-            share["evidence"] = float(missed.detach())
-            loss = loss + led * missed
         loss.backward()
+        share = {"answer": float(loss.detach()), **short_and_long(right)}
+        more = small(step)
+        if more and more[1].asked:
+            share["small"] = _small_step(model, *more, pool.grid, first_layer, recipe.small_weight)
         for opt in opts:
             opt.step()
             opt.zero_grad()
         step += 1
         questions += len(packed.asked)
-        for name, value in (("answer", float(loss.detach())), *share.items()):
+        for name, value in share.items():
             means[name] = 0.96 * means.get(name, value) + 0.04 * value
         if step % 25 == 0 or step == recipe.steps_language:
             due = step % recipe.check_every == 0 or step == recipe.steps_language

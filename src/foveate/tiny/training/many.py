@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from foveate.tiny.model import as_changes, load
-from foveate.tiny.training.language_stage import answer_loss, evidence_loss, gather, judged, keeper
+from foveate.tiny.training.language_stage import answer_loss, gather, judged
 from foveate.tiny.training.optimisers import muon_of
-from foveate.tiny.training.packing import SHARES, BeforeLayer, Packed, positions, run_layers
+from foveate.tiny.training.packing import SHARES, Packed, positions, run_layers
 from foveate.tiny.training.run import Run
 from foveate.tiny.training.several import KINDS, cached, packed
 from foveate.tiny.training.vision_stage import Progress
@@ -47,10 +47,6 @@ class ManyRecipe:
     """Muon's, at its peak."""
     steps: int = 1700
     decay_from: int = 450
-    led_until: int = 600
-    """The step by which the loss that leads attention to the evidence has faded, as in the shipped recipe."""
-    led_weight: float = 0.2
-    led_layers: tuple[int, ...] = (9, 10)
     whole_from: int = 1690
     """The step from which on every image is whole."""
     parts: Mixture = (("clip", 2, 384, 1), ("large", 1, 320, 1), ("pair", 1, 512, 4), ("single", 1, 256, 2))
@@ -61,7 +57,7 @@ class ManyRecipe:
     def lasting(self, steps: int | None) -> ManyRecipe:
         """The same course in another number of steps."""
         part = (steps or self.steps) / self.steps
-        course = {name: round(part * getattr(self, name)) for name in ("decay_from", "led_until", "whole_from")}
+        course = {name: round(part * getattr(self, name)) for name in ("decay_from", "whole_from")}
         return replace(self, steps=steps or self.steps, **course)
 
 
@@ -119,15 +115,9 @@ class _Data:
         return asked, gather(tokens, chosen, asked.keep)
 
 
-def _places(asked: Packed, kind: str) -> torch.Tensor:
-    return positions(torch.from_numpy(asked.keep), asked.layout, KINDS[kind].visual)
-
-
-def _states(
-    model: nn.Module, asked: Packed, tokens: torch.Tensor, kind: str, before: BeforeLayer | None = None
-) -> torch.Tensor:
-    ids = torch.from_numpy(asked.ids)
-    return run_layers(model, tokens, ids, _places(asked, kind), asked.layout, before=before)
+def _states(model: nn.Module, asked: Packed, tokens: torch.Tensor, kind: str) -> torch.Tensor:
+    where = positions(torch.from_numpy(asked.keep), asked.layout, KINDS[kind].visual)
+    return run_layers(model, tokens, torch.from_numpy(asked.ids), where, asked.layout)
 
 
 @torch.no_grad()
@@ -151,7 +141,6 @@ def answered(model: nn.Module, data: _Data) -> dict[str, Any]:
 def _step(model: nn.Module, data: _Data, step: int) -> dict[str, float]:
     """Gradients of a step; its loss, and the share of right answers by kind."""
     recipe, out = data.recipe, {"loss": 0.0}
-    led = recipe.led_weight * max(0.0, 1 - step / recipe.led_until) if recipe.led_until else 0.0
     mixture = recipe.parts if step < recipe.whole_from else recipe.whole
     for kind, count, visual, every in mixture:
         if step % every:
@@ -159,12 +148,8 @@ def _step(model: nn.Module, data: _Data, step: int) -> dict[str, float]:
         asked, tokens = data.batch(kind, step, count, visual)
         if not asked.asked:  # each of two scenes may have what the other is asked about
             continue
-        inputs: dict[int, torch.Tensor] = {}
-        hidden = _states(model, asked, tokens, kind, keeper(inputs, recipe.led_layers) if led else None)
-        loss, right = answer_loss(model, hidden, asked)
+        loss, right = answer_loss(model, _states(model, asked, tokens, kind), asked)
         out["loss"] += float(loss.detach())
-        if led:
-            loss = loss + led * evidence_loss(model, inputs, _places(asked, kind), asked, images=KINDS[kind].images)
         loss.backward()
         out[f"train_{kind}"] = 100 * float(np.mean([good for _, good in right]))
     return out
