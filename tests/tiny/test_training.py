@@ -107,10 +107,10 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path, monkeypatch):
 
 
 def test_a_longer_run_has_the_same_course():
-    longer = Recipe().lasting(25000)
+    longer = Recipe().lasting(31000)
     assert (longer.decay_from, longer.grow_at, longer.small_from) == (10000, 16556, 19848)
     assert longer.phases == ((1516, 4, 32), (3790, 6, 64), (7074, 9, 128), (0, 99, 256))
-    assert Recipe().lasting(12500) == Recipe()
+    assert Recipe().lasting(15500) == Recipe()
 
 
 def test_lean_tower_equals_the_model(model):

@@ -37,9 +37,12 @@ SHARES = {
     # Few scenes have these, so where they can be asked they are.
     "number": 3.0,
     "spell": 3.0,
-    "each": 1.5,
-    "row": 1.5,
+    "each": 1.8,
+    "row": 2.5,
     "follow": 3.0,
+    # The hardest to learn.
+    "colours": 2.0,
+    "shapes": 2.0,
 }
 
 
