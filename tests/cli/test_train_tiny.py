@@ -52,7 +52,7 @@ def test_the_control_resumes_and_says_where_its_attention_goes(run, tmp_path, mo
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--recipe", "huge"), "shipped, unled, large, many"),
+        (("--recipe", "huge"), "shipped, unled, sizes, large, many"),
         (("--recipe", "many", "--scenes", "60"), "starts from the shipped weights"),
         (("--device", "abacus"), "abacus"),
     ],

@@ -326,7 +326,8 @@ def tiny(
     recipe: Annotated[
         str,
         typer.Option(
-            help="shipped; unled: attention never led; large: 576 visual tokens, 16 layers, for a GPU; "
+            help="shipped; unled: attention never led; sizes: never led, and pictures of all sizes; "
+            "large: 576 visual tokens, 16 layers, for a GPU; "
             "many: the shipped weights, further on clips and large images."
         ),
     ] = "shipped",

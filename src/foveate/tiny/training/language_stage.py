@@ -26,6 +26,7 @@ from foveate.tiny.training.packing import (
     LAYOUT,
     NO_TARGET,
     PREFIX,
+    SHARES,
     Packed,
     logits_at,
     pack,
@@ -93,7 +94,8 @@ class Batches:
         chance = self.weight[members] / self.weight[members].sum()
         chosen = rng.choice(members, min(self.recipe.batch_language, len(members)), replace=False, p=chance)
         layout = FEW_OBJECTS if phase.most_objects < 4 else LAYOUT
-        return chosen, pack(rng, self.pool, chosen, phase.visual, layout)
+        shares = {**SHARES, **dict(self.recipe.shares)}
+        return chosen, pack(rng, self.pool, chosen, phase.visual, layout, shares)
 
 
 def gather(cache: torch.Tensor, chosen: np.ndarray, keep: np.ndarray) -> torch.Tensor:
@@ -251,6 +253,19 @@ def keeper(inputs: dict[int, torch.Tensor], layers: tuple[int, ...]) -> Callable
     return keep
 
 
+def _small_step(
+    model: nn.Module, tokens: torch.Tensor, packed: Packed, grid: int, first_layer: int, weight: float
+) -> float:
+    """Add the gradients of a batch of small pictures; its loss."""
+    place = next(model.parameters()).device
+    where = positions(torch.from_numpy(packed.keep), packed.layout, grid**2).to(place)
+    ids = torch.from_numpy(packed.ids).to(place)
+    hidden = run_layers(model, tokens.to(place), ids, where, packed.layout, first_layer)
+    loss, _ = answer_loss(model, hidden, packed)
+    (weight * loss).backward()
+    return float(loss.detach())
+
+
 def train_language(
     run: Run,
     model: nn.Module,
@@ -258,9 +273,13 @@ def train_language(
     cache: torch.Tensor,
     held_out: Pool,
     held_cache: torch.Tensor,
+    small: Callable[[int], tuple[torch.Tensor, Packed] | None],
     progress: Progress | None = None,
 ) -> nn.Module:
-    """Stage B on cached visual tokens; continues from the last checkpoint of the run folder."""
+    """Stage B on cached visual tokens; continues from the last checkpoint of the run folder.
+
+    `small` gives the small pictures of a step, see `SmallBatches`.
+    """
     recipe = run.recipe
     torch.manual_seed(recipe.seed + 1)
     model = model.to(run.device)
@@ -290,6 +309,9 @@ def train_language(
             share["evidence"] = float(missed.detach())
             loss = loss + led * missed
         loss.backward()
+        more = small(step)
+        if more and more[1].asked:
+            share["small"] = _small_step(model, *more, pool.grid, first_layer, recipe.small_weight)
         for opt in opts:
             opt.step()
             opt.zero_grad()

@@ -46,6 +46,14 @@ class Recipe:
     """The step by which the loss that leads attention to the evidence has faded; 0: there is none."""
     led_weight: float = 0.2
     led_layers: tuple[int, ...] = (9, 10)
+    small: tuple[tuple[int, int, float], ...] = ()
+    """Small pictures: visual tokens of one, how many are drawn, and how often they come; by default none."""
+    small_from: int = 0
+    small_every: int = 2
+    """From which step on they come, and that they come in every second one."""
+    small_weight: float = 0.5
+    shares: tuple[tuple[str, float], ...] = ()
+    """How often tasks are asked in place of the packing's own shares."""
     check_every: int = 250
     check_scenes: int = 192
 
@@ -63,6 +71,7 @@ class Recipe:
             decay_from=round(part * self.decay_from),
             grow_at=round(part * self.grow_at),
             led_until=round(part * self.led_until),
+            small_from=round(part * self.small_from),
             phases=tuple((round(part * until), most, visual) for until, most, visual in self.phases),
         )
 
@@ -70,6 +79,24 @@ class Recipe:
 RECIPES = {
     "shipped": Recipe(),
     "unled": replace(Recipe(), led_until=0),
+    "sizes": Recipe(
+        steps_language=15500,
+        decay_from=5000,
+        grow_at=8278,
+        phases=((758, 4, 32), (1895, 6, 64), (3537, 9, 128), (0, 99, 256)),
+        led_until=0,
+        small=(
+            (12, 2500, 1),
+            (20, 2500, 1),
+            (32, 2000, 1),
+            (48, 1500, 1),
+            (72, 1200, 0.8),
+            (112, 900, 0.6),
+            (160, 600, 0.5),
+        ),
+        small_from=9924,
+        shares=(("each", 1.8), ("row", 2.5), ("colours", 2.0), ("shapes", 2.0)),
+    ),
     "large": Recipe(
         side=384,
         shape=Shape(layers=16),
@@ -78,6 +105,6 @@ RECIPES = {
         phases=((600, 4, 72), (1500, 6, 144), (2800, 9, 288), (0, 99, 576)),
     ),
 }
-"""Named recipes: that of the shipped weights; its control, without a loss that leads attention; and one with
-24 x 24 = 576 visual tokens and 16 decoder layers (7.9 million parameters, 15.7 MB in half precision), for a GPU. That
-one has not been trained; its rates and steps are the shipped one's."""
+"""Named recipes: that of the shipped weights; its control, without a loss that leads attention; one without that loss
+and with pictures of all sizes; and one with 24 x 24 = 576 visual tokens and 16 decoder layers (7.9 million parameters,
+15.7 MB in half precision), for a GPU. That one has not been trained; its rates and steps are the shipped one's."""

@@ -13,6 +13,7 @@ from foveate.tiny.training.plot import plot_log
 from foveate.tiny.training.pool import render_pool
 from foveate.tiny.training.recipe import Recipe
 from foveate.tiny.training.run import Run
+from foveate.tiny.training.small_pictures import SmallBatches, small_pictures
 from foveate.tiny.training.vision_stage import Progress, amplify_texture, train_vision
 from foveate.tiny.vocabulary import processor
 from foveate.torch_state import own_randomness
@@ -88,7 +89,8 @@ def train(
         model = train_vision(run, pool, held_out, progress)
         amplify_texture(model, recipe.texture_gain)
         tokens = [cache_tokens(model, p, folder / f"{name}.pt") for name, p in (("tokens", pool), ("held", held_out))]
-        train_language(run, model, pool, tokens[0], held_out, tokens[1], progress)
+        small = SmallBatches(recipe, small_pictures(model, pool, recipe, folder / "small.pt"))
+        train_language(run, model, pool, tokens[0], held_out, tokens[1], small, progress)
         export(model, folder / "weights")
         plot_log(folder / "log.jsonl", folder / "curve.png")
     return folder / "weights"
