@@ -32,6 +32,7 @@ def test_the_control_resumes_and_says_where_its_attention_goes(run, tmp_path, mo
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in log] == ["start", "vision", "start", "language"]
     assert "evidence" not in log[-1], "no loss led it"
+    assert log[-1]["small"] > 0, "small pictures were asked about"
     found = json.loads((tmp_path / "run" / "check.json").read_text())
     assert "--recipe unled" in found["made"]["command"]
     own, shipped = found["figures"]["attention"], found["figures"]["attention_shipped"]
