@@ -114,6 +114,15 @@ def test_a_longer_run_has_the_same_course():
     assert (longer.decay_from, longer.grow_at, longer.led_until) == (13600, 11000, 4000)
     assert longer.phases == ((1200, 4, 32), (3000, 6, 64), (5600, 9, 128), (0, 99, 256))
     assert Recipe().lasting(9500) == Recipe()
+    assert RECIPES["sizes"].lasting(31000).small_from == 19848
+
+
+def test_a_recipe_may_ask_some_tasks_more_often(pool):
+    def asked(shares):
+        batches = Batches(replace(MINUTE, shares=shares), pool)
+        return [question.task for step in range(3, 9) for *_, question in batches(step)[1].asked]
+
+    assert asked((("colour", 0.0),)).count("colour") == 0 < asked(()).count("colour")
 
 
 def test_lean_tower_equals_the_model(model):

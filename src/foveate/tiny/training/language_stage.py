@@ -26,12 +26,12 @@ from foveate.tiny.training.packing import (
     LAYOUT,
     NO_TARGET,
     PREFIX,
-    SHARES,
     Packed,
     logits_at,
     pack,
     positions,
     run_layers,
+    shares_with,
 )
 from foveate.tiny.training.pool import Pool
 from foveate.tiny.training.recipe import Recipe
@@ -94,8 +94,7 @@ class Batches:
         chance = self.weight[members] / self.weight[members].sum()
         chosen = rng.choice(members, min(self.recipe.batch_language, len(members)), replace=False, p=chance)
         layout = FEW_OBJECTS if phase.most_objects < 4 else LAYOUT
-        shares = {**SHARES, **dict(self.recipe.shares)}
-        return chosen, pack(rng, self.pool, chosen, phase.visual, layout, shares)
+        return chosen, pack(rng, self.pool, chosen, phase.visual, layout, shares_with(self.recipe.shares))
 
 
 def gather(cache: torch.Tensor, chosen: np.ndarray, keep: np.ndarray) -> torch.Tensor:

@@ -43,6 +43,11 @@ SHARES = {
 }
 
 
+def shares_with(changed: tuple[tuple[str, float], ...]) -> dict[str, float]:
+    """How often each task is asked, some of them otherwise than `SHARES` says."""
+    return {**SHARES, **dict(changed)}
+
+
 @dataclass
 class Packed:
     """B images with V visual tokens each, then T text positions that are divided into slots by `layout`."""

@@ -17,7 +17,7 @@ from torch import nn
 from foveate.tiny.drawing import PATCH
 from foveate.tiny.scenes import Thing
 from foveate.tiny.training.optimisers import FAST
-from foveate.tiny.training.packing import FEW_OBJECTS, SHARES, Packed, pack
+from foveate.tiny.training.packing import FEW_OBJECTS, Packed, pack, shares_with
 from foveate.tiny.training.pool import LABELS, Pool
 from foveate.tiny.training.recipe import Recipe
 from foveate.tiny.training.vision_stage import see, to_pixels
@@ -106,9 +106,11 @@ def _inside(things: list[Thing], window: tuple[int, int, int, int]) -> list[Thin
 @torch.no_grad()
 def small_pictures(model: nn.Module, pool: Pool, recipe: Recipe, path: Path) -> list[SameSize]:
     """Draw the small pictures of a recipe, by size; their visual tokens are kept in `path`."""
+    if not recipe.small:
+        return []
     rng = np.random.default_rng([_STREAM, recipe.seed])
     drawn = [[cut_out(rng, pool, patches) for _ in range(count)] for patches, count, _ in recipe.small]
-    if recipe.small and not path.is_file():
+    if not path.is_file():
         torch.save([_tokens(model, pool, pictures) for pictures in drawn], path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)
     return [
@@ -121,7 +123,7 @@ def small_pictures(model: nn.Module, pool: Pool, recipe: Recipe, path: Path) -> 
                 [picture.objects for picture in pictures],
             ),
         )
-        for pictures, tokens in zip(drawn, torch.load(path, weights_only=True) if recipe.small else [], strict=True)
+        for pictures, tokens in zip(drawn, torch.load(path, weights_only=True), strict=True)
     ]
 
 
@@ -158,7 +160,6 @@ class SmallBatches:
         rng = np.random.default_rng([17, self.recipe.seed, step])
         size = self.sizes[int(rng.choice(len(self.sizes), p=self.chance))]
         chosen = rng.choice(len(size.pool), min(self.recipe.batch_language, len(size.pool)), replace=False)
-        shares = {**SHARES, **dict(self.recipe.shares)}
-        packed = pack(rng, size.pool, chosen, layout=FEW_OBJECTS, shares=shares)
+        packed = pack(rng, size.pool, chosen, layout=FEW_OBJECTS, shares=shares_with(self.recipe.shares))
         packed.keep = size.keep[chosen]
         return size.tokens[torch.from_numpy(chosen)].to(FAST), packed
