@@ -29,6 +29,7 @@ def test_a_named_recipe_resumes_and_says_where_attention_goes(run, tmp_path, mon
     assert done.exit_code == 0, done.output
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in log] == ["start", "vision", "start", "language"]
+    assert log[-1]["small"] > 0, "small pictures were asked about"
     found = json.loads((tmp_path / "run" / "check.json").read_text())
     assert "--recipe large" in found["made"]["command"]
     seen = found["figures"]["attention"]

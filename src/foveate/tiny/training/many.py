@@ -43,11 +43,11 @@ class ManyRecipe:
     """How many of each kind are drawn."""
     first_layer: int = 3
     """The lowest layer that is changed."""
-    rate: float = 0.012
+    rate: float = 0.008
     """Muon's, at its peak."""
-    steps: int = 1700
-    decay_from: int = 450
-    whole_from: int = 1690
+    steps: int = 3600
+    decay_from: int = 1200
+    whole_from: int = 2000
     """The step from which on every image is whole."""
     parts: Mixture = (("clip", 2, 384, 1), ("large", 1, 320, 1), ("pair", 1, 512, 4), ("single", 1, 256, 2))
     whole: Mixture = (("clip", 1, 2048, 1), ("large", 1, 1024, 2), ("pair", 1, 512, 4), ("single", 1, 256, 2))
