@@ -69,7 +69,7 @@ class GreedyPrune(SingleStagePruner):
         "objective=threshold",
     )
     floor: float = option(
-        0.1, "volume: what saliency, from 0 to 1, is raised by; more weighs diversity higher", over=0, under=math.inf
+        1.0, "volume: what saliency, from 0 to 1, is raised by; more weighs diversity higher", over=0, under=math.inf
     )
     power: float = option(
         1.0, "volume: exponent of the raised saliency; less weighs diversity higher", over=0, under=math.inf
