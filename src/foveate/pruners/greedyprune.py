@@ -24,9 +24,9 @@ LIMIT = 0.9  # the threshold, unless given
 class GreedyPrune(SingleStagePruner):
     """GreedyPrune, re-implemented from the abstract and reviews: choose for saliency and diversity at once, greedily.
 
-    `objective="volume"`, the default, is ours. It keeps the promise of the abstract, a joint optimisation of saliency
-    and diversity, by maximising log det(diag(q) Sim diag(q)) over the kept tokens, that is 2 Σ log q plus the
-    log-determinant of their cosines. Each greedy step takes the token of the largest q² times the squared length of
+    `objective="volume"`, the default, is ours: a joint optimisation of saliency and diversity, as the abstract has it.
+    It maximises log det(diag(q) Sim diag(q)) over the kept tokens, that is 2 Σ log q plus the log-determinant of their
+    cosines. Each greedy step takes the token of the largest q² times the squared length of
     what the ones taken before do not explain of its unit hidden state. q is the saliency, from 0 to 1 within the
     sample, plus `floor`, to the power `power`.
 
