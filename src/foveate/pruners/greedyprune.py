@@ -26,9 +26,9 @@ class GreedyPrune(SingleStagePruner):
 
     `objective="volume"`, the default, is ours: a joint optimisation of saliency and diversity, as the abstract has it.
     It maximises log det(diag(q) Sim diag(q)) over the kept tokens, that is 2 Σ log q plus the log-determinant of their
-    cosines. Each greedy step takes the token of the largest q² times the squared length of
-    what the ones taken before do not explain of its unit hidden state. q is the saliency, from 0 to 1 within the
-    sample, plus `floor`, to the power `power`.
+    cosines. Each greedy step takes the token of the largest q² times the squared length of what the ones taken before
+    do not explain of its unit hidden state. q is the saliency, from 0 to 1 within the sample, plus `floor`, to the
+    power `power`.
 
     `objective="threshold"` is the rule as reviews give it, and by itself that rule as it stands: the most salient
     token that is not too similar to one already taken, until the budget is spent. Saliency is the cosine to the last
