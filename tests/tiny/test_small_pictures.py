@@ -82,3 +82,7 @@ def test_batches_come_when_the_recipe_says_and_ask_about_what_is_there(model, po
             boxes = {box for row, _, _, question in packed.asked if row == b for box in question.boxes}
             assert boxes <= there
     assert np.array_equal(batches(6)[1].ids, SmallBatches(RECIPE, sizes)(6)[1].ids)
+
+
+def test_a_recipe_may_have_none():
+    assert SmallBatches(replace(RECIPE, small=()), [])(4) is None

@@ -1,8 +1,8 @@
 """Stage B: the language model learns to answer, on the frozen tower's cached tokens.
 
 The top layers learn first, alone; the layers below them begin as the identity and join later (`grow_at`). So what is
-read from the image is read late, as in large models, though no mask forbids to read it earlier. No
-loss says where attention goes.
+read from the image is read late, as in large models, though no mask forbids to read it earlier. No loss says where
+attention goes.
 """
 
 from __future__ import annotations

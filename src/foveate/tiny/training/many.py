@@ -1,7 +1,7 @@
 """The shipped language model is trained further: on clips, large images, two scenes and single ones.
 
 The vision part stays as it is, so its tokens are cached, and so do the lowest layers. At first only some of the visual
-tokens are shown, those of the objects among them, which makes a clip four times as fast; after that all are.
+tokens are shown, those of the objects among them, which makes a step about twice as fast; after that all are.
 """
 
 from __future__ import annotations

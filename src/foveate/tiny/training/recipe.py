@@ -88,5 +88,5 @@ RECIPES = {
     ),
 }
 """Named recipes: that of the shipped weights, and one with 24 x 24 = 576 visual tokens and 16 decoder layers (7.9
-million parameters, 15.7 MB in half precision), for a GPU. That one has not been trained; its rates, steps and the step
-at which all layers join are the shipped one's."""
+million parameters, 15.7 MB in half precision), for a GPU. That one has not been trained; its rates and course
+are the shipped one's."""

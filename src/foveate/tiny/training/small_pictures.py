@@ -153,7 +153,7 @@ class SmallBatches:
 
     def __call__(self, step: int) -> tuple[torch.Tensor, Packed] | None:
         """Visual tokens (B, V, D) and packed questions of a step; None in a step without."""
-        if step < self.recipe.small_from or step % self.recipe.small_every:
+        if not self.sizes or step < self.recipe.small_from or step % self.recipe.small_every:
             return None
         rng = np.random.default_rng([17, self.recipe.seed, step])
         size = self.sizes[int(rng.choice(len(self.sizes), p=self.chance))]
