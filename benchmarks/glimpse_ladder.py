@@ -55,6 +55,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     loaded = load_model("tiny", device="cpu")
+    args.work.mkdir(parents=True, exist_ok=True)  # before the training, not at its end
     if not all((args.work / slug(name) / "config.json").exists() for name in {**LADDER, **LAYERS}):
         train(loaded, args)
     cap = f"max_keep={args.max_keep}"
